@@ -1,0 +1,1 @@
+"""Environments a policy can act in. Only the retail store exists; nothing here imports torch."""

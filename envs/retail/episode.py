@@ -1,0 +1,78 @@
+"""One attempt at a task: calls in, observations out, the changed records at the end.
+
+Left out: the number of calls allowed, the customer and the reward. A transfer to a human agent does
+not end an episode; whoever plays it decides that.
+"""
+
+import marshal
+from dataclasses import dataclass
+from typing import Any
+
+from envs.retail.database import Record, RetailDatabase
+from envs.retail.overlay import StoreOverlay, ToolRefusal
+from envs.retail.tools import TOOLS, RetailTools, check_arguments
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a call gave back."""
+
+    ok: bool
+    """Whether the store accepted the call; False means that nothing has changed."""
+    content: dict[str, Any] | list[Any] | str
+    """The tool's result, or "Error: " and the reason in one line. A copy, free to be changed."""
+
+
+class Episode:
+    """A store of one's own: reads the shared database, keeps every write to itself.
+
+    Construction takes constant time, since a record is copied only when it is written. One episode
+    belongs to one thread; any number of them may share a database.
+
+    Args:
+        database: The shared, read-only store.
+    """
+
+    __slots__ = ("_store", "_tools")
+
+    def __init__(self, database: RetailDatabase) -> None:
+        self._store = StoreOverlay(database)
+        self._tools = RetailTools(self._store)
+
+    def call(self, name: object, arguments: object) -> Observation:
+        """Play one call; whatever a model wrote is answered and never raises.
+
+        Only a `ToolRefusal` becomes an observation, and only here: any other exception is a fault
+        of ours and passes through.
+
+        Args:
+            name: Tool name, as the policy wrote it.
+            arguments: Arguments, as the policy wrote them; any value is taken.
+
+        Returns:
+            The observation; `ok` is False when the call does not fit the tool's schema or the
+            store refuses it.
+        """
+        fault = check_arguments(name, arguments)
+        if fault is not None:
+            return Observation(False, f"Error: {fault}")
+        try:
+            result = TOOLS[name].function(self._tools, **arguments)
+        except ToolRefusal as refusal:
+            return Observation(False, f"Error: {refusal}")
+        return Observation(True, result if isinstance(result, str) else _copy(result))
+
+    def changed_records(self) -> dict[str, dict[str, Record]]:
+        """Return copies of all records that differ from the database, whole.
+
+        Returns:
+            `{"orders": {order_id: order}, "users": {user_id: user}}`; a record that was changed
+            and changed back is left out.
+        """
+        orders, users = self._store.changed_orders(), self._store.changed_users()
+        return {"orders": _copy(orders), "users": _copy(users)}
+
+
+def _copy(record: Any) -> Any:
+    # A record is plain JSON data, and for that marshal is several times faster than copy.deepcopy.
+    return marshal.loads(marshal.dumps(record))
