@@ -1,0 +1,400 @@
+"""Task files: JSONL rows to checked tasks, to prompts, splits and training sets.
+
+Checked here is what one row shows by itself: JSON, fields, types, tool names, arguments by schema.
+Left out: whether gold replays on a store, stands in the query and keeps to the policy (the audit's
+questions), and any repair of a faulty row.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import strict_json
+from envs.retail import Episode, RetailDatabase, check_arguments
+from harmony import find_special_token, render_completion, render_prompt
+from prompts import PromptStyle, plan_instructions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class DatasetError(ValueError):
+    """A task file or a set of tasks that cannot be used; one fault a line, then any remedy."""
+
+    def __init__(self, faults: Sequence[str], remedy: str = "") -> None:
+        super().__init__("\n".join([*faults, remedy] if remedy else faults))
+        self.faults = list(faults)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a customer asks for and the calls that serve it."""
+
+    query: str
+    """The customer's message."""
+    gold_actions: list[dict]
+    """Reference calls in order, each `{"name", "arguments"}`; at least one. Read-only."""
+    gold_final: str
+    """The outcome in a short phrase."""
+    task_id: str
+    """Unique in its file; `line-<n>` for a row that names none."""
+    user_id: str | None = None
+    """The customer's user id."""
+    instruction: str | None = None
+    """The same wish as a scenario for a simulated customer."""
+    outputs: list[str] = field(default_factory=list)
+    """Strings that the agent must tell the customer."""
+    tags: dict = field(default_factory=dict)
+    """What the generator notes about the task (kind, difficulty and the like)."""
+    line: int = field(default=0, compare=False)
+    """Line in its file (row number in a JSON array), counted from 1; 0 when made in memory."""
+
+
+class ScannedRow(NamedTuple):
+    """One row of a task file: its task, or what is wrong with it."""
+
+    line: int
+    task: Task | None
+    faults: list[str]
+    """Each "file:line: field: reason"; empty exactly when there is a task."""
+
+
+class Splits(NamedTuple):
+    """Tasks of users that meet in no other split."""
+
+    train: list[Task]
+    validation: list[Task]
+    test: list[Task]
+
+
+# -- rows --------------------------------------------------------------------------------------
+
+
+def _typed(row: Mapping[str, Any], name: str, kind: type, word: str, faults: list[str]) -> Any:
+    """Return an optional field, None when it is absent or null or (noted in faults) ill-typed."""
+    value = row.get(name)
+    if value is not None and not isinstance(value, kind):
+        faults.append(f"{name}: must be {word}, not {type(value).__name__}")
+        return None
+    return value
+
+
+def _check_gold(actions: Any, faults: list[str]) -> None:
+    if not isinstance(actions, list):
+        faults.append("gold_actions: must be a list of calls; write [{\"name\", \"arguments\"}]")
+        return
+    if not actions:
+        faults.append("gold_actions: is empty; name at least one call, or leave the row out")
+    for index, action in enumerate(actions):
+        where = f"gold_actions[{index}]"
+        if not isinstance(action, dict) or action.keys() != {"name", "arguments"}:
+            faults.append(f"{where}: must be an object with exactly name and arguments")
+            continue
+        fault = check_arguments(action["name"], action["arguments"])
+        if fault is not None:
+            faults.append(f"{where}: {fault}; write the call as the tool's schema asks")
+
+
+def _check_text(row: Mapping[str, Any], faults: list[str]) -> None:
+    text = json.dumps(row, ensure_ascii=False)
+    token = find_special_token(text)
+    if token is not None:
+        faults.append(f"row: contains the control token {token}; remove it from the text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        faults.append("row: contains half of a surrogate pair (\\ud800-\\udfff); write it whole")
+
+
+def _task_of_row(row: Any, line: int, faults: list[str]) -> Task | None:
+    """Build the task of a row; None, and the reasons added to `faults`, when it has any fault."""
+    if not isinstance(row, dict):
+        faults.append("row: must be a JSON object; write one task object a line")
+        return None
+    if "actions" in row and "gold_actions" not in row:  # a row of tau-bench's own task files
+        renamed = {"query": row.get("instruction"), "gold_actions": row["actions"]}
+        row = {"gold_final": "", **row, **renamed}
+    query = _typed(row, "query", str, "text", faults)
+    gold_final = _typed(row, "gold_final", str, "text", faults)
+    for name, remedy in (
+        ("query", "add the customer's message"),
+        ("gold_actions", "add the list of reference calls"),
+        ("gold_final", "add the outcome in a short phrase"),
+    ):
+        if row.get(name) is None:
+            faults.append(f"{name}: is missing; {remedy}")
+    if query is not None and not query.strip():
+        faults.append("query: is empty; add the customer's message")
+    if row.get("gold_actions") is not None:
+        _check_gold(row["gold_actions"], faults)
+    task_id = _typed(row, "task_id", str, "text", faults)
+    if task_id == "":
+        faults.append("task_id: is empty; give it a name or leave the field out")
+    user_id = _typed(row, "user_id", str, "text", faults)
+    instruction = _typed(row, "instruction", str, "text", faults)
+    outputs = _typed(row, "outputs", list, "a list of texts", faults) or []
+    if not all(isinstance(output, str) for output in outputs):
+        faults.append("outputs: must be a list of texts")
+    tags = _typed(row, "tags", dict, "an object", faults) or {}
+    _check_text(row, faults)
+    if faults:
+        return None
+    return Task(
+        query, row["gold_actions"], gold_final, task_id or f"line-{line}", user_id, instruction,
+        outputs, tags, line,
+    )
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+def _numbered_rows(path: Path) -> Iterator[tuple[int, str, Any, str]]:
+    """Yield (line, place, row, fault) of a JSONL file, or of a file that is one JSON array."""
+    if path.is_dir():
+        raise DatasetError([f"{path}: is a folder; name the task file inside of it"])
+    try:
+        with path.open("rb") as stream:
+            is_first = True
+            for line, raw in enumerate(stream, start=1):
+                if is_first:
+                    raw = raw.removeprefix(b"\xef\xbb\xbf")  # as some editors save UTF-8
+                if not raw.strip():
+                    continue
+                if is_first and raw.lstrip().startswith(b"["):
+                    yield from _array_rows(path, raw + stream.read(), line - 1)
+                    return
+                is_first = False
+                yield (line, f"{path}:{line}", *_parse_row(raw))
+    except OSError as error:
+        remedy = "check the path" if isinstance(error, FileNotFoundError) else "check the file"
+        raise DatasetError([f"{path}: cannot be read ({error.strerror}); {remedy}"]) from None
+
+
+def _array_rows(path: Path, raw: bytes, skipped: int) -> Iterator[tuple[int, str, Any, str]]:
+    rows, fault = _parse_row(b"\n" * skipped + raw)
+    if fault:
+        yield 1, f"{path}:1", None, fault
+        return
+    for number, row in enumerate(rows, start=1):
+        yield number, f"{path}:item {number}", row, ""
+
+
+def _parse_row(raw: bytes) -> tuple[Any, str]:
+    try:
+        return strict_json.loads(raw.decode()), ""
+    except UnicodeDecodeError as error:
+        return None, f"row: not UTF-8 at byte {error.start + 1}; save the file as UTF-8"
+    except strict_json.StrictJsonError as error:
+        return None, f"row: not valid JSON: {error}; write one JSON object a line"
+
+
+def scan_tasks(path: str | Path, check_ids: bool = True) -> Iterator[ScannedRow]:
+    """Stream the rows of a task file, good and bad.
+
+    Args:
+        path: JSONL (UTF-8, one task a line; blank lines, CRLF and a byte order mark are fine), or
+            one JSON array such as tau-bench's own task files (the array is read at once).
+        check_ids: report a task id that stands twice; remembers every id.
+
+    Raises:
+        DatasetError: the file is missing, unreadable or a folder, or holds no row.
+    """
+    lines_by_id: dict[str, str] = {}
+    num_rows = 0
+    for line, place, row, fault in _numbered_rows(Path(path)):
+        num_rows += 1
+        faults = [fault] if fault else []
+        task = None if fault else _task_of_row(row, line, faults)
+        if task is not None and check_ids:
+            earlier = lines_by_id.setdefault(task.task_id, place)
+            if earlier != place:
+                faults.append(
+                    f"task_id: {task.task_id!r} stands at {earlier} too; name each task once"
+                )
+                task = None
+        yield ScannedRow(line, task, [f"{place}: {text}" for text in faults])
+    if num_rows == 0:
+        raise DatasetError([f"{path}: holds no task; write one JSON object a line"])
+
+
+def read_tasks(path: str | Path, skip_invalid: bool = False) -> list[Task]:
+    """Read a whole task file.
+
+    Args:
+        path: see `scan_tasks`.
+        skip_invalid: leave faulty rows out instead of refusing the file.
+
+    Raises:
+        DatasetError: any row is faulty (all faults are listed) unless they are skipped; no row is
+            valid; or the file cannot be read.
+    """
+    tasks: list[Task] = []
+    faults: list[str] = []
+    for row in scan_tasks(path):
+        if row.task is not None:
+            tasks.append(row.task)
+        faults += row.faults
+    if faults and not (skip_invalid and tasks):
+        raise DatasetError(faults)
+    return tasks
+
+
+def iter_tasks(path: str | Path) -> Iterator[Task]:
+    """Stream the tasks of a file in flat memory; task ids are not compared with each other.
+
+    Raises:
+        DatasetError: at the first faulty row, or when the file cannot be read.
+    """
+    for row in scan_tasks(path, check_ids=False):
+        if row.task is None:
+            raise DatasetError(row.faults)
+        yield row.task
+
+
+def task_to_json(task: Task) -> str:
+    """Return the task as one row of a task file; `task_from_json` gives an equal task."""
+    row: dict[str, Any] = {
+        "task_id": task.task_id, "query": task.query, "gold_actions": task.gold_actions,
+        "gold_final": task.gold_final,
+    }
+    for name in ("user_id", "instruction", "outputs", "tags"):
+        if getattr(task, name):
+            row[name] = getattr(task, name)
+    return json.dumps(row, ensure_ascii=False)
+
+
+def task_from_json(text: str) -> Task:
+    """Build a task from one row.
+
+    Raises:
+        DatasetError: the row is faulty.
+    """
+    row, fault = _parse_row(text.encode(errors="surrogatepass"))
+    faults = [fault] if fault else []
+    task = None if fault else _task_of_row(row, 0, faults)
+    if task is None:
+        raise DatasetError(faults)
+    return task
+
+
+# -- splits ------------------------------------------------------------------------------------
+
+
+def task_group(task: Task, db: RetailDatabase | None = None) -> str:
+    """Name the group that must not be torn apart by a split: the customer.
+
+    That is `user_id`; for a row without one the customer whom the gold calls authenticate (looked
+    up in `db` when it is given, else the email, or name and zip code, itself) or name by user id;
+    failing these, the query's own text.
+    """
+    if task.user_id:
+        return f"user:{task.user_id}"
+    for action in task.gold_actions:
+        name, arguments = action["name"], action["arguments"]
+        if name in ("find_user_id_by_email", "find_user_id_by_name_zip"):
+            found = Episode(db).call(name, arguments) if db is not None else None
+            if found is not None and found.ok:
+                return f"user:{found.content}"
+            return "given:" + "|".join(arguments[key].lower() for key in sorted(arguments))
+        if "user_id" in arguments:
+            return f"user:{arguments['user_id']}"
+    return f"query:{' '.join(task.query.lower().split())}"
+
+
+def split_tasks(
+    tasks: Iterable[Task],
+    seed: int = 0,
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    min_tasks: tuple[int, int, int] = (1, 1, 1),
+    db: RetailDatabase | None = None,
+) -> Splits:
+    """Split tasks by customer, in the order given.
+
+    A customer's split depends on nothing but the group's name, the seed and the fractions, so it is
+    the same in every file and on every machine.
+
+    Args:
+        tasks: the tasks.
+        seed: another seed deals the customers out anew.
+        fractions: shares of customers for train, validation and test; 0 to 1, summing to 1.
+        min_tasks: fewest tasks that each split must hold; not asked of a split with share 0.
+        db: store that tells the user id of rows without one, see `task_group`.
+
+    Raises:
+        ValueError: the fractions are not three shares that sum to 1.
+        DatasetError: a split is smaller than asked.
+    """
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
+        raise ValueError(f"fractions: {fractions} must be three shares of 0 to 1 that sum to 1")
+    splits = Splits([], [], [])
+    for task in tasks:
+        digest = hashlib.sha256(f"{seed}|{task_group(task, db)}".encode()).digest()
+        position = int.from_bytes(digest[:8]) / 2**64
+        if position < fractions[0]:
+            splits.train.append(task)
+        elif position < fractions[0] + fractions[1] or fractions[2] == 0:
+            splits.validation.append(task)
+        else:
+            splits.test.append(task)
+    short = [
+        f"{name} split: {len(part)} tasks, at least {least} asked ({share:g} of the customers)"
+        for name, part, share, least in zip(
+            Splits._fields, splits, fractions, min_tasks, strict=True
+        )
+        if share > 0 and len(part) < least
+    ]
+    if short:
+        sizes = ", ".join(f"{n} {len(p)}" for n, p in zip(Splits._fields, splits, strict=True))
+        remedy = f"the tasks fall into {sizes}; add tasks of more customers, or change fractions"
+        raise DatasetError([f"{text}; {remedy}" for text in short])
+    return splits
+
+
+# -- prompts and training sets -----------------------------------------------------------------
+
+
+def plan_messages(task: Task, style: PromptStyle = "full") -> list[dict[str, str]]:
+    """Return the messages that ask for the task's plan.
+
+    Args:
+        task: the task; only its query is shown.
+        style: "full" carries policy and tools (for a model that must be told), "brief" one line
+            (for a model that learns them from examples).
+
+    Raises:
+        ValueError: the style is none of these.
+    """
+    return [
+        {"role": "developer", "content": plan_instructions(style)},
+        {"role": "user", "content": task.query},
+    ]
+
+
+def gold_completion(task: Task) -> str:
+    """Return the answer that scores the maximum, as compact JSON."""
+    calls = [
+        {"name": action["name"], "arguments": action["arguments"]} for action in task.gold_actions
+    ]
+    return json.dumps({"tool_calls": calls}, ensure_ascii=False, separators=(",", ":"))
+
+
+def build_sft_dataset(tasks: Iterable[Task], style: PromptStyle = "full") -> "Dataset":
+    """Return a dataset of `prompt` and `completion`, separate texts in harmony format."""
+    from datasets import Dataset
+
+    tasks = list(tasks)
+    prompts = [render_prompt(plan_messages(task, style)) for task in tasks]
+    completions = [render_completion(gold_completion(task)) for task in tasks]
+    return Dataset.from_dict({"prompt": prompts, "completion": completions})
+
+
+def build_grpo_dataset(tasks: Iterable[Task], style: PromptStyle = "full") -> "Dataset":
+    """Return a dataset of `prompt` (text in harmony format) and `task` (the row as JSON text)."""
+    from datasets import Dataset
+
+    tasks = list(tasks)
+    prompts = [render_prompt(plan_messages(task, style)) for task in tasks]
+    return Dataset.from_dict({"prompt": prompts, "task": [task_to_json(task) for task in tasks]})

@@ -1,0 +1,341 @@
+"""Score one plan: run its calls on the store, match them to the gold calls, add up the reward.
+
+Pure and deterministic: no RNG, clock, print or changed global (a bounded cache of gold replays
+aside). What a model wrote lowers its score and never raises; gold that does not replay is our fault
+and raises. Left out: agent mode (a customer, turns, `outputs` told) and partial credit within an
+argument set.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+from data_reader import Task
+from envs.retail import TOOL_SCHEMAS, WRITE_TOOLS, Episode, RetailDatabase
+from scoring.parse import ParseKind, parse_plan
+
+CallKind = Literal["correct", "wrong_arguments", "unexpected"]
+
+_REQUIRED = {
+    name: tuple(schema["function"]["parameters"]["required"])
+    for name, schema in TOOL_SCHEMAS.items()
+}
+
+
+class GoldError(ValueError):
+    """A task whose own gold calls the store refuses; the message names task, call and reason."""
+
+
+@dataclass(frozen=True)
+class RewardWeights:
+    """What each part of the reward counts, in reward points."""
+
+    action_name: float = 1.0
+    """For each predicted call matched to a gold call of the same name."""
+    argument_set: float = 0.5
+    """On top of it when the arguments are the gold call's and the store accepts the call."""
+    order: float = 0.5
+    """Once, when every gold call is matched and the matched calls stand in gold's order."""
+    incorrect_action: float = -0.3
+    """For each predicted call that is matched to no gold call."""
+    missing_argument: float = -0.4
+    """For each required argument that a predicted call of a known tool lacks."""
+    unparsable: float = -1.0
+    """For an answer that is no plan; also the least that any answer gets."""
+
+    def __post_init__(self) -> None:
+        """Refuse weights with which gold would not be the best answer."""
+        for name in ("action_name", "argument_set", "order"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: must be 0 or more, is {getattr(self, name)}")
+        for name in ("incorrect_action", "unparsable"):
+            if not getattr(self, name) < 0:
+                raise ValueError(f"{name}: must be below 0, is {getattr(self, name)}")
+        if not self.missing_argument <= 0:
+            raise ValueError(f"missing_argument: must be 0 or less, is {self.missing_argument}")
+        if self.action_name + self.argument_set <= 0:
+            raise ValueError("action_name, argument_set: one of them must be above 0")
+
+
+DEFAULT_WEIGHTS = RewardWeights()
+
+
+class CallScore(NamedTuple):
+    """What became of one predicted call."""
+
+    name: str
+    """Tool name as written."""
+    ok: bool
+    """The store accepted the call."""
+    correct: bool
+    """Accepted, and matched to a gold call with the same arguments."""
+    kind: CallKind
+    """correct; wrong_arguments: matched to a gold call by name alone; unexpected: not matched."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How one answer to one task fares."""
+
+    task_id: str
+    reward: float
+    """Training reward: `RewardWeights.unparsable` at worst, `max_reward` for gold."""
+    outcome: float
+    """1.0 when every call was accepted and the store ends as gold leaves it (where gold changes
+    nothing: every gold call was made and no other write), else 0.0."""
+    max_reward: float
+    """Reward of the gold answer."""
+    exact_match: bool
+    """The gold calls, in gold's order, all accepted, and nothing else."""
+    db_match: bool
+    """The answer is a plan, and the store ends as gold leaves it."""
+    parse_error: ParseKind | None
+    """Why the answer is no plan; None for a plan."""
+    num_predicted: int
+    num_gold: int
+    num_correct: int
+    """Predicted calls of kind `correct`."""
+    ordering: bool
+    """Every gold call is matched and the matched calls stand in gold's order."""
+    complete: bool
+    """The plan has a call, knows every tool that it calls and gives every required argument."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """Reward by weight name, before the floor."""
+    calls: tuple[CallScore, ...] = ()
+    """The predicted calls, in order."""
+
+
+class GoldReplay(NamedTuple):
+    """What the gold calls do to the store. Shared by all answers to a task: read-only."""
+
+    names: tuple[str, ...]
+    keys: tuple[tuple, ...]
+    changed_records: dict[str, dict[str, Any]]
+
+
+def call_key(name: str, arguments: Mapping[str, Any]) -> tuple:
+    """Return a key that is equal for two accepted calls exactly when they ask for the same.
+
+    Texts are compared as they are. Item lists are compared as the tools see them: the order of
+    `item_ids`, with their paired `new_item_ids`, makes no difference, unless a new item is itself
+    one to be replaced (the tools go through the pairs one by one).
+
+    Args:
+        name: tool name.
+        arguments: arguments that fit the tool's schema: texts and lists of texts only.
+    """
+    values = dict(arguments)
+    items, new_items = values.get("item_ids"), values.get("new_item_ids")
+    if items is not None and new_items is None:
+        values["item_ids"] = sorted(items)
+    elif items is not None and len(items) == len(new_items):
+        pairs = list(zip(items, new_items, strict=True))
+        if not {new for old, new in pairs if new != old} & set(items):
+            pairs.sort()
+        values["item_ids"], values["new_item_ids"] = zip(*pairs, strict=True) if pairs else ((), ())
+    return name, *sorted(
+        (key, value if isinstance(value, str) else tuple(value)) for key, value in values.items()
+    )
+
+
+# 3,500 tasks fit; a replay of a few calls holds a few kilobytes.
+@lru_cache(maxsize=8192)
+def _replay_actions(db: RetailDatabase, actions_json: str) -> GoldReplay:
+    episode = Episode(db)
+    actions = json.loads(actions_json)
+    for number, action in enumerate(actions, start=1):
+        observation = episode.call(action["name"], action["arguments"])
+        if not observation.ok:
+            reason = str(observation.content).removeprefix("Error: ")
+            raise GoldError(f"gold call {number} ({action['name']}) is refused: {reason}")
+    return GoldReplay(
+        tuple(action["name"] for action in actions),
+        tuple(call_key(action["name"], action["arguments"]) for action in actions),
+        episode.changed_records(),
+    )
+
+
+def replay_gold(task: Task, db: RetailDatabase) -> GoldReplay:
+    """Run the task's gold calls on a fresh store.
+
+    Replays are kept, by the calls' own text, so a changed task is replayed anew.
+
+    Raises:
+        GoldError: the store refuses a gold call, or there is none.
+    """
+    if not task.gold_actions:
+        raise GoldError(f"task {task.task_id}: has no gold call")
+    try:
+        return _replay_actions(db, json.dumps(task.gold_actions))
+    except GoldError as error:
+        raise GoldError(f"task {task.task_id}: {error}") from None
+
+
+def max_reward(task: Task, weights: RewardWeights = DEFAULT_WEIGHTS) -> float:
+    """Return the reward of the gold answer: 1.5 for each gold call and 0.5 by default."""
+    num_gold = len(task.gold_actions)
+    counts = {"action_name": num_gold, "argument_set": num_gold, "order": 1}
+    return _total(_parts(counts, weights))
+
+
+def _parts(counts: Mapping[str, int], weights: RewardWeights) -> dict[str, float]:
+    return {name: n * getattr(weights, name) if n else 0.0 for name, n in counts.items()}
+
+
+def _total(parts: Mapping[str, float]) -> float:
+    return round(sum(parts.values()), 9)  # so that equal answers get equal reward: 0.1 + 0.2 == 0.3
+
+
+def _match(
+    names: Sequence[str], keys: Sequence[tuple | None], gold: GoldReplay
+) -> tuple[list[CallKind], list[int]]:
+    """Match predicted calls to gold calls one to one, equal calls first, then equal names.
+
+    Equality by key is finer than equality by name, so taking equal calls in order of appearance
+    gives as many pairs of both kinds as any matching could.
+
+    Returns:
+        The kind of every predicted call, and for every gold call the predicted call matched to it
+        (-1: none).
+    """
+    kinds: list[CallKind] = ["unexpected"] * len(names)
+    matched = [-1] * len(gold.names)
+    for kind, predicted, wanted in (
+        ("correct", keys, gold.keys),
+        ("wrong_arguments", names, gold.names),
+    ):
+        free: dict[Any, list[int]] = {}
+        for index, label in enumerate(wanted):
+            if matched[index] < 0:
+                free.setdefault(label, []).append(index)
+        for index, label in enumerate(predicted):
+            if kinds[index] == "unexpected" and label is not None and free.get(label):
+                matched[free[label].pop(0)] = index
+                kinds[index] = kind
+    return kinds, matched
+
+
+def _is_ordered(
+    names: Sequence[str], keys: Sequence[tuple | None], gold: GoldReplay, matched: Sequence[int]
+) -> bool:
+    """Tell whether some best matching pairs every gold call and keeps gold's order.
+
+    Among equal calls the pairs are interchangeable, so one best matching may be out of order where
+    another is not (gold A B A, predicted A A B A).
+    """
+    if -1 in matched:
+        return False
+    if all(one < other for one, other in zip(matched, matched[1:], strict=False)):
+        return True
+    num_correct = sum(keys[index] == gold.keys[j] for j, index in enumerate(matched))
+    # best[j]: most equal pairs when the first j gold calls are paired in order; -1: cannot be.
+    best = [0] + [-1] * len(gold.names)
+    for name, key in zip(names, keys, strict=True):
+        for j in range(len(gold.names), 0, -1):
+            if name == gold.names[j - 1] and best[j - 1] >= 0:
+                best[j] = max(best[j], best[j - 1] + (key == gold.keys[j - 1]))
+    return best[-1] == num_correct
+
+
+def _in_cents(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 2)
+    if isinstance(value, dict):
+        return {key: _in_cents(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_in_cents(item) for item in value]
+    return value
+
+
+def _same_store(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) -> bool:
+    if one == other:
+        return True
+    if any(one[kind].keys() != other[kind].keys() for kind in ("orders", "users")):
+        return False
+    # Sums of prices depend on the order of the items in the last binary digit, hence the cents.
+    return _in_cents(one) == _in_cents(other)
+
+
+def score_completion(
+    task: Task, completion: str, db: RetailDatabase, weights: RewardWeights = DEFAULT_WEIGHTS
+) -> Score:
+    """Score one answer to a task.
+
+    Args:
+        task: the task; its gold calls must replay on `db`.
+        completion: text of the final message (`harmony.parse_completion(...).final`).
+        db: the store; not changed.
+        weights: what each part of the reward counts.
+
+    Returns:
+        The score. Reward is at most `max_reward`, which gold gets, and at least
+        `weights.unparsable`; outcome is 1.0 or 0.0.
+
+    Raises:
+        GoldError: gold does not replay.
+    """
+    gold = replay_gold(task, db)
+    best = max_reward(task, weights)
+    calls, parse_error = parse_plan(completion)
+    if parse_error is not None:
+        return Score(
+            task.task_id, weights.unparsable, 0.0, best, False, False, parse_error, 0,
+            len(gold.names), 0, False, False, {"unparsable": weights.unparsable},
+        )
+    episode = Episode(db)
+    accepted = [episode.call(call.name, call.arguments).ok for call in calls]
+    names = [call.name for call in calls]
+    keys = [
+        call_key(call.name, call.arguments) if ok else None
+        for call, ok in zip(calls, accepted, strict=True)
+    ]
+    kinds, matched = _match(names, keys, gold)
+    counts = Counter(kinds)
+    num_missing = sum(
+        argument not in call.arguments
+        for call in calls
+        for argument in _REQUIRED.get(call.name, ())
+    )
+    is_ordered = _is_ordered(names, keys, gold, matched)
+    parts = _parts(
+        {
+            "action_name": counts["correct"] + counts["wrong_arguments"],
+            "argument_set": counts["correct"],
+            "order": int(is_ordered),
+            "incorrect_action": counts["unexpected"],
+            "missing_argument": num_missing,
+        },
+        weights,
+    )
+    changed_records = episode.changed_records()
+    db_match = _same_store(changed_records, gold.changed_records)
+    passed = all(accepted) and db_match
+    if passed and not any(gold.changed_records.values()):
+        extra_writes = [
+            name
+            for name, kind in zip(names, kinds, strict=True)
+            if name in WRITE_TOOLS and kind != "correct"
+        ]
+        passed = counts["correct"] == len(gold.names) and not extra_writes
+    return Score(
+        task_id=task.task_id,
+        reward=max(weights.unparsable, _total(parts)),
+        outcome=float(passed),
+        max_reward=best,
+        exact_match=tuple(keys) == gold.keys,
+        db_match=db_match,
+        parse_error=None,
+        num_predicted=len(calls),
+        num_gold=len(gold.names),
+        num_correct=counts["correct"],
+        ordering=is_ordered,
+        complete=bool(calls) and num_missing == 0 and all(name in _REQUIRED for name in names),
+        parts=parts,
+        calls=tuple(
+            CallScore(name, ok, kind == "correct", kind)
+            for name, ok, kind in zip(names, accepted, kinds, strict=True)
+        ),
+    )

@@ -1,0 +1,124 @@
+"""Write a file of retail tasks: the command over `tasks.pipeline`.
+
+Left out on purpose: anything about one task (see `tasks/`). The file appears at once and whole: it
+is written beside its place first, so an interrupted run leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from envs.retail import DatabaseError
+from tasks.pipeline import GenerationError, TaskStream, YieldTable, task_row
+
+EXIT_DATA = 1
+EXIT_USAGE = 2
+PROGRESS_EVERY = 10_000
+
+
+def yield_path(output_path: Path) -> Path:
+    """Return where the yield of a file is saved: F.jsonl -> F.yield.json."""
+    return output_path.with_suffix(".yield.json")
+
+
+def _replace_file(path: Path, temporary: str) -> None:
+    """Put a finished file in its place with the permissions a new file would have."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(temporary, 0o666 & ~mask)
+    os.replace(temporary, path)
+
+
+def write_tasks(stream: TaskStream, output_path: Path) -> YieldTable:
+    """Write a stream of tasks, then its yield beside it.
+
+    Args:
+        stream: The tasks.
+        output_path: The file to write; replaced only when every task is there.
+
+    Raises:
+        OSError: The folder cannot be written.
+        GenerationError: The store is too small.
+    """
+    descriptor, temporary = tempfile.mkstemp(
+        dir=output_path.parent, prefix=f".{output_path.name}.", suffix=".tmp"
+    )
+    try:
+        with open(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            for count, task in enumerate(stream, 1):
+                file.write(task_row(task) + "\n")
+                if count % PROGRESS_EVERY == 0:
+                    print(f"{count} tasks", file=sys.stderr, flush=True)
+        _replace_file(output_path, temporary)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    text = json.dumps(stream.table.as_dict(), indent=2) + "\n"
+    yield_path(output_path).write_text(text, encoding="utf-8")
+    return stream.table
+
+
+def positive_number(text: str) -> int:
+    """Return a whole number of at least 1 from an argument."""
+    value = int(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
+    return value
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the command's arguments; ends the process with code 2 when they are wrong."""
+    parser = argparse.ArgumentParser(description="Generate retail tasks as JSON lines.")
+    parser.add_argument("--num-tasks", type=positive_number, required=True, help="how many tasks")
+    parser.add_argument("--seed", type=int, required=True, help="same seed, same file")
+    parser.add_argument("--output", type=Path, required=True, help="file to write (JSON lines)")
+    parser.add_argument("--data-dir", type=Path, help="folder of a store; default: the project's")
+    parser.add_argument("--workers", type=positive_number, default=1, help="processes; same file for any")
+    arguments = parser.parse_args(argv)
+    output = arguments.output
+    if output.is_dir():
+        parser.error(f"argument --output: {output} is a folder, name a file in it")
+    if not output.parent.is_dir():
+        parser.error(f"argument --output: folder {output.parent} does not exist, make it first")
+    if not os.access(output.parent, os.W_OK):
+        parser.error(f"argument --output: folder {output.parent} is not writable, choose another")
+    return arguments
+
+
+def _fail(code: int, message: str) -> NoReturn:
+    print(f"task_generator.py: error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command.
+
+    Raises:
+        SystemExit: Code 1 for a store that will not do, code 2 for arguments that will not do.
+    """
+    arguments = parse_arguments(argv)
+    try:
+        stream = TaskStream(
+            arguments.num_tasks, arguments.seed, arguments.data_dir, arguments.workers
+        )
+        table = write_tasks(stream, arguments.output)
+    except (DatabaseError, GenerationError) as error:
+        _fail(EXIT_DATA, str(error))
+    except OSError as error:
+        _fail(EXIT_USAGE, f"cannot write {arguments.output}: {error.strerror}")
+    except KeyboardInterrupt:
+        _fail(130, f"interrupted, {arguments.output} is as it was")
+    print(table.as_text())
+    print(f"wrote {table.num_written} tasks to {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

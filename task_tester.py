@@ -1,0 +1,315 @@
+"""The one scorer, and its command line: audit tasks, evaluate a model, score completions.
+
+Training's reward and every evaluation call `score_completion` from here. Left out: reading tasks
+(`data_reader.py`), finding a message's final text (`harmony.py`) and anything that needs torch,
+which `evaluate` imports when it runs.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import strict_json
+from data_reader import DatasetError, Task, read_tasks
+from envs.retail import DatabaseError, RetailDatabase
+from scoring.metrics import parse_failure_table, per_tool_table, summarize, summarize_outcome
+from scoring.parse import MAX_CALLS, MAX_CHARACTERS, Call, ParseKind, parse_plan
+from scoring.score import (
+    DEFAULT_WEIGHTS, CallScore, GoldError, GoldReplay, RewardWeights, Score, call_key, max_reward,
+    replay_gold, score_completion,
+)
+
+__all__ = [
+    "DEFAULT_WEIGHTS", "MAX_CALLS", "MAX_CHARACTERS", "Call", "CallScore", "GoldError",
+    "GoldReplay", "ParseKind", "RewardWeights", "Score", "call_key", "max_reward",
+    "parse_failure_table", "parse_plan", "per_tool_table", "replay_gold", "score_completion",
+    "summarize", "summarize_outcome",
+]
+
+INVALID_DATA, USAGE = 1, 2
+
+EXIT_CODES = "exit code: 0 done, 1 invalid data, 2 wrong usage or a file that is not there"
+
+
+class UsageError(ValueError):
+    """A command that cannot be run as it was given."""
+
+
+# -- audit -------------------------------------------------------------------------------------
+
+
+def _run_audit(args: argparse.Namespace) -> int:
+    path = _existing_file(args.file)
+    from tasks.audit import audit_file
+
+    report = audit_file(path, args.data_dir)
+    if args.report is not None:
+        report.write_report(args.report)
+    if args.json:
+        print(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+    else:
+        report.print()
+    return 0 if report.num_valid == report.num_tasks else INVALID_DATA
+
+
+# -- evaluate ----------------------------------------------------------------------------------
+
+
+def _check_model(model: str) -> None:
+    """Refuse a model that must be a folder and is none; other names are left to the loader."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return
+    is_hub_name = (
+        model.count("/") <= 1
+        and not model.startswith((".", "/", "~"))
+        and not path.is_file()
+        and not ("/" in model and Path(path.parts[0]).is_dir())
+    )
+    if not is_hub_name:
+        raise UsageError(f"--model {model}: no such folder; name a saved model's folder")
+
+
+def _run_evaluate(args: argparse.Namespace) -> int:
+    _check_model(args.model)
+    tasks = read_tasks(_existing_file(args.tasks))[: args.limit]
+    db = RetailDatabase.load(args.data_dir)
+    _check_gold(tasks, args.tasks, db)
+    try:
+        from training.checkpoint import ModelError
+        from training.evaluation import evaluate_model_dir
+    except ImportError as error:
+        raise UsageError(f"a package is missing ({error}); run `make install`") from None
+    try:
+        evaluate_model_dir(
+            model=args.model, tasks=tasks, db=db, output_dir=args.output,
+            num_trials=args.num_trials,
+        )
+    except ModelError as error:
+        raise UsageError(f"--model {args.model}: {error}") from None
+    return 0
+
+
+# -- score -------------------------------------------------------------------------------------
+
+
+def _check_gold(tasks: Sequence[Task], path: Path, db: RetailDatabase) -> None:
+    faults = []
+    for task in tasks:
+        try:
+            replay_gold(task, db)
+        except GoldError as error:
+            faults.append(f"{path}:{task.line}: gold_actions: {error}; mend or drop the row")
+    if faults:
+        raise DatasetError(faults)
+
+
+def _parse_completion_row(raw: bytes, line: int) -> tuple[str, str]:
+    """Return (task_id, completion) of one row; raises ValueError with "field: reason"."""
+    try:
+        row = strict_json.loads(raw.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"row: not UTF-8 at byte {error.start + 1}") from None
+    except strict_json.StrictJsonError as error:
+        raise ValueError(f"row: not valid JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError("row: must be an object with task_id and completion")
+    task_id = row.get("task_id")
+    if task_id is None:
+        task_id = f"line-{line}"
+    for name, value in (("task_id", task_id), ("completion", row.get("completion"))):
+        if not isinstance(value, str):
+            problem = "must be text" if row.get(name) is not None else "is missing"
+            raise ValueError(f"{name}: {problem}; give the final message's text")
+    return task_id, row["completion"]
+
+
+def _read_completions(path: Path, tasks: dict[str, Task]) -> list[tuple[Task, str]]:
+    """Read {"task_id", "completion"} rows, all faults of the file at once.
+
+    Raises:
+        DatasetError: a row is faulty or names no task, or there is no row.
+    """
+    found: list[tuple[Task, str]] = []
+    faults: list[str] = []
+    with path.open("rb") as stream:
+        for line, raw in enumerate(stream, start=1):
+            if line == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            if not raw.strip():
+                continue
+            try:
+                task_id, completion = _parse_completion_row(raw, line)
+                if task_id not in tasks:
+                    raise ValueError(f"task_id: {task_id[:80]!r} names no task of the task file")
+                found.append((tasks[task_id], completion))
+            except ValueError as error:
+                faults.append(f"{path}:{line}: {error}")
+    if not faults and not found:
+        faults.append(f'{path}: holds no completion; write {{"task_id", "completion"}} a line')
+    if faults:
+        raise DatasetError(faults)
+    return found
+
+
+def _write_atomically(path: Path, lines: Iterator[str]) -> None:
+    """Write lines to a file that appears whole or not at all."""
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: is no regular file; name a file to write")
+    path = path.resolve()  # a link keeps pointing at what it names
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        try:
+            with temporary.open("x", encoding="utf-8") as stream:
+                stream.writelines(line + "\n" for line in lines)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _score_row(score: Score) -> str:
+    names = (
+        "task_id", "reward", "outcome", "max_reward", "exact_match", "db_match", "parse_error",
+    )
+    return json.dumps({name: getattr(score, name) for name in names}, ensure_ascii=False)
+
+
+def _run_score(args: argparse.Namespace) -> int:
+    tasks = {task.task_id: task for task in read_tasks(_existing_file(args.tasks))}
+    answers = _read_completions(_existing_file(args.completions), tasks)
+    db = RetailDatabase.load(args.data_dir)
+    answered = {task.task_id: task for task, _ in answers}
+    _check_gold(list(answered.values()), args.tasks, db)
+    scores = [score_completion(task, completion, db) for task, completion in answers]
+    if args.output is not None:
+        _write_atomically(args.output, (_score_row(score) for score in scores))
+    missing = [task_id for task_id in tasks if task_id not in answered]
+    if missing:
+        named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        print(
+            f"score: {len(missing)} of {len(tasks)} tasks have no completion ({named}); "
+            f"the metrics are over the other {len(answered)}",
+            file=sys.stderr,
+        )
+    metrics = summarize(scores)
+    if args.json:
+        print(json.dumps(metrics, indent=2))
+    else:
+        _print_summary(scores, metrics)
+    return 0
+
+
+def _print_summary(scores: Sequence[Score], metrics: dict[str, Any]) -> None:
+    shown = {**metrics, "outcome_rate": summarize_outcome(scores)}
+    print(f"{'num_tasks':22}{shown.pop('num_tasks'):8}   (completions: {len(scores)})")
+    for name, found in shown.items():
+        interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
+        print(f"{name:22}{found['value']:8.3f}   95 % {interval}")
+    print(f"\n{'tool':32}{'called':>9}{'correct':>9}{'wrong args':>12}{'refused':>9}")
+    for name, row in per_tool_table(scores).items():
+        called, correct, wrong, refused = row.values()
+        print(f"{name:32}{called:9}{correct:9}{wrong:12}{refused:9}")
+    failures = parse_failure_table(scores)
+    print("\nparse failures: " + (", ".join(f"{k} {n}" for k, n in failures.items()) or "none"))
+
+
+# -- command line ------------------------------------------------------------------------------
+
+
+def _existing_file(path: Path) -> Path:
+    if not path.exists():
+        raise UsageError(f"{path}: no such file; check the path")
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name the file inside of it")
+    return path
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
+    return int(text)
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="task_tester.py", description="Audit tasks, evaluate a model, score completions.",
+        epilog=EXIT_CODES,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], summary: str, more: str = ""):
+        command = commands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {more}".strip(),
+            epilog=EXIT_CODES,
+        )
+        command.set_defaults(run=run)
+        command.add_argument(
+            "--data-dir", type=Path, metavar="D",
+            help="store: a folder with users.json, orders.json, products.json (default: our own)",
+        )
+        return command
+
+    audit = add("audit", _run_audit, "check every task of a file against the store and the policy")
+    audit.add_argument("file", type=Path, metavar="F", help="task file (JSONL)")
+    audit.add_argument("--json", action="store_true", help="print counts and reasons as JSON only")
+    audit.add_argument("--report", type=Path, metavar="FILE.md", help="write the reasons here too")
+
+    evaluate = add("evaluate", _run_evaluate, "let a model answer tasks and score the answers")
+    evaluate.add_argument("--model", required=True, metavar="DIR|NAME", help="model to evaluate")
+    evaluate.add_argument(
+        "--tasks", type=Path, required=True, metavar="F", help="task file (JSONL)"
+    )
+    evaluate.add_argument("--limit", type=_positive, metavar="N", help="only the first N tasks")
+    evaluate.add_argument(
+        "--num-trials", type=_positive, default=1, metavar="K", help="answers a task (default: 1)"
+    )
+    evaluate.add_argument(
+        "--output", type=Path, required=True, metavar="DIR",
+        help="folder for evaluation.json and completions.jsonl",
+    )
+
+    score = add(
+        "score", _run_score, "score completions that were made elsewhere",
+        "Several completions of one task are trials of it. Tasks without a completion are counted "
+        "on stderr and left out of the metrics.",
+    )
+    score.add_argument("--tasks", type=Path, required=True, metavar="F", help="task file (JSONL)")
+    score.add_argument(
+        "--completions", type=Path, required=True, metavar="C.jsonl",
+        help='{"task_id", "completion"} a line, in any order; completion is the final message\'s '
+        "text; tasks without a task_id are named line-1, line-2, ...",
+    )
+    score.add_argument("--json", action="store_true", help="print the metrics as JSON only")
+    score.add_argument("--output", type=Path, metavar="S.jsonl", help="write scores, a line each")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code. Errors are lines on stderr, never a traceback."""
+    args = _build_parser().parse_args(argv)
+    try:
+        if args.data_dir is not None and not args.data_dir.is_dir():
+            raise UsageError(f"--data-dir {args.data_dir}: no such folder; check the path")
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read our output has gone (`| head`); keep the interpreter's last flush quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (DatasetError, DatabaseError, GoldError) as error:
+        print(f"task_tester.py {args.command}: error: {error}", file=sys.stderr)
+        return INVALID_DATA
+    except (UsageError, OSError) as error:
+        print(f"task_tester.py {args.command}: error: {error}", file=sys.stderr)
+        return USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

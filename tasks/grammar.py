@@ -1,0 +1,140 @@
+"""Turn phrases with `{slots}` into clean sentences.
+
+A fact (an id, a name, a price) is put between marks while sentences are built, so that capitals,
+typing slips and punctuation rules leave it alone; `finish` takes the marks away. Left out on
+purpose: which phrases there are (the lexicons) and what a task says (wording).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from random import Random
+
+FACT_START, FACT_END, ARTICLE = "\x02", "\x03", "\x04"
+
+SLOT = re.compile(r"\{(\w+)\}")
+FACT = re.compile(f"{FACT_START}([^{FACT_END}]*){FACT_END}")
+SENTENCE_START = re.compile(r"(^|[.!?]\)?\s+|\n\s*)([a-z])")
+WORD = re.compile(r"[a-z]{5,}")
+VOWELS = frozenset("aeiouAEIOU")
+
+# A word that carries meaning for an argument is never misspelt.
+KEPT_WORDS = frozenset(
+    "mistake accident wrong button error duplicate cancel return exchange address apartment second "
+    "pending delivered shipped street country state without number suite line".split()
+)
+
+
+def fact(value: str) -> str:
+    """Mark a value that must stand in the text as it is."""
+    return f"{FACT_START}{value}{FACT_END}"
+
+
+class Grammar:
+    """Expand phrases with one random stream."""
+
+    def __init__(self, rng: Random, phrases: Mapping[str, tuple[str, ...]]):
+        """Hold what expansion needs.
+
+        Args:
+            rng: The stream every choice comes from.
+            phrases: Alternatives by name.
+        """
+        self.rng = rng
+        self.phrases = phrases
+
+    def pick(self, name: str, slots: Mapping[str, str]) -> str:
+        """Choose one alternative of a name and expand it."""
+        return self.expand(self.rng.choice(self.phrases[name]), slots)
+
+    def expand(self, template: str, slots: Mapping[str, str]) -> str:
+        """Fill every slot: from `slots` as given, else from the phrases.
+
+        Args:
+            template: Text with `{name}` slots.
+            slots: Ready texts by name; they win over phrases.
+
+        Raises:
+            KeyError: A slot has neither a text nor phrases.
+        """
+
+        def fill(match: re.Match[str]) -> str:
+            name = match.group(1)
+            if name in slots:
+                return slots[name]
+            if name == "an":
+                return ARTICLE
+            return self.pick(name, slots)
+
+        return SLOT.sub(fill, template)
+
+
+def resolve_articles(text: str) -> str:
+    """Put "a" or "an" by the sound of the next word, as far as its letters tell."""
+
+    def article(match: re.Match[str]) -> str:
+        return "an" if match.group(1) in VOWELS else "a"
+
+    return re.sub(f"{ARTICLE}(?=[ {FACT_START}\"]*(\\w))", article, text)
+
+
+def tidy_punctuation(text: str) -> str:
+    """Remove the doubled and stranded punctuation that joining phrases leaves."""
+    text = re.sub(r"[ \t]+", " ", text)
+    text = re.sub(r" +([,.;:!?)])", r"\1", text)
+    text = re.sub(r",+([.;:!?)])", r"\1", text)
+    text = re.sub(r",(\s*[,-])", r"\1", text)
+    text = re.sub(r"([.!?])\1+", r"\1", text)
+    text = re.sub(r"([.!?;:])[.,;]", r"\1", text)
+    text = re.sub(r";\s*;", ";", text)
+    return re.sub(r" *\n *", "\n", text).strip()
+
+
+def capitalize(text: str) -> str:
+    """Begin every sentence with a capital letter."""
+    return SENTENCE_START.sub(lambda m: m.group(1) + m.group(2).upper(), text)
+
+
+def lower_case(text: str) -> str:
+    """Write everything but the facts in lower case, as hurried people do."""
+    parts = FACT.split(text)
+    # Odd parts are facts.
+    return "".join(fact(p) if n % 2 else p.lower() for n, p in enumerate(parts))
+
+
+def slip(rng: Random, word: str) -> str:
+    """Return a word with one typing slip: swapped, lost or doubled letters."""
+    place = rng.randrange(1, len(word) - 2)
+    kind = rng.randrange(3)
+    if kind == 0:
+        return word[:place] + word[place + 1] + word[place] + word[place + 2 :]
+    if kind == 1:
+        return word[:place] + word[place + 1 :]
+    return word[:place] + word[place] + word[place:]
+
+
+def add_slips(rng: Random, text: str, num_slips: int) -> str:
+    """Misspell some words that are neither facts nor tied to an argument.
+
+    Args:
+        rng: The stream the choices come from.
+        text: Text with marked facts.
+        num_slips: How many words to misspell, if there are as many.
+    """
+    parts = FACT.split(text)
+    spots = [
+        (n, match.start(), match.group())
+        for n, part in enumerate(parts)
+        if n % 2 == 0
+        for match in WORD.finditer(part)
+        if match.group() not in KEPT_WORDS
+    ]
+    for n, start, word in sorted(rng.sample(spots, min(num_slips, len(spots))), reverse=True):
+        parts[n] = parts[n][:start] + slip(rng, word) + parts[n][start + len(word) :]
+    return "".join(fact(p) if n % 2 else p for n, p in enumerate(parts))
+
+
+def finish(text: str) -> str:
+    """Take the marks away."""
+    return text.replace(FACT_START, "").replace(FACT_END, "")

@@ -1,0 +1,267 @@
+"""A small client for any OpenAI-compatible chat endpoint: retries, rate limit, time-out, cost.
+
+The `openai` package is optional and is imported only when a client is made. Left out: streaming,
+tool calls, caching of answers, and any provider's own extras (what differs between providers).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, Callable
+
+INSTALL_COMMAND = "pip install 'openai>=1.40'"
+BACKOFF_BASE_S = 1.0
+RETRIED_STATUSES = frozenset({408, 409, 425, 429})
+FATAL_STATUSES = frozenset({401, 403, 404})
+
+
+class LlmError(RuntimeError):
+    """The LLM steps cannot work at all: package, key, model name or a setting is wrong."""
+
+
+class LlmUnavailable(RuntimeError):
+    """One question got no usable answer; the caller keeps what it had."""
+
+
+class BudgetSpent(LlmUnavailable):
+    """`max_cost` is reached: no further request is sent."""
+
+
+@dataclass(frozen=True)
+class LlmConfig:
+    """Where the model is and how hard it may be asked."""
+
+    model: str
+    """Model name as the endpoint knows it."""
+    base_url: str | None = None
+    """Endpoint, e.g. http://127.0.0.1:8000/v1; None means the `openai` package's own default."""
+    api_key: str | None = None
+    """Key; None for local servers that ask for none."""
+    timeout_s: float = 60.0
+    """Longest wait for one answer, in seconds."""
+    max_attempts: int = 5
+    """Requests sent for one answer before it is given up."""
+    max_wait_s: float = 30.0
+    """Longest pause between two attempts, in seconds; bounds a server's Retry-After too."""
+    requests_per_minute: float = 60.0
+    """Requests started in a minute, retries included; 0 means no limit."""
+    num_workers: int = 4
+    """Tasks in flight at once."""
+    temperature: float | None = 0.8
+    """Sampling temperature; None leaves it out (some reasoning models refuse the field)."""
+    input_price: float = 0.0
+    """US dollars per million prompt tokens, for the cost count."""
+    output_price: float = 0.0
+    """US dollars per million completion tokens, for the cost count."""
+    max_cost: float | None = None
+    """US dollars after which no further request is sent; None means no bound."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise LlmError(
+                "no model name: give --llm-model or set TASK_LLM_MODEL (and OPENAI_BASE_URL, "
+                "OPENAI_API_KEY for the endpoint)"
+            )
+        for name, low in (("timeout_s", 0), ("max_attempts", 0), ("num_workers", 0)):
+            if not getattr(self, name) > low:
+                raise LlmError(f"{name} must be above {low}, got {getattr(self, name)}")
+        for name in ("max_wait_s", "requests_per_minute", "input_price", "output_price"):
+            if not getattr(self, name) >= 0:
+                raise LlmError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.max_cost is not None and self.input_price == 0 and self.output_price == 0:
+            raise LlmError("max_cost needs input_price or output_price, or nothing is counted")
+
+    @classmethod
+    def from_environment(cls, **overrides: Any) -> LlmConfig:
+        """Read base URL, key and model from the environment where `overrides` has None.
+
+        Args:
+            overrides: Fields of this class; a None for base_url, api_key or model is filled in.
+
+        Raises:
+            LlmError: No model is named, or a field is out of range.
+        """
+        for field, variable in (
+            ("model", "TASK_LLM_MODEL"),
+            ("base_url", "OPENAI_BASE_URL"),
+            ("api_key", "OPENAI_API_KEY"),
+        ):
+            if overrides.get(field) is None:
+                overrides[field] = os.environ.get(variable) or ("" if field == "model" else None)
+        return cls(**overrides)
+
+
+@dataclass
+class LlmUsage:
+    """What was asked of the endpoint so far."""
+
+    num_requests: int = 0
+    """Requests sent, retries included."""
+    num_retries: int = 0
+    """Requests sent again after a fault."""
+    num_unanswered: int = 0
+    """Answers given up after all attempts."""
+    prompt_tokens: int = 0
+    """Tokens read, as the endpoint reports them."""
+    completion_tokens: int = 0
+    """Tokens written, as the endpoint reports them."""
+    cost: float = 0.0
+    """US dollars at the prices of the config."""
+
+
+class RateLimiter:
+    """Spaces requests evenly, over all threads."""
+
+    def __init__(
+        self,
+        requests_per_minute: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._gap_s = 60.0 / requests_per_minute if requests_per_minute else 0.0
+        self._clock, self._sleep = clock, sleep
+        self._next_s = float("-inf")
+        self._lock = threading.Lock()
+
+    def wait(self) -> None:
+        """Block until the next request may start."""
+        with self._lock:
+            now = self._clock()
+            start = max(now, self._next_s)
+            self._next_s = start + self._gap_s
+        if start > now:
+            self._sleep(start - now)
+
+
+class ChatClient:
+    """Asks one endpoint, patiently and within bounds. Safe to share between threads.
+
+    Args:
+        config: Endpoint and bounds.
+        sleep: Replaced in tests to see the waits.
+
+    Raises:
+        LlmError: The `openai` package is not installed.
+    """
+
+    def __init__(self, config: LlmConfig, sleep: Callable[[float], None] = time.sleep) -> None:
+        try:
+            import openai
+        except ImportError as error:
+            raise LlmError(f"the LLM steps need the openai package: {INSTALL_COMMAND}") from error
+        self.config = config
+        self.usage = LlmUsage()
+        self._openai = openai
+        # The SDK's own retries are off: they ignore our rate limit and our count of requests.
+        self._client = openai.OpenAI(
+            base_url=config.base_url,
+            api_key=config.api_key or "none",
+            timeout=config.timeout_s,
+            max_retries=0,
+        )
+        self._limiter = RateLimiter(config.requests_per_minute, sleep=sleep)
+        self._sleep = sleep
+        self._jitter = random.Random(0)
+        self._lock = threading.Lock()
+
+    def ask(self, messages: list[dict[str, str]], model: str | None = None) -> str:
+        """Return the text of the model's answer.
+
+        Args:
+            messages: Chat messages, {"role", "content"} each.
+            model: Another model at the same endpoint; None means the config's.
+
+        Raises:
+            LlmUnavailable: No usable answer in `max_attempts` requests, or this request is refused.
+            BudgetSpent: The cost has reached `max_cost`.
+            LlmError: The endpoint refuses key or model name, so that every request would fail.
+        """
+        # No token limit is sent: providers disagree on the field's name and refuse the other one.
+        request: dict[str, Any] = {"model": model or self.config.model, "messages": messages}
+        if self.config.temperature is not None:
+            request["temperature"] = self.config.temperature
+        fault = ""
+        for attempt in range(self.config.max_attempts):
+            if attempt:
+                with self._lock:
+                    self.usage.num_retries += 1
+            text, fault, retry_after_s = self._attempt(request)
+            if text is not None:
+                return text
+            if attempt + 1 < self.config.max_attempts:
+                self._sleep(self._pause_s(attempt, retry_after_s))
+        with self._lock:
+            self.usage.num_unanswered += 1
+        raise LlmUnavailable(f"no answer after {self.config.max_attempts} attempts: {fault}")
+
+    def _attempt(self, request: dict[str, Any]) -> tuple[str | None, str, float | None]:
+        """Send one request; return (text or None, fault, seconds the server asks us to wait)."""
+        budget = self.config.max_cost
+        if budget is not None and self.usage.cost >= budget:
+            raise BudgetSpent(f"budget spent: {self.usage.cost:.4f} of {budget} US dollars")
+        self._limiter.wait()
+        with self._lock:
+            self.usage.num_requests += 1
+        try:
+            response = self._client.chat.completions.with_raw_response.create(**request)
+        except self._openai.APITimeoutError:
+            return None, f"time-out after {self.config.timeout_s:g} s", None
+        except self._openai.APIConnectionError as error:
+            return None, f"connection failed ({error.__cause__ or error})", None
+        except self._openai.APIStatusError as error:
+            status = error.status_code
+            if status in FATAL_STATUSES:
+                raise LlmError(f"{self._client.base_url} refuses key or model: {error}") from error
+            if status < 500 and status not in RETRIED_STATUSES:
+                raise LlmUnavailable(f"request refused: {error}") from error
+            return None, f"HTTP {status}", _seconds(error.response.headers.get("retry-after"))
+        return self._read(response.http_response.text)
+
+    def _read(self, body: str) -> tuple[str | None, str, None]:
+        """Count the tokens of an answer and return its text; a body of another form is a fault."""
+        try:
+            answer = json.loads(body)
+        except ValueError:
+            return None, "the answer is not JSON", None
+        if not isinstance(answer, dict):
+            return None, "the answer is not a JSON object", None
+        self._count(answer.get("usage"))
+        try:
+            text = answer["choices"][0]["message"]["content"]
+        except (KeyError, IndexError, TypeError):
+            return None, "the answer has no message", None
+        if not isinstance(text, str) or not text.strip():
+            return None, "the answer is empty", None
+        return text, "", None
+
+    def _count(self, usage: Any) -> None:
+        if not isinstance(usage, dict):
+            return
+        tokens = [usage.get(key) for key in ("prompt_tokens", "completion_tokens")]
+        num_in, num_out = (value if isinstance(value, int) else 0 for value in tokens)
+        price = num_in * self.config.input_price + num_out * self.config.output_price
+        with self._lock:
+            self.usage.prompt_tokens += num_in
+            self.usage.completion_tokens += num_out
+            self.usage.cost += price / 1e6
+
+    def _pause_s(self, attempt: int, retry_after_s: float | None) -> float:
+        """Exponential backoff with jitter; a server's own wish comes first; always bounded."""
+        if retry_after_s is None:
+            with self._lock:
+                retry_after_s = BACKOFF_BASE_S * 2**attempt * self._jitter.uniform(0.75, 1.25)
+        return min(retry_after_s, self.config.max_wait_s)
+
+
+def _seconds(header: str | None) -> float | None:
+    """Read a Retry-After header given in seconds; its date form is ignored (backoff then)."""
+    try:
+        seconds = float(header) if header is not None else None
+    except ValueError:
+        return None
+    return seconds if seconds is not None and 0 <= seconds < float("inf") else None
