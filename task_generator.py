@@ -9,13 +9,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from envs.retail import DatabaseError
+from data_reader import Task
+from envs.retail import DatabaseError, RetailDatabase
+from tasks.llm import add_llm_arguments, apply_llm_steps
+from tasks.llm_client import LlmError
 from tasks.pipeline import GenerationError, TaskStream, YieldTable, task_row
 
 EXIT_DATA = 1
@@ -36,12 +41,15 @@ def _replace_file(path: Path, temporary: str) -> None:
     os.replace(temporary, path)
 
 
-def write_tasks(stream: TaskStream, output_path: Path) -> YieldTable:
+def write_tasks(
+    stream: TaskStream, output_path: Path, tasks: Iterable[Task] | None = None
+) -> YieldTable:
     """Write a stream of tasks, then its yield beside it.
 
     Args:
-        stream: The tasks.
+        stream: The tasks; holds the yield once they are drawn.
         output_path: The file to write; replaced only when every task is there.
+        tasks: What later steps make of the stream; None writes the stream itself.
 
     Raises:
         OSError: The folder cannot be written.
@@ -52,7 +60,7 @@ def write_tasks(stream: TaskStream, output_path: Path) -> YieldTable:
     )
     try:
         with open(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            for count, task in enumerate(stream, 1):
+            for count, task in enumerate(stream if tasks is None else tasks, 1):
                 file.write(task_row(task) + "\n")
                 if count % PROGRESS_EVERY == 0:
                     print(f"{count} tasks", file=sys.stderr, flush=True)
@@ -81,7 +89,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, required=True, help="same seed, same file")
     parser.add_argument("--output", type=Path, required=True, help="file to write (JSON lines)")
     parser.add_argument("--data-dir", type=Path, help="folder of a store; default: the project's")
-    parser.add_argument("--workers", type=positive_number, default=1, help="processes; same file for any")
+    parser.add_argument(
+        "--workers", type=positive_number, default=1, help="processes; the file is the same for any"
+    )
+    add_llm_arguments(parser)
     arguments = parser.parse_args(argv)
     output = arguments.output
     if output.is_dir():
@@ -109,7 +120,10 @@ def main(argv: list[str] | None = None) -> None:
         stream = TaskStream(
             arguments.num_tasks, arguments.seed, arguments.data_dir, arguments.workers
         )
-        table = write_tasks(stream, arguments.output)
+        tasks = apply_llm_steps(stream, arguments, RetailDatabase.load(arguments.data_dir))
+        table = write_tasks(stream, arguments.output, tasks)
+    except LlmError as error:
+        _fail(EXIT_USAGE, str(error))
     except (DatabaseError, GenerationError) as error:
         _fail(EXIT_DATA, str(error))
     except OSError as error:
@@ -121,4 +135,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    # A polite kill cleans up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()

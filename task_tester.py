@@ -46,7 +46,8 @@ def _run_audit(args: argparse.Namespace) -> int:
     path = _existing_file(args.file)
     from tasks.audit import audit_file
 
-    report = audit_file(path, args.data_dir)
+    against = [_existing_file(other) for other in args.against]
+    report = audit_file(path, args.data_dir, against)
     if args.report is not None:
         report.write_report(args.report)
     if args.json:
@@ -236,7 +237,8 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all three commands."""
     parser = argparse.ArgumentParser(
         prog="task_tester.py", description="Audit tasks, evaluate a model, score completions.",
         epilog=EXIT_CODES,
@@ -256,7 +258,13 @@ def _build_parser() -> argparse.ArgumentParser:
         return command
 
     audit = add("audit", _run_audit, "check every task of a file against the store and the policy")
-    audit.add_argument("file", type=Path, metavar="F", help="task file (JSONL)")
+    audit.add_argument(
+        "file", type=Path, metavar="F", help="task file (JSONL, or a JSON array as tau-bench's)"
+    )
+    audit.add_argument(
+        "--against", type=Path, nargs="+", default=[], metavar="F",
+        help="other task files; customers and queries in another split there are leaks",
+    )
     audit.add_argument("--json", action="store_true", help="print counts and reasons as JSON only")
     audit.add_argument("--report", type=Path, metavar="FILE.md", help="write the reasons here too")
 
@@ -292,7 +300,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code. Errors are lines on stderr, never a traceback."""
-    args = _build_parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     try:
         if args.data_dir is not None and not args.data_dir.is_dir():
             raise UsageError(f"--data-dir {args.data_dir}: no such folder; check the path")

@@ -193,14 +193,14 @@ class BlueprintSampler:
             kinds[rng.randrange(num_wishes)] = kind
         return kinds
 
-    def draw_wishes(self, rng: Random, kinds: list[str], user_id: str) -> Draw | list[Wish]:
-        """Draw the wishes for one customer; an unfinished `Draw` means that they do not fit."""
+    def draw_wishes(self, rng: Random, kinds: list[str], user_id: str) -> list[Wish] | None:
+        """Draw the wishes for one customer, or None when the customer's records do not fit."""
         draw = Draw(rng, self.view, self.mix, user_id)
         wishes = []
         for kind in kinds:
             wish = SAMPLERS[kind](draw)
             if wish is None:
-                return draw
+                return None
             wishes.append(wish)
         return wishes
 
@@ -215,7 +215,7 @@ class BlueprintSampler:
             return None
         for user_id in rng.sample(users, min(MAX_CUSTOMERS_TRIED, len(users))):
             wishes = self.draw_wishes(rng, kinds, user_id)
-            if isinstance(wishes, list):
+            if wishes is not None:
                 return self.complete(rng, user_id, wishes)
         return None
 

@@ -157,7 +157,7 @@ def check_conventions(task: Task, db: RetailDatabase) -> list[Fault]:
         db: The store it is about.
     """
     wishes = task.tags.get("wishes")
-    if not isinstance(wishes, list):
+    if not isinstance(wishes, list) or not all(isinstance(wish, str) for wish in wishes):
         return []
     faults = []
     names = [action["name"] for action in task.gold_actions]

@@ -15,7 +15,11 @@ FACT_START, FACT_END, ARTICLE = "\x02", "\x03", "\x04"
 
 SLOT = re.compile(r"\{(\w+)\}")
 FACT = re.compile(f"{FACT_START}([^{FACT_END}]*){FACT_END}")
-SENTENCE_START = re.compile(r"(^|[.!?]\)?\s+|\n\s*)([a-z])")
+# A fact, or else the first letter of a sentence, of a line or of a numbered point.
+SENTENCE_START = re.compile(
+    f"{FACT_START}[^{FACT_END}]*{FACT_END}"
+    r"|((?:^|\n)(?:\(?\d[.)] )?|[.!?]\)?\s+(?:\(?\d\) )?)([a-z])"
+)
 WORD = re.compile(r"[a-z]{5,}")
 VOWELS = frozenset("aeiouAEIOU")
 
@@ -93,7 +97,11 @@ def tidy_punctuation(text: str) -> str:
 
 def capitalize(text: str) -> str:
     """Begin every sentence with a capital letter."""
-    return SENTENCE_START.sub(lambda m: m.group(1) + m.group(2).upper(), text)
+
+    def start(match: re.Match[str]) -> str:
+        return match.group(1) + match.group(2).upper() if match.group(2) else match.group()
+
+    return SENTENCE_START.sub(start, text)
 
 
 def lower_case(text: str) -> str:

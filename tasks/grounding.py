@@ -45,7 +45,8 @@ NO_SECOND_LINE_CUE = re.compile(
 )
 ADDRESS_LABEL = re.compile(
     r"\b(?:line (?:2|two)|address|street|line|city|town|apt|apartment|unit|suite|second|floor|"
-    r"number|for|or|the|a|an|in|is|it|that|of|with|and|there's|there|house|flat|extra|part|details?|field)\b",
+    r"number|for|or|the|a|an|in|is|it|that|of|with|and|there's|there|house|flat|extra|part|"
+    r"details?|field)\b",
     re.IGNORECASE,
 )
 SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|\n+")
@@ -60,9 +61,12 @@ def find_value(text: str, value: str, start: int = 0) -> int:
 
     Args:
         text: Where to look.
-        value: What to look for, not empty.
+        value: What to look for; nothing stands nowhere.
         start: Where to begin, in characters.
     """
+    if not value:
+        return -1
+    is_number, worded = value.isdigit(), value[0].isalnum()
     position = text.find(value, start)
     while position != -1:
         end = position + len(value)
@@ -74,8 +78,9 @@ def find_value(text: str, value: str, start: int = 0) -> int:
             or before in "_@"
             or after.isalnum()
             or after in "_@"
-            or (after in ".-" and next_one.isalnum() and value[-1].isalnum())
-            or (before in ".-+" and position > 1 and text[position - 2].isalnum())
+            # "me@x.com" in "me@x.com.au", "12" in "12.50"; but "12.Thanks" only lacks a space.
+            or (after in ".-" and (next_one.isdigit() if is_number else next_one.isalnum()))
+            or (before in ".-+" and worded and position > 1 and text[position - 2].isalnum())
         )
         if not inside:
             return position

@@ -73,7 +73,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "order {order}", "{my} order {order}", "{order}", "the order {order}",
         "order number {order}", "the purchase under {order}", "order {order} with the {names}",
         "{order} (the {names})", "{my} {names} order, {order},", "what {I} bought under {order}",
-        "the order numbered {order}", "the {names} from order {order}",
+        "the order numbered {order}", "the complete order {order}",
     ),
     "order_ref": (
         "order {order}", "{my} order {order}", "{order}", "order number {order}",

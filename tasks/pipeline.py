@@ -8,6 +8,10 @@ give the same file whatever the number of workers. Left out on purpose: writing 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -243,8 +247,20 @@ class Judge:
 _worker_drafter: Drafter | None = None
 
 
+def _end_with_parent() -> None:
+    """End this worker when the process that started it is gone, killed for instance."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _start_worker(data_dir: Path | None, seed: int, mix: TaskMix) -> None:
     global _worker_drafter
+    # Ctrl-C reaches the whole group; the parent alone answers it and stops the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker_drafter = Drafter(RetailDatabase.load(data_dir), seed, mix)
 
 

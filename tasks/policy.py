@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 
 from data_reader import Task
-from envs.retail import WRITE_TOOLS, Episode, RetailDatabase
+from envs.retail import Episode, RetailDatabase
 from tasks.faults import Fault, call_label
 
 AUTHENTICATION_TOOLS = frozenset({"find_user_id_by_email", "find_user_id_by_name_zip"})
@@ -206,8 +206,3 @@ def check_policy(
     for index, action in enumerate(task.gold_actions):
         replay.step(index, action)
     return replay.faults
-
-
-def writes(task: Task) -> list[dict]:
-    """Return the gold calls that change the store, in order."""
-    return [action for action in task.gold_actions if action["name"] in WRITE_TOOLS]

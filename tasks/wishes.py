@@ -173,6 +173,11 @@ def sample_return(draw: Draw) -> Wish | None:
     )
 
 
+def can_carry(method: Record, amount: float) -> bool:
+    """Tell whether a payment method can carry an amount; only gift cards run out."""
+    return method["source"] != "gift_card" or method["balance"] >= amount
+
+
 def swap_facts(draw: Draw, order_id: str) -> tuple[list[dict], float] | None:
     """Draw old-new pairs of an order, and what they cost more, in the store's currency."""
     view = draw.view
@@ -205,7 +210,7 @@ def sample_swap(draw: Draw, kind: str, status: str, tool: str, outcome: str) -> 
     able = [
         method_id
         for method_id in draw.view.method_labels(draw.user_id)
-        if methods[method_id].get("balance", difference) >= difference
+        if can_carry(methods[method_id], difference)
     ]
     if not able:
         return None
@@ -296,11 +301,7 @@ def other_methods(draw: Draw, order_id: str, enough: bool) -> list[str]:
         method_id
         for method_id in draw.view.method_labels(draw.user_id)
         if method_id != payments[0]["payment_method_id"]
-        and enough
-        == (
-            methods[method_id]["source"] != "gift_card"
-            or methods[method_id]["balance"] >= payments[0]["amount"]
-        )
+        and enough == can_carry(methods[method_id], payments[0]["amount"])
     ]
 
 

@@ -182,7 +182,7 @@ def fake_audit(monkeypatch):
     """Put a fake `tasks.audit` in place; its report's counts can be set."""
     found = {"num_tasks": 2, "num_valid": 2}
 
-    def audit_file(path, data_dir):
+    def audit_file(path, data_dir, against):
         if Path(path).stat().st_size == 0:
             raise DatasetError([f"{path}: holds no task"])
         return SimpleNamespace(

@@ -1,0 +1,148 @@
+"""The chat client against a real HTTP server on loopback: retries, waits, time-outs, cost."""
+
+import builtins
+
+import pytest
+
+from tasks.llm_client import (
+    BudgetSpent,
+    ChatClient,
+    LlmConfig,
+    LlmError,
+    LlmUnavailable,
+    RateLimiter,
+)
+from tests.fake_chat_server import FakeChatServer, Reply, config, in_turn
+
+
+def ask(client):
+    return client.ask([{"role": "user", "content": "x"}])
+
+
+def test_answer_tokens_and_cost_are_counted():
+    with FakeChatServer(in_turn(Reply("hello", tokens=(1000, 200)))) as server:
+        client = ChatClient(config(server, input_price=2.0, output_price=10.0, api_key="secret"))
+        assert [ask(client), ask(client)] == ["hello", "hello"]
+    assert (client.usage.num_requests, client.usage.num_retries) == (2, 0)
+    assert (client.usage.prompt_tokens, client.usage.completion_tokens) == (2000, 400)
+    assert client.usage.cost == pytest.approx(2 * (1000 * 2 + 200 * 10) / 1e6)
+    assert server.keys == ["Bearer secret"] * 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Reply(status=500), Reply(status=503), Reply(status=429), Reply(status=408),
+        Reply(body=b'{"choices": ['), Reply(body=b"<html>"), Reply(body=b"[1]"),
+        Reply(body=b'{"choices": []}'), Reply(body=b'{"error": {"message": "no"}}'), Reply(" "),
+        Reply(body=b'{"choices": [{"message": {"content": null}}]}'),
+    ],
+    ids=lambda reply: f"{reply.status} {reply.body or reply.text!r}",
+)
+def test_a_passing_fault_is_tried_again(fault):
+    with FakeChatServer(in_turn(fault, Reply("fine"))) as server:
+        client = ChatClient(config(server))
+        assert ask(client) == "fine"
+    assert client.usage.num_requests == 2 and client.usage.num_retries == 1
+
+
+def test_a_lasting_fault_ends_after_max_attempts():
+    with FakeChatServer(in_turn(Reply(status=500))) as server:
+        client = ChatClient(config(server))
+        with pytest.raises(LlmUnavailable, match="after 3 attempts: HTTP 500"):
+            ask(client)
+    assert len(server.requests) == 3 and client.usage.num_unanswered == 1
+
+
+def test_time_out_is_bounded_and_tried_again():
+    with FakeChatServer(in_turn(Reply("late", delay_s=2.0), Reply("fine"))) as server:
+        assert ask(ChatClient(config(server, timeout_s=0.2))) == "fine"
+
+
+def test_no_server_is_an_unavailable_endpoint():
+    with FakeChatServer(in_turn(Reply())) as server:
+        gone = config(server)
+    with pytest.raises(LlmUnavailable, match="connection failed"):
+        ask(ChatClient(gone))
+
+
+def test_retry_after_is_kept_and_bounded():
+    waits = []
+    replies = [Reply(status=429, headers={"Retry-After": wait}) for wait in ("3", "9999", "soon")]
+    with FakeChatServer(in_turn(*replies, Reply("fine"))) as server:
+        client = ChatClient(config(server, max_wait_s=7, max_attempts=4), sleep=waits.append)
+        assert ask(client) == "fine"
+    assert waits[:2] == [3.0, 7.0]
+    assert 3 <= waits[2] <= 5  # "soon" is no number: the third backoff, 4 s with jitter
+
+
+def test_backoff_grows_to_its_bound():
+    waits = []
+    with FakeChatServer(in_turn(Reply(status=500))) as server:
+        client = ChatClient(config(server, max_wait_s=5, max_attempts=5), sleep=waits.append)
+        with pytest.raises(LlmUnavailable):
+            ask(client)
+    assert len(waits) == 4 and waits == sorted(waits) and waits[-1] == 5
+
+
+def test_a_refused_key_stops_at_once_and_a_refused_request_is_not_repeated():
+    with FakeChatServer(in_turn(Reply(status=401))) as server:
+        with pytest.raises(LlmError, match="refuses key or model"):
+            ask(ChatClient(config(server)))
+        assert len(server.requests) == 1
+    with FakeChatServer(in_turn(Reply(status=400))) as server:
+        with pytest.raises(LlmUnavailable, match="request refused"):
+            ask(ChatClient(config(server)))
+        assert len(server.requests) == 1
+
+
+def test_budget_is_a_bound():
+    with FakeChatServer(in_turn(Reply("x", tokens=(1_000_000, 0)))) as server:
+        client = ChatClient(config(server, input_price=1.0, max_cost=2.0))
+        ask(client), ask(client)
+        with pytest.raises(BudgetSpent, match="2.0 US dollars"):
+            ask(client)
+        assert len(server.requests) == 2
+
+
+def test_rate_limit_spaces_requests():
+    now, waits = [0.0], []
+    limiter = RateLimiter(30, clock=lambda: now[0], sleep=waits.append)
+    for _ in range(3):
+        limiter.wait()
+    assert waits == [2.0, 4.0]
+    now[0] = 100.0
+    limiter.wait()
+    assert len(waits) == 2
+
+
+def test_settings_come_from_the_environment(monkeypatch):
+    for name in ("TASK_LLM_MODEL", "OPENAI_BASE_URL", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(LlmError, match="TASK_LLM_MODEL"):
+        LlmConfig.from_environment()
+    monkeypatch.setenv("TASK_LLM_MODEL", "m")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    assert LlmConfig.from_environment(base_url=None).base_url == "http://127.0.0.1:1/v1"
+    assert LlmConfig.from_environment(model="other").model == "other"
+
+
+@pytest.mark.parametrize(
+    "field", [{"timeout_s": 0}, {"num_workers": 0}, {"max_wait_s": -1}, {"max_cost": 1.0}]
+)
+def test_a_wrong_setting_is_named(field):
+    with pytest.raises(LlmError, match=next(iter(field))):
+        LlmConfig(model="m", **field)
+
+
+def test_missing_package_names_the_command(monkeypatch):
+    real = builtins.__import__
+
+    def without_openai(name, *args, **kwargs):
+        if name == "openai":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_openai)
+    with pytest.raises(LlmError, match="pip install 'openai"):
+        ChatClient(LlmConfig(model="m"))
