@@ -65,9 +65,9 @@ class ScannedRow(NamedTuple):
 class Splits(NamedTuple):
     """Tasks of users that meet in no other split."""
 
-    train: list[Task]
-    validation: list[Task]
-    test: list[Task]
+    train: Sequence[Task]
+    validation: Sequence[Task]
+    test: Sequence[Task]
 
 
 # -- rows --------------------------------------------------------------------------------------
@@ -266,15 +266,19 @@ def task_to_json(task: Task) -> str:
     return json.dumps(row, ensure_ascii=False)
 
 
-def task_from_json(text: str) -> Task:
+def task_from_json(text: str, line: int = 0) -> Task:
     """Build a task from one row.
+
+    Args:
+        text: the row.
+        line: its line in its file, from 1; names a task that has no `task_id`.
 
     Raises:
         DatasetError: the row is faulty.
     """
     row, fault = _parse_row(text.encode(errors="surrogatepass"))
     faults = [fault] if fault else []
-    task = None if fault else _task_of_row(row, 0, faults)
+    task = None if fault else _task_of_row(row, line, faults)
     if task is None:
         raise DatasetError(faults)
     return task
@@ -327,18 +331,31 @@ def split_tasks(
         ValueError: the fractions are not three shares that sum to 1.
         DatasetError: a split is smaller than asked.
     """
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
-        raise ValueError(f"fractions: {fractions} must be three shares of 0 to 1 that sum to 1")
     splits = Splits([], [], [])
     for task in tasks:
-        digest = hashlib.sha256(f"{seed}|{task_group(task, db)}".encode()).digest()
-        position = int.from_bytes(digest[:8]) / 2**64
-        if position < fractions[0]:
-            splits.train.append(task)
-        elif position < fractions[0] + fractions[1] or fractions[2] == 0:
-            splits.validation.append(task)
-        else:
-            splits.test.append(task)
+        splits[split_number(task, seed, fractions, db)].append(task)
+    check_split_sizes(splits, fractions, min_tasks)
+    return splits
+
+
+def split_number(
+    task: Task, seed: int, fractions: tuple[float, float, float], db: RetailDatabase | None = None
+) -> int:
+    """Return a task's split: 0 train, 1 validation, 2 test; see `split_tasks`."""
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
+        raise ValueError(f"fractions: {fractions} must be three shares of 0 to 1 that sum to 1")
+    digest = hashlib.sha256(f"{seed}|{task_group(task, db)}".encode()).digest()
+    position = int.from_bytes(digest[:8]) / 2**64
+    if position < fractions[0]:
+        return 0
+    return 1 if position < fractions[0] + fractions[1] or fractions[2] == 0 else 2
+
+
+def check_split_sizes(
+    splits: Splits, fractions: tuple[float, float, float],
+    min_tasks: tuple[int, int, int] = (1, 1, 1),
+) -> None:
+    """Raise a DatasetError that names each split smaller than asked; see `split_tasks`."""
     short = [
         f"{name} split: {len(part)} tasks, at least {least} asked ({share:g} of the customers)"
         for name, part, share, least in zip(
@@ -350,7 +367,6 @@ def split_tasks(
         sizes = ", ".join(f"{n} {len(p)}" for n, p in zip(Splits._fields, splits, strict=True))
         remedy = f"the tasks fall into {sizes}; add tasks of more customers, or change fractions"
         raise DatasetError([f"{text}; {remedy}" for text in short])
-    return splits
 
 
 # -- prompts and training sets -----------------------------------------------------------------
@@ -381,20 +397,28 @@ def gold_completion(task: Task) -> str:
     return json.dumps({"tool_calls": calls}, ensure_ascii=False, separators=(",", ":"))
 
 
+def sft_rows(tasks: Iterable[Task], style: PromptStyle = "full") -> Iterator[dict[str, str]]:
+    """Yield rows of `prompt` and `completion`, separate texts in harmony format."""
+    for task in tasks:
+        completion = render_completion(gold_completion(task))
+        yield {"prompt": render_prompt(plan_messages(task, style)), "completion": completion}
+
+
+def grpo_rows(tasks: Iterable[Task], style: PromptStyle = "full") -> Iterator[dict[str, str]]:
+    """Yield rows of `prompt` (text in harmony format) and `task` (the row as JSON text)."""
+    for task in tasks:
+        yield {"prompt": render_prompt(plan_messages(task, style)), "task": task_to_json(task)}
+
+
 def build_sft_dataset(tasks: Iterable[Task], style: PromptStyle = "full") -> "Dataset":
-    """Return a dataset of `prompt` and `completion`, separate texts in harmony format."""
+    """Return the rows of `sft_rows` as a dataset in memory."""
     from datasets import Dataset
 
-    tasks = list(tasks)
-    prompts = [render_prompt(plan_messages(task, style)) for task in tasks]
-    completions = [render_completion(gold_completion(task)) for task in tasks]
-    return Dataset.from_dict({"prompt": prompts, "completion": completions})
+    return Dataset.from_list(list(sft_rows(tasks, style)))
 
 
 def build_grpo_dataset(tasks: Iterable[Task], style: PromptStyle = "full") -> "Dataset":
-    """Return a dataset of `prompt` (text in harmony format) and `task` (the row as JSON text)."""
+    """Return the rows of `grpo_rows` as a dataset in memory."""
     from datasets import Dataset
 
-    tasks = list(tasks)
-    prompts = [render_prompt(plan_messages(task, style)) for task in tasks]
-    return Dataset.from_dict({"prompt": prompts, "task": [task_to_json(task) for task in tasks]})
+    return Dataset.from_list(list(grpo_rows(tasks, style)))

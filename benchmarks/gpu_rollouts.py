@@ -1,0 +1,285 @@
+"""GRPO on a GPU: transformers' generate with 16 completions a call, against fast sampling.
+
+    python benchmarks/gpu_rollouts.py --model MODEL --output benchmarks/results/gpu_rollouts.json
+
+Both run in one process on the same model and tasks, through the same trainer. With random weights
+no completion ends before `--completion-tokens`, so the length of completions is equal and fixed.
+`seconds_per_step` is one optimizer step on 16 completions, its share of sampling and scoring
+included: medians over the passes, and the last round of sampling, so compilation is left out.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import training  # noqa: E402, F401  (Unsloth, before anything that it patches)
+import torch  # noqa: E402
+
+import configs  # noqa: E402
+from benchmarks.gpu_pipeline import GIB, Meter, device_name  # noqa: E402
+from data_reader import Task  # noqa: E402
+from training import pipeline  # noqa: E402
+from training.evaluation import plan_prompt  # noqa: E402
+from training.grpo import REFERENCE_ADAPTER, build_grpo_trainer  # noqa: E402
+from training.rewards import make_reward_functions  # noqa: E402
+from training.rollouts import FastGenerate, detach_fast_generate  # noqa: E402
+
+COMPLETIONS_PER_STEP = 16
+FULL_RUN_COMPLETIONS = 800 * 3 * 8
+"""800 tasks, 3 epochs, 8 completions a task."""
+
+
+class TimedGenerate:
+    """A `generate` that records seconds and tokens of each call."""
+
+    def __init__(self, generate: Any) -> None:
+        """Wrap a `generate`."""
+        self._generate = generate
+        self.calls: list[dict[str, float]] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Generate, timed to the end of the GPU's work."""
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        output = self._generate(*args, **kwargs)
+        torch.cuda.synchronize()
+        rows, width = output.shape
+        tokens = rows * (width - kwargs["input_ids"].shape[1])
+        self.calls.append({
+            "rows": rows, "tokens": tokens, "seconds": round(time.perf_counter() - begin, 2)
+        })
+        return output
+
+
+def time_generate(
+    generate: Any, tokenizer: Any, tasks: list[Task], num_generations: int, num_tokens: int
+) -> dict[str, Any]:
+    """Time one call on groups of equal prompts, as GRPO makes them; a short call warms up first.
+
+    Args:
+        generate: What to call.
+        tokenizer: Makes the prompts.
+        tasks: One group each.
+        num_generations: Completions per task.
+        num_tokens: Tokens per completion.
+
+    Returns:
+        Rows, tokens, seconds, tokens_per_s and the peak of memory.
+    """
+    rows = [
+        tokenizer(plan_prompt(task, "full"), add_special_tokens=False)["input_ids"]
+        for task in tasks for _ in range(num_generations)
+    ]
+    width = max(map(len, rows))
+    pad = tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device="cuda")
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device="cuda")
+    timed = TimedGenerate(generate)
+    torch.cuda.reset_peak_memory_stats()
+    for count in (2, num_tokens):
+        timed(
+            input_ids=ids, attention_mask=mask, max_new_tokens=count, min_new_tokens=count,
+            do_sample=True, temperature=0.7, pad_token_id=pad,
+        )
+    figures = timed.calls[-1]
+    return {
+        **figures, "tokens_per_s": round(figures["tokens"] / figures["seconds"], 1),
+        "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
+    }
+
+
+def measure_grpo(
+    run: pipeline.Run, model: Any, tokenizer: Any, config: configs.RunConfig, generate: Any
+) -> dict[str, Any]:
+    """Run a few GRPO steps and take the medians of their parts.
+
+    Args:
+        run: Tasks and store.
+        model: Model with LoRA.
+        tokenizer: Its tokenizer.
+        config: The settings; its steps reach into a second round of sampling.
+        generate: What the trainer shall call.
+
+    Returns:
+        tokens_per_s, seconds_per_step, peak_gib, and the figures behind them.
+    """
+    timed = TimedGenerate(generate)
+    model.generate = timed
+    torch.cuda.reset_peak_memory_stats()
+    trainer = build_grpo_trainer(
+        model, tokenizer, run.train, run.db, config, run.validation, make_reward_functions
+    )
+    updates, preparations = [], []
+    prepare = trainer._generate_and_score_completions
+    step = trainer.training_step
+
+    def timed_prepare(*args: Any, **kwargs: Any) -> Any:
+        begin = time.perf_counter()
+        result = prepare(*args, **kwargs)
+        torch.cuda.synchronize()
+        preparations.append(time.perf_counter() - begin)
+        return result
+
+    def timed_step(*args: Any, **kwargs: Any) -> Any:
+        torch.cuda.synchronize()
+        begin, rounds = time.perf_counter(), len(preparations)
+        result = step(*args, **kwargs)
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - begin - sum(preparations[rounds:])
+        updates.append(seconds)
+        print(f"pass {len(updates)}: {seconds:.2f} s", flush=True)
+        return result
+
+    trainer._generate_and_score_completions = timed_prepare
+    trainer.training_step = timed_step
+    trainer.train()
+    if REFERENCE_ADAPTER in model.peft_config:
+        model.delete_adapter(REFERENCE_ADAPTER)
+    stage = config.grpo
+    update = statistics.median(updates) * stage.gradient_accumulation_steps
+    sampling = timed.calls[-1]
+    scoring = preparations[-1] - sampling["seconds"]
+    share = stage.steps_per_generation
+    return {
+        "tokens_per_s": round(sampling["tokens"] / sampling["seconds"], 1),
+        "seconds_per_step": round(update + preparations[-1] / share, 2),
+        "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
+        "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2),
+        "completions_per_call": sampling["rows"],
+        "update_seconds_per_step": round(update, 2),
+        "sampling_seconds_per_step": round(sampling["seconds"] / share, 2),
+        "logprob_and_reward_seconds_per_step": round(scoring / share, 2),
+        "completion_tokens": stage.max_completion_length,
+        "per_device_train_batch_size": stage.per_device_train_batch_size,
+        "generate_calls": timed.calls,
+        "update_passes_s": [round(seconds, 2) for seconds in updates],
+    }
+
+
+@torch.no_grad()
+def logprob_difference(model: Any, fast: FastGenerate, ids: torch.Tensor) -> dict[str, float]:
+    """Compare log-probabilities of given tokens: fast sampling against the training forward.
+
+    Args:
+        model: The model; its forward runs in training mode under bfloat16 autocast, as in GRPO.
+        fast: Fast sampling over the same model.
+        ids: `[B, L]` tokens; the first half is the prompt.
+
+    Returns:
+        Largest and mean absolute difference over the tokens of the second half.
+    """
+    rows, length = ids.shape
+    half = length // 2
+    decoder = fast.decoder
+    decoder.refresh()
+    every = torch.arange(rows, device=ids.device)
+    cache = decoder.new_cache(rows, length)
+    positions = torch.full((rows,), half, device=ids.device)
+    logits = [decoder.prefill(ids[:, :half], positions, cache, every, every)]
+    for at in range(half, length - 1):
+        logits.append(decoder.step(ids[:, at], positions, cache))
+        positions = positions + 1
+    targets = ids[:, half:, None]
+    ours = torch.stack(logits, 1).log_softmax(-1).gather(2, targets)
+    theirs = []
+    model.train()
+    # Unsloth's training forward leaves the logits out unless it is told otherwise.
+    os.environ["UNSLOTH_RETURN_LOGITS"] = "1"
+    with torch.autocast("cuda", torch.bfloat16):
+        for row, target in zip(ids, targets, strict=True):
+            scores = model(input_ids=row[None]).logits[0, half - 1 : -1].float()
+            theirs.append(scores.log_softmax(-1).gather(1, target))
+    os.environ["UNSLOTH_RETURN_LOGITS"] = "0"
+    difference = (ours - torch.stack(theirs)).abs()
+    return {"max": difference.max().item(), "mean": difference.mean().item()}
+
+
+def main() -> None:
+    """Measure the baseline, then fast sampling."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="model folder or hub name (the preset's)")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--preset", default="80gb", choices=("24gb", "80gb"))
+    parser.add_argument("--completion-tokens", type=int, default=192)
+    parser.add_argument("--baseline-tokens", type=int, default=64)
+    parser.add_argument("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE")
+    arguments = parser.parse_args()
+    overrides: dict[str, object] = {
+        "show_progress": False, "output_dir": "outputs/gpu_rollouts",
+        "grpo.max_completion_length": arguments.completion_tokens,
+    }
+    if arguments.model:
+        overrides["model.model_name"] = arguments.model
+    overrides |= dict(text.split("=", 1) for text in arguments.set)
+    config = configs.with_overrides(configs.get_preset(arguments.preset), overrides)
+    meter = Meter(arguments.output, {
+        "device": device_name(), "preset": arguments.preset,
+        "versions": pipeline.package_versions(), "command": " ".join(sys.argv),
+    })
+    run = pipeline.prepare_run(config)
+    with meter.part("load"):
+        model, tokenizer = pipeline.load_run_model(run)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        # An adapter as after some training: B starts at zero, which would hide its cost.
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.005)
+    fast = model.generate
+    detach_fast_generate(model)
+    plain = model.generate
+    model.eval()
+    meter.note("fast_generate", time_generate(
+        fast, tokenizer, run.train[:16], 8, arguments.completion_tokens
+    ))
+    resident = FastGenerate(model, resident=True)
+    meter.note("fast_resident_generate", time_generate(
+        resident, tokenizer, run.train[:16], 8, arguments.completion_tokens
+    ))
+    del resident
+    torch.cuda.empty_cache()
+    meter.note("plain_generate", time_generate(
+        plain, tokenizer, run.train[:2], 8, arguments.baseline_tokens
+    ))
+    stage = config.grpo
+    # One step more than one round of sampling: the second round meets compiled code.
+    ours = configs.with_overrides(config, {"grpo.max_steps": stage.steps_per_generation + 1})
+    meter.note("ours", measure_grpo(run, model, tokenizer, ours, fast))
+    hours = FULL_RUN_COMPLETIONS / COMPLETIONS_PER_STEP / 3600
+    meter.note("full_grpo_hours", round(
+        meter.figures["ours"]["seconds_per_step"] * COMPLETIONS_PER_STEP
+        / stage.completions_per_step * hours, 2
+    ))
+    ids = torch.tensor([tokenizer(run.train[0].query * 40)["input_ids"][:320]] * 2, device="cuda")
+    ids[1] = ids[1].roll(17)
+    difference = logprob_difference(model, fast, ids)
+    meter.note("logprob_max_abs_diff", difference["max"])
+    meter.note("logprob_mean_abs_diff", difference["mean"])
+    seeds = configs.with_overrides(config, {
+        "grpo.max_steps": 2, "grpo.per_device_train_batch_size": 2,
+        "grpo.gradient_accumulation_steps": 8, "grpo.generation_batch_size": 0,
+        "grpo.max_completion_length": arguments.baseline_tokens,
+    })
+    meter.note("baseline", measure_grpo(run, model, tokenizer, seeds, plain))
+    base = meter.figures["baseline"]
+    # Stretch the baseline's sampling to the completion length of ours; the rest is left as it is.
+    missing = arguments.completion_tokens - arguments.baseline_tokens
+    base["seconds_per_step_at_measured_length"] = base["seconds_per_step"]
+    base["seconds_per_step"] = round(
+        base["seconds_per_step"] + 16 * missing / base["tokens_per_s"], 2
+    )
+    meter.note("baseline", base)
+    meter.note("baseline_full_grpo_hours", round(base["seconds_per_step"] * hours, 2))
+    print(json.dumps(meter.figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,491 @@
+"""Frozen settings of every stage, the hardware presets, and `--set` overrides.
+
+Each stage is a frozen dataclass whose `__post_init__` names the field that is wrong. Importing this
+module imports neither torch nor TRL; `describe_device` looks at the GPU only when it is called.
+Left out on purpose: reading settings from YAML or the environment. A preset plus overrides says it
+all, and the resolved settings are saved with every run (`to_json`).
+"""
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass, field, replace
+
+dataset_path = "dataset.jsonl"
+"""Training tasks, 800 of them; "3.5k.jsonl" is the extended set. Path relative to the root."""
+
+TINY_MODEL_PATH = "models/tiny-gpt-oss"
+PRESET_NAMES = ("auto", "cpu", "t4", "24gb", "80gb")
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, of the wrong type or out of its range."""
+
+
+def _check(condition: bool, stage: str, name: str, value: object, rule: str) -> None:
+    if not condition:
+        raise ConfigError(f"{stage}.{name} is {value!r}; it must be {rule}")
+
+
+def _check_positive(stage_name: str, stage: object, *names: str) -> None:
+    for name in names:
+        value = getattr(stage, name)
+        _check(value > 0, stage_name, name, value, "above 0")
+
+
+def _check_choice(stage_name: str, stage: object, name: str, choices: tuple) -> None:
+    value = getattr(stage, name)
+    _check(value in choices, stage_name, name, value, "one of " + ", ".join(map(repr, choices)))
+
+
+@dataclass(frozen=True)
+class ModelStage:
+    """Which model is trained and how its LoRA adapter reaches it."""
+
+    model_name: str = "unsloth/gpt-oss-20b"
+    """Hub name or folder of the model; Unsloth maps this name to its pre-quantized twin."""
+    max_seq_length: int = 2048
+    """Tokens of prompt plus completion; the full prompt needs about 1,536 of them."""
+    load_in_4bit: bool = True
+    """NF4 weights: 20 B parameters in about 12 GiB. Ignored without CUDA."""
+    dtype: str = "auto"
+    """Compute type: "auto", "float32", "float16" or "bfloat16"; auto is float32 without CUDA."""
+    device: str = "auto"
+    """"auto", "cpu" or "cuda"; auto takes the GPU when there is one."""
+    lora_rank: int = 16
+    """Rank of the LoRA update; higher is more capacity and more memory."""
+    lora_alpha: int = 32
+    """LoRA scale numerator; the update is scaled by lora_alpha / lora_rank."""
+    lora_dropout: float = 0.0
+    """Dropout on the LoRA input, 0 to 1; 0 is what Unsloth's fused kernels take."""
+    lora_reach: str = "attention+experts"
+    """"attention" (8 M trainable at rank 16 on 20 B) or "attention+experts" (185 M)."""
+    offload_embedding: bool = True
+    """Keep the embedding in CPU memory; saves about 1 GB of GPU memory."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass; saves memory, costs about a third in time."""
+    experts_implementation: str = "auto"
+    """"auto" or "eager"; eager is the fast one on a CPU (0.56 s against 0.79 s a step)."""
+    num_threads: int = 0
+    """CPU threads of torch, 0 leaves torch's choice. Fixed so that two runs agree bitwise."""
+    sampling: str = "plain"
+    """"plain" (transformers' generate), "fast" (training/rollouts.py), or "fast-resident", which
+    also keeps 16-bit copies of 4-bit experts: 38 GiB more on 20 B, faster from 64 rows."""
+    sampling_rows: int = 128
+    """Completions that fast sampling decodes at once; more are done in turns."""
+
+    def __post_init__(self) -> None:
+        _check_positive("model", self, "max_seq_length", "lora_rank", "lora_alpha", "sampling_rows")
+        _check_choice("model", self, "sampling", ("plain", "fast", "fast-resident"))
+        _check_choice("model", self, "dtype", ("auto", "float32", "float16", "bfloat16"))
+        _check_choice("model", self, "device", ("auto", "cpu", "cuda"))
+        _check_choice("model", self, "lora_reach", ("attention", "attention+experts"))
+        _check_choice("model", self, "experts_implementation", ("auto", "eager"))
+        _check(0 <= self.lora_dropout < 1, "model", "lora_dropout", self.lora_dropout, "in [0, 1)")
+        _check(self.num_threads >= 0, "model", "num_threads", self.num_threads, "0 or more")
+        _check(bool(self.model_name), "model", "model_name", self.model_name, "a name or folder")
+
+
+@dataclass(frozen=True)
+class DataStage:
+    """Which tasks are trained and evaluated on, and how they are shown to the model."""
+
+    dataset_path: str = dataset_path
+    """JSONL file whose training users are trained on."""
+    eval_dataset_path: str = "3.5k.jsonl"
+    """JSONL file whose test users are evaluated on; may be the same file."""
+    train_fraction: float = 0.7
+    """Share of users whose tasks are trained on."""
+    validation_fraction: float = 0.1
+    """Share of users watched during training; the rest of the users is the test split."""
+    split_seed: int = 0
+    """Seed of the hash that sends a user to a split; the same in every file."""
+    prompt_style: str = "full"
+    """"full" (policy and tool signatures) or "brief" (one line, for the tiny model)."""
+    skip_invalid_tasks: bool = False
+    """Train on the valid rows of a faulty file instead of refusing it."""
+    data_dir: str = ""
+    """Folder of users.json, orders.json, products.json; empty is the store in envs/retail."""
+
+    def __post_init__(self) -> None:
+        _check_choice("data", self, "prompt_style", ("full", "brief"))
+        for name in ("train_fraction", "validation_fraction"):
+            value = getattr(self, name)
+            _check(0 < value < 1, "data", name, value, "between 0 and 1")
+        total = self.train_fraction + self.validation_fraction
+        rule = "small enough that train_fraction + validation_fraction stay below 1"
+        _check(total < 1, "data", "validation_fraction", self.validation_fraction, rule)
+        for name in ("dataset_path", "eval_dataset_path"):
+            _check(bool(getattr(self, name)), "data", name, getattr(self, name), "a file path")
+
+    @property
+    def fractions(self) -> tuple[float, float, float]:
+        """Shares of users in the train, validation and test split; they sum to 1."""
+        test = round(1 - self.train_fraction - self.validation_fraction, 9)
+        return (self.train_fraction, self.validation_fraction, test)
+
+
+@dataclass(frozen=True)
+class SftStage:
+    """Supervised warm-up on gold tool calls."""
+
+    num_train_epochs: float = 1.0
+    """Passes over the training tasks; one is enough to learn the format."""
+    max_steps: int = -1
+    """Optimizer steps; -1 leaves it to num_train_epochs, 0 skips the stage."""
+    per_device_train_batch_size: int = 2
+    """Rows per forward pass and device."""
+    gradient_accumulation_steps: int = 8
+    """Forward passes per optimizer step; 2 x 8 is an effective batch of 16."""
+    learning_rate: float = 2e-4
+    """Peak of the schedule; the usual one for LoRA."""
+    warmup_steps: int = 10
+    """Optimizer steps from 0 to the peak."""
+    lr_scheduler_type: str = "cosine"
+    """Shape after the warm-up: "cosine", "linear" or "constant_with_warmup"."""
+    weight_decay: float = 0.0
+    """Decay of AdamW; none, as the adapter starts at zero."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    logging_steps: int = 5
+    """Optimizer steps between two rows of metrics."""
+    save_steps: int = 50
+    """Optimizer steps between two checkpoints: what a crash can cost at most."""
+    save_total_limit: int = 2
+    """Checkpoints kept; two, so that one is whole while the next is written."""
+
+    def __post_init__(self) -> None:
+        names = ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
+        _check_positive("sft", self, *names, "learning_rate", "logging_steps", "save_steps")
+        _check_positive("sft", self, "max_grad_norm")
+        _check(self.save_total_limit >= 2, "sft", "save_total_limit", self.save_total_limit,
+               "2 or more, so that one is whole while another is written")
+        _check(self.max_steps >= -1, "sft", "max_steps", self.max_steps, "-1 or more")
+        _check(self.warmup_steps >= 0, "sft", "warmup_steps", self.warmup_steps, "0 or more")
+        shapes = ("cosine", "linear", "constant_with_warmup", "constant")
+        _check_choice("sft", self, "lr_scheduler_type", shapes)
+
+
+@dataclass(frozen=True)
+class GrpoStage:
+    """Group relative policy optimization with rewards that run the tools."""
+
+    num_train_epochs: float = 3.0
+    """Passes over the training tasks."""
+    max_steps: int = -1
+    """Optimizer steps; -1 leaves it to num_train_epochs, 0 skips the stage."""
+    per_device_train_batch_size: int = 2
+    """Completions per forward pass and device."""
+    gradient_accumulation_steps: int = 8
+    """Forward passes per optimizer step; 2 x 8 is an effective batch of 16 completions."""
+    num_generations: int = 8
+    """Completions per task (the group G) whose rewards are compared."""
+    generation_batch_size: int = 0
+    """Completions sampled by one generate call on each device; 0 is those of one step."""
+    learning_rate: float = 5e-6
+    """Peak of the schedule; forty times below SFT, as the gradient is noisy."""
+    warmup_steps: int = 0
+    """Optimizer steps from 0 to the peak."""
+    lr_scheduler_type: str = "linear"
+    """Shape after the warm-up: "cosine", "linear" or "constant_with_warmup"."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    max_completion_length: int = 512
+    """Tokens a completion may have; longer ones are cut and fail to parse."""
+    temperature: float = 0.7
+    """Sampling temperature of the rollouts."""
+    beta: float = 0.01
+    """Weight of the KL to the reference policy, the adapter as SFT left it; 0 drops it."""
+    loss_type: str = "dapo"
+    """"dapo", "dr_grpo", "bnpo" or "grpo": how token losses are averaged."""
+    scale_rewards: str = "group"
+    """Divide advantages by the std of the "group", the "batch", or not at all ("none")."""
+    tool_reward_weight: float = 1.0
+    """Weight of `tool_reward`, the shaped reward over the calls."""
+    outcome_reward_weight: float = 1.0
+    """Weight of `outcome_reward`, 1.0 when the store ends as gold leaves it."""
+    resample_rounds: int = 0
+    """Times a group without spread is replaced by another task's group; 0 trains as drawn."""
+    curriculum: bool = False
+    """Show tasks in order of the difficulty tag in the first epoch instead of shuffled."""
+    eval_steps: int = 0
+    """Optimizer steps between two looks at held-out tasks; 0 never looks."""
+    num_eval_tasks: int = 64
+    """Validation tasks in one look."""
+    early_stopping_patience: int = 0
+    """Looks without a better held-out db match before stopping; 0 runs to the end."""
+    max_kl: float = 0.0
+    """KL guard: training stops above this KL to the reference; 0 is no guard."""
+    logging_steps: int = 1
+    """Optimizer steps between two rows of metrics."""
+    save_steps: int = 20
+    """Optimizer steps between two checkpoints; rounded up to whole generation batches."""
+    save_total_limit: int = 2
+    """Checkpoints kept; two, so that one is whole while the next is written."""
+
+    def __post_init__(self) -> None:
+        names = ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
+        _check_positive("grpo", self, *names, "learning_rate", "temperature", "logging_steps")
+        _check_positive("grpo", self, "max_completion_length", "num_eval_tasks", "max_grad_norm")
+        _check_positive("grpo", self, "save_steps")
+        _check(self.save_total_limit >= 2, "grpo", "save_total_limit", self.save_total_limit,
+               "2 or more, so that one is whole while another is written")
+        _check(self.max_steps >= -1, "grpo", "max_steps", self.max_steps, "-1 or more")
+        count = self.num_generations
+        _check(count >= 2, "grpo", "num_generations", count, "2 or more, rewards are compared")
+        zero_or_more = ("beta", "warmup_steps", "tool_reward_weight", "outcome_reward_weight")
+        zero_or_more += ("resample_rounds", "eval_steps", "early_stopping_patience", "max_kl")
+        for name in (*zero_or_more, "generation_batch_size"):
+            _check(getattr(self, name) >= 0, "grpo", name, getattr(self, name), "0 or more")
+        _check_choice("grpo", self, "loss_type", ("dapo", "dr_grpo", "bnpo", "grpo"))
+        _check_choice("grpo", self, "scale_rewards", ("group", "batch", "none"))
+        total = self.tool_reward_weight + self.outcome_reward_weight
+        _check(total > 0, "grpo", "tool_reward_weight", self.tool_reward_weight,
+               "above 0 when outcome_reward_weight is 0")
+        step = self.completions_per_step
+        if self.generation_batch_size:
+            size = self.generation_batch_size
+            rule = f"a multiple of the {step} completions of one optimizer step"
+            _check(size % step == 0, "grpo", "generation_batch_size", size, rule)
+        size = self.generation_batch_size or step
+        rule = f"a divisor of the {size} completions of one generate call"
+        _check(size % count == 0, "grpo", "num_generations", count, rule)
+        if self.early_stopping_patience:
+            _check(self.eval_steps > 0, "grpo", "eval_steps", self.eval_steps,
+                   "above 0 when early_stopping_patience is set")
+        if self.max_kl:
+            _check(self.beta > 0, "grpo", "beta", self.beta, "above 0 when max_kl is set")
+
+    @property
+    def completions_per_step(self) -> int:
+        """Completions of one optimizer step on one device."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def steps_per_generation(self) -> int:
+        """Optimizer steps taken on the completions of one generate call (one device)."""
+        return max(1, self.generation_batch_size // self.completions_per_step)
+
+
+@dataclass(frozen=True)
+class EvaluationStage:
+    """Greedy decoding of held-out tasks, the same ones at every stage."""
+
+    num_tasks: int = 512
+    """Held-out tasks at most; 0 takes all of them."""
+    batch_size: int = 64
+    """Prompts per generate call."""
+    max_new_tokens: int = 512
+    """Tokens a completion may have."""
+    greedy: bool = True
+    """Most likely token each time; False samples at `temperature`."""
+    temperature: float = 0.7
+    """Sampling temperature when `greedy` is False."""
+    num_bootstrap: int = 1000
+    """Resamples behind the 95 % intervals."""
+
+    def __post_init__(self) -> None:
+        names = ("batch_size", "max_new_tokens", "num_bootstrap", "temperature")
+        _check_positive("evaluation", self, *names)
+        _check(self.num_tasks >= 0, "evaluation", "num_tasks", self.num_tasks, "0 or more")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything one run needs, saved with it as config.json."""
+
+    model: ModelStage = field(default_factory=ModelStage)
+    data: DataStage = field(default_factory=DataStage)
+    sft: SftStage = field(default_factory=SftStage)
+    grpo: GrpoStage = field(default_factory=GrpoStage)
+    evaluation: EvaluationStage = field(default_factory=EvaluationStage)
+    output_dir: str = "outputs/tau_bench_rl"
+    """Folder of the run; created when missing."""
+    seed: int = 3407
+    """Seed of adapters, data order and sampling."""
+    preset: str = "24gb"
+    """Name of the preset these settings started from."""
+    show_progress: bool = True
+    """Progress bars; off in notebooks, where each tick would be saved."""
+    merge_model: bool = True
+    """Write merged_model/ (adapter folded into the weights) at the end."""
+
+    def __post_init__(self) -> None:
+        _check(bool(self.output_dir), "run", "output_dir", self.output_dir, "a folder path")
+        _check(self.seed >= 0, "run", "seed", self.seed, "0 or more")
+        longest = self.grpo.max_completion_length
+        _check(longest < self.model.max_seq_length, "grpo", "max_completion_length", longest,
+               f"below model.max_seq_length ({self.model.max_seq_length})")
+
+    def to_json(self) -> str:
+        """Return the settings as indented JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+
+def from_dict(settings: dict) -> RunConfig:
+    """Return the settings that `RunConfig.to_json` wrote.
+
+    Args:
+        settings: The parsed JSON.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """
+    stages = {f.name: f.default_factory for f in dataclasses.fields(RunConfig)
+              if f.default_factory is not dataclasses.MISSING}
+    parts = {name: stage(**settings[name]) for name, stage in stages.items()}
+    return RunConfig(**(settings | parts))
+
+
+def pick_preset() -> tuple[str, str]:
+    """Choose a preset by the memory of the GPU.
+
+    Returns:
+        The preset's name and one sentence that says why.
+    """
+    import training  # noqa: F401  (before torch: it sets what torch reads once)
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu", "no CUDA GPU is visible, so the small model that ships here is trained"
+    properties = torch.cuda.get_device_properties(0)
+    gib = properties.total_memory / 2**30
+    found = f"{properties.name} has {gib:.0f} GiB"
+    if gib < 14:
+        return "cpu", f"{found}, too little for 20 B parameters in 4-bit (about 14 GiB)"
+    if gib < 20:
+        return "t4", f"{found}: short completions and an attention-only adapter fit"
+    if gib < 70:
+        return "24gb", f"{found}: the 20B model in 4-bit with an adapter on the experts fits"
+    return "80gb", f"{found}: room for large generate calls, which set the pace of GRPO"
+
+
+def describe_device() -> str:
+    """Say in one line what hardware there is and which preset "auto" takes."""
+    name, reason = pick_preset()
+    return f"preset {name}: {reason}"
+
+
+_CPU = RunConfig(
+    model=ModelStage(
+        model_name=TINY_MODEL_PATH, max_seq_length=1024, load_in_4bit=False, dtype="float32",
+        device="cpu", offload_embedding=False,
+        gradient_checkpointing=False, experts_implementation="eager", num_threads=2,
+        sampling="fast",
+    ),
+    data=DataStage(dataset_path="3.5k.jsonl", prompt_style="brief"),
+    sft=SftStage(
+        max_steps=80, per_device_train_batch_size=8, gradient_accumulation_steps=1,
+        learning_rate=2e-3, warmup_steps=10, logging_steps=10, save_steps=20,
+    ),
+    grpo=GrpoStage(
+        max_steps=40, per_device_train_batch_size=32, gradient_accumulation_steps=1,
+        learning_rate=4e-4, max_completion_length=300, temperature=1.0, num_generations=8,
+        eval_steps=10, num_eval_tasks=128, early_stopping_patience=4, save_steps=10,
+        resample_rounds=2,
+    ),
+    evaluation=EvaluationStage(num_tasks=512, batch_size=128, max_new_tokens=300),
+    preset="cpu",
+)
+
+# beta is 0 on GPUs: Unsloth takes the base model as the reference, not the adapter as SFT left it,
+# so the KL term would pull SFT's gain back; it also took half of a step (docs/GPU.md).
+_PRESETS = {
+    "cpu": _CPU,
+    "t4": RunConfig(
+        model=ModelStage(lora_reach="attention", dtype="float16"),
+        sft=SftStage(per_device_train_batch_size=1, gradient_accumulation_steps=16),
+        # Reading 16 prompts in one generate call overflowed 14 GiB by a few hundred MiB.
+        grpo=GrpoStage(
+            per_device_train_batch_size=1, gradient_accumulation_steps=8,
+            max_completion_length=384, save_steps=10, beta=0.0,
+        ),
+        evaluation=EvaluationStage(num_tasks=128, batch_size=8, max_new_tokens=384),
+        preset="t4",
+    ),
+    "24gb": RunConfig(
+        model=ModelStage(sampling="fast", sampling_rows=64),
+        grpo=GrpoStage(generation_batch_size=64, save_steps=12, beta=0.0),
+        evaluation=EvaluationStage(num_tasks=256, batch_size=64),
+        preset="24gb",
+    ),
+    "80gb": RunConfig(
+        model=ModelStage(
+            offload_embedding=False, gradient_checkpointing=True, sampling="fast",
+        ),
+        grpo=GrpoStage(
+            per_device_train_batch_size=8, gradient_accumulation_steps=2, generation_batch_size=128,
+            beta=0.0,
+        ),
+        evaluation=EvaluationStage(num_tasks=0, batch_size=128),
+        preset="80gb",
+    ),
+}
+
+
+def get_preset(name: str) -> RunConfig:
+    """Return the settings of a preset.
+
+    Args:
+        name: One of `PRESET_NAMES`; "auto" picks by the memory of the GPU.
+
+    Returns:
+        The frozen settings; `RunConfig.preset` is the name after "auto" was resolved.
+
+    Raises:
+        ConfigError: The name is unknown.
+    """
+    if name not in PRESET_NAMES:
+        raise ConfigError(f"unknown preset {name!r}; choose one of " + ", ".join(PRESET_NAMES))
+    return _PRESETS[pick_preset()[0] if name == "auto" else name]
+
+
+def _convert(path: str, text: object, wanted: type) -> object:
+    """Turn the text of an override into the field's type."""
+    if isinstance(text, wanted) and not (isinstance(text, bool) and wanted is not bool):
+        return text
+    words = str(text)
+    try:
+        if wanted is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[words.lower()]
+        if wanted is int:
+            return int(words)
+        if wanted is float:
+            return float(words)
+    except (KeyError, ValueError):
+        raise ConfigError(f"{path}={words}: expected {wanted.__name__}") from None
+    return words
+
+
+def with_overrides(config: RunConfig, overrides: dict[str, object]) -> RunConfig:
+    """Return a copy of the settings with some fields changed.
+
+    Args:
+        config: Settings to start from.
+        overrides: Dotted field name to value, e.g. {"grpo.learning_rate": "1e-5"}; text is
+            converted to the field's type, None keeps the field as it is.
+
+    Returns:
+        New settings; every check has run again, once all fields are in place.
+
+    Raises:
+        ConfigError: A field is unknown, a value has the wrong type or is out of range.
+    """
+    changes: dict[str, dict[str, object]] = {}
+    for path, value in overrides.items():
+        if value is None:
+            continue
+        stage_name, _, name = path.rpartition(".")
+        stages = [f.name for f in dataclasses.fields(config)
+                  if dataclasses.is_dataclass(getattr(config, f.name))]
+        if stage_name and stage_name not in stages:
+            raise ConfigError(f"unknown stage in {path!r}; choose one of " + ", ".join(stages))
+        owner = getattr(config, stage_name) if stage_name else config
+        hints = typing.get_type_hints(type(owner))
+        known = [n for n in hints if stage_name or n not in stages]
+        if name not in known:
+            raise ConfigError(f"unknown field {path!r}; choose one of " + ", ".join(known))
+        changes.setdefault(stage_name, {})[name] = _convert(path, value, hints[name])
+    top = changes.pop("", {})
+    parts = {s: replace(getattr(config, s), **fields) for s, fields in changes.items()}
+    return replace(config, **parts, **top)

@@ -1,0 +1,166 @@
+"""Watching: metrics.csv, sample rollouts, each warning, and the plots that read the files."""
+
+import csv
+import json
+
+import pytest
+import resume_run
+import tiny_random
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from data_reader import gold_completion
+from envs.retail import RetailDatabase
+from harmony import render_completion
+from task_tester import score_completion
+from training.callbacks import MetricsTable
+from training.grpo import run_grpo
+from training.model import load_model
+from training.plots import plot_all
+from training.watch import RULES, describe_rollout, find_warnings
+
+
+@pytest.fixture(scope="module")
+def db():
+    return RetailDatabase.load()
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory, db):
+    """Folder of a GRPO run of 6 steps with held-out looks and early stopping switched on."""
+    folder = tmp_path_factory.mktemp("watched")
+    config = tiny_random.tiny_config(
+        folder, grpo__eval_steps=2, grpo__num_eval_tasks=3, grpo__early_stopping_patience=3,
+        grpo__max_steps=9,
+    )
+    model, tokenizer = load_model(config.model)
+    tasks = tiny_random.make_tasks(12)
+    run_grpo(model, tokenizer, tasks, db, config, validation_tasks=tasks[:4])
+    return folder / "run"
+
+
+def read_rows(folder) -> list[dict]:
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_table_keeps_rows_and_forgets_what_is_trained_again(tmp_path):
+    table = MetricsTable(tmp_path / "metrics.csv")
+    table.add("sft", 1, {"loss": 0.5})
+    table.add("sft", 2, {"loss": 0.25, "entropy": 1.0})
+    table.add("grpo", 1, {"reward": -1.0})
+    table.add("grpo", 1, {"heldout/db_match": 0.5})
+    again = MetricsTable(tmp_path / "metrics.csv")
+    assert again.rows == table.rows
+    assert again.stage_rows("grpo", 9) == [{"step": 1, "reward": -1, "heldout/db_match": 0.5}]
+    again.forget_after("sft", 1)
+    again.add("sft", 2, {"loss": 0.125})
+    rows = MetricsTable(tmp_path / "metrics.csv").stage_rows("sft", 9)
+    assert rows == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.125}]
+
+
+def test_a_run_leaves_its_metrics(watched):
+    rows = read_rows(watched)
+    assert [(row["stage"], row["step"]) for row in rows] == [("grpo", str(n)) for n in range(7)]
+    looks = [row["step"] for row in rows if row["heldout/db_match"]]
+    assert looks == ["0", "2", "4", "6"]
+    for name in ("kl_to_sft", "entropy", "frac_reward_zero_std", "parse_failures/empty",
+                 "completions/mean_length", "rewards/outcome_reward/mean"):
+        assert name in rows[0], name
+
+
+def test_early_stopping_keeps_the_best_adapter(watched):
+    assert json.loads((watched / "best_adapter" / "step.json").read_text()) == {"step": 0}
+
+
+def test_tensorboard_has_rewards_by_name_and_rollouts_as_text(watched):
+    events = EventAccumulator(str(watched / "tensorboard" / "grpo"))
+    events.Reload()
+    tags = events.Tags()
+    assert "grpo/rewards/tool_reward/mean" in tags["scalars"]
+    assert "grpo/rewards/outcome_reward/mean" in tags["scalars"]
+    assert "rollouts/best/text_summary" in tags["tensors"]
+    text = events.Tensors("rollouts/best/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "reward -1" in text and "parse error" in text
+
+
+def test_dead_groups_are_warned_of_once(watched):
+    records = [json.loads(line) for line in (watched / "warnings.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if r["kind"] == "dead_groups"] == [5]
+
+
+def test_rollout_shows_query_calls_results_and_parts(db):
+    task = tiny_random.make_tasks(2)[1]
+    text = render_completion(gold_completion(task))
+    shown = describe_rollout(task, text, score_completion(task, gold_completion(task), db), db)
+    assert task.query in shown and text in shown
+    assert "find_user_id_by_email" in shown and "ok:" in shown and task.user_id in shown
+    assert "action_name" in shown and "outcome 1" in shown
+
+
+def steps(**columns: list[float]) -> list[dict]:
+    names = {name.replace("__", "/"): values for name, values in columns.items()}
+    length = max(map(len, names.values()))
+    return [{"step": n, **{k: v[n] for k, v in names.items() if n < len(v)}} for n in range(length)]
+
+
+CASES = {
+    "dead_groups": (
+        steps(frac_reward_zero_std=[0.2] + [1.0] * 5), steps(frac_reward_zero_std=[1.0] * 4 + [0.9])
+    ),
+    "clipping": (
+        steps(completions__clipped_ratio=[0.1, 0.6, 0.5, 0.7]),
+        steps(completions__clipped_ratio=[0.6, 0.6, 0.4]),
+    ),
+    "length_collapse": (
+        steps(completions__mean_length=[80.0] * 5 + [20.0] * 3),
+        steps(completions__mean_length=[80.0] * 5 + [50.0] * 3),
+    ),
+    "kl_blow_up": (
+        steps(kl_to_sft=[0.01] * 10 + [0.9]), steps(kl_to_sft=[0.01] * 10 + [0.09])
+    ),
+    "reward_without_result": (
+        steps(reward=[1.0] * 5 + [2.0] * 7, heldout__db_match=[0.5] * 6 + [0.4] * 6),
+        steps(reward=[1.0] * 5 + [2.0] * 7, heldout__db_match=[0.5] * 6 + [0.47] * 6),
+    ),
+    "parse_rate_falls": (
+        steps(rollouts__parsed=[0.9] * 5 + [0.7] * 5), steps(rollouts__parsed=[0.9] * 5 + [0.85] * 5)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_each_warning_comes_when_it_should_and_only_then(kind):
+    bad, good = CASES[kind]
+    found = find_warnings(bad)
+    assert [finding.kind for finding in found] == [kind]
+    message = found[0].message
+    assert "\n" not in message and ("grpo." in message or "SFT" in message)
+    assert find_warnings(good) == []
+
+
+def test_plots_are_made_from_files(watched, tmp_path):
+    names = [path.name for path in plot_all(watched)]
+    assert names == ["loss.png", "rewards.png", "health.png"]
+    assert plot_all(tmp_path) == []
+
+
+def test_evaluation_plots(tmp_path, db):
+    from training.evaluation import _write_evaluation, score_texts
+
+    tasks = tiny_random.make_tasks(4)
+    config = tiny_random.tiny_config(tmp_path)
+    for label in ("base", "sft", "sft_grpo"):
+        texts = [render_completion(gold_completion(task)) for task in tasks]
+        texts[0] = render_completion("no plan")
+        _write_evaluation(tmp_path, score_texts(tasks, texts, db, config, label))
+    assert [path.name for path in plot_all(tmp_path)] == ["evaluation.png", "failures.png"]
+
+
+def test_kl_guard_stops_the_run(tmp_path, db):
+    config = tiny_random.tiny_config(tmp_path, grpo__max_kl=1e-9, grpo__learning_rate=1e-2)
+    model, tokenizer = load_model(config.model)
+    run_grpo(model, tokenizer, tiny_random.make_tasks(8), db, config,
+             make_rewards=resume_run.make_spread_rewards)
+    assert [row["step"] for row in read_rows(tmp_path / "run")] == ["1", "2"]
+    record = json.loads((tmp_path / "run" / "warnings.jsonl").read_text().splitlines()[0])
+    assert (record["kind"], record["step"]) == ("kl_guard", 2)

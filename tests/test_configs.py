@@ -1,0 +1,130 @@
+"""Settings: defaults the README promises, checks that name the field, overrides, presets."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+import configs
+from configs import ConfigError, GrpoStage, ModelStage, RunConfig, get_preset, with_overrides
+
+
+def test_defaults_are_the_promised_ones():
+    config = RunConfig()
+    assert configs.dataset_path == config.data.dataset_path == "dataset.jsonl"
+    assert config.output_dir == "outputs/tau_bench_rl"
+    model, sft, grpo = config.model, config.sft, config.grpo
+    assert (model.max_seq_length, model.lora_rank, model.load_in_4bit) == (2048, 16, True)
+    assert model.offload_embedding
+    assert (sft.num_train_epochs, sft.learning_rate, sft.warmup_steps) == (1, 2e-4, 10)
+    assert (grpo.num_train_epochs, grpo.learning_rate, grpo.temperature) == (3, 5e-6, 0.7)
+    assert grpo.max_completion_length == 512
+    for stage in (sft, grpo):
+        assert stage.per_device_train_batch_size * stage.gradient_accumulation_steps == 16
+
+
+@pytest.mark.parametrize("name", ["cpu", "t4", "24gb", "80gb"])
+def test_presets_are_valid_and_named(name):
+    config = get_preset(name)
+    assert config.preset == name
+    assert sum(config.data.fractions) == pytest.approx(1)
+    assert json.loads(config.to_json())["preset"] == name
+
+
+def test_cpu_preset_fits_a_cpu():
+    config = get_preset("cpu")
+    assert config.model.device == "cpu" and config.model.dtype == "float32"
+    assert not config.model.load_in_4bit and config.model.num_threads > 0
+    assert config.evaluation.num_tasks >= 512
+
+
+def test_auto_is_resolved():
+    assert get_preset("auto").preset in ("cpu", "t4", "24gb", "80gb")
+    assert configs.describe_device().startswith("preset ")
+
+
+@pytest.mark.parametrize(
+    ("gib", "preset"), [(None, "cpu"), (8, "cpu"), (15, "t4"), (22, "24gb"), (40, "24gb"),
+                        (79, "80gb"), (139, "80gb")]
+)
+def test_auto_goes_by_gpu_memory(monkeypatch, gib, preset):
+    import torch
+
+    properties = type("Properties", (), {"name": "GPU", "total_memory": (gib or 0) * 2**30})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gib is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    name, reason = configs.pick_preset()
+    assert name == preset
+    assert "GPU" in reason
+
+
+def test_settings_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        get_preset("cpu").sft.learning_rate = 1.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"sft.learning_rate": "-1"}, "sft.learning_rate is -1.0"),
+        ({"sft.max_steps": "many"}, "sft.max_steps=many: expected int"),
+        ({"sft.max_step": "1"}, "unknown field 'sft.max_step'"),
+        ({"ppo.max_steps": "1"}, "unknown stage in 'ppo.max_steps'"),
+        ({"model": "x"}, "unknown field 'model'"),
+        ({"show_progress": "perhaps"}, "show_progress=perhaps: expected bool"),
+        ({"model.lora_reach": "all"}, "model.lora_reach is 'all'"),
+        ({"data.train_fraction": "0.95"}, "data.validation_fraction"),
+        ({"grpo.num_generations": "5"}, "grpo.num_generations is 5"),
+        ({"grpo.num_generations": "1"}, "grpo.num_generations is 1"),
+        ({"grpo.generation_batch_size": "24"}, "grpo.generation_batch_size is 24"),
+        ({"grpo.max_completion_length": "4096"}, "grpo.max_completion_length is 4096"),
+        ({"grpo.early_stopping_patience": "2"}, "grpo.eval_steps"),
+        ({"grpo.max_kl": "0.1", "grpo.beta": "0"}, "grpo.beta"),
+        ({"grpo.tool_reward_weight": "0", "grpo.outcome_reward_weight": "0"}, "tool_reward_weight"),
+        ({"grpo.save_total_limit": "1"}, "grpo.save_total_limit is 1"),
+        ({"seed": "-1"}, "run.seed"),
+    ],
+)
+def test_a_wrong_setting_is_named(overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        with_overrides(get_preset("24gb"), overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_preset_is_one_line():
+    with pytest.raises(ConfigError, match="unknown preset 'gpu'; choose one of auto, cpu"):
+        get_preset("gpu")
+
+
+def test_overrides_are_converted_and_checked_together():
+    config = with_overrides(get_preset("24gb"), {
+        "grpo.learning_rate": "1e-5", "seed": "7", "merge_model": "false", "sft.max_steps": 3,
+        "grpo.num_generations": "4", "grpo.per_device_train_batch_size": "4",
+        "evaluation.num_tasks": None,
+    })
+    assert (config.grpo.learning_rate, config.seed, config.merge_model) == (1e-5, 7, False)
+    assert config.sft.max_steps == 3
+    assert config.evaluation == get_preset("24gb").evaluation
+
+
+def test_steps_per_generation():
+    stage = GrpoStage(generation_batch_size=64)
+    assert (stage.completions_per_step, stage.steps_per_generation) == (16, 4)
+    assert GrpoStage().steps_per_generation == 1
+
+
+def test_every_field_has_a_docstring():
+    source = open(configs.__file__, encoding="utf-8").read().splitlines()
+    for stage in (ModelStage, configs.DataStage, configs.SftStage, GrpoStage,
+                  configs.EvaluationStage):
+        for field in dataclasses.fields(stage):
+            line = next(i for i, text in enumerate(source) if text.startswith(f"    {field.name}:"))
+            assert source[line + 1].strip().startswith('"""'), field.name
+
+
+def test_importing_settings_imports_no_torch():
+    code = "import sys, configs; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

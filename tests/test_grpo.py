@@ -1,0 +1,194 @@
+"""GRPO: rewards from one scoring, order of tasks, reference policy, resampling, a step that learns."""
+
+import pytest
+import resume_run
+import tiny_random
+import torch
+from datasets import Dataset
+
+from data_reader import Task, gold_completion, task_to_json
+from envs.retail import RetailDatabase
+from harmony import render_completion
+from task_tester import score_completion
+from training import rewards as rewards_module
+from training.grpo import build_grpo_trainer, count_steps, order_by_difficulty, run_grpo
+from training.model import load_model
+from training.resampling import Group, Resampler
+from training.rewards import CompletionScorer, make_reward_functions, summarize_batch
+
+
+@pytest.fixture(scope="module")
+def db():
+    return RetailDatabase.load()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("grpo")
+
+
+def batch_of(tokenizer, tasks: list[Task], texts: list[str]) -> dict:
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    return {"completion_ids": ids, "task": [task_to_json(task) for task in tasks]}
+
+
+def test_rewards_come_from_one_scoring_of_each_completion(db, monkeypatch):
+    tokenizer = tiny_random.make_tokenizer()
+    scorer = CompletionScorer(tokenizer, db)
+    tool_reward, outcome_reward = make_reward_functions(scorer)
+    assert (tool_reward.__name__, outcome_reward.__name__) == ("tool_reward", "outcome_reward")
+    calls = []
+
+    def count(task, completion, store):
+        calls.append(completion)
+        return score_completion(task, completion, store)
+
+    monkeypatch.setattr(rewards_module, "score_completion", count)
+    first, second = tiny_random.make_tasks(2)
+    gold = render_completion(gold_completion(first))
+    texts = [gold, render_completion("no plan"), gold.removesuffix("<|return|>")[:-4], gold]
+    batch = batch_of(tokenizer, [first, first, first, second], texts)
+    logged = {}
+    shaped = tool_reward(**batch, log_metric=logged.__setitem__, trainer_state=None)
+    outcome = outcome_reward(**batch, log_metric=logged.__setitem__, trainer_state=None)
+    best = score_completion(first, gold_completion(first), db)
+    assert shaped[0] == best.max_reward and outcome[0] == 1.0
+    assert shaped[1] == shaped[2] == -1.0 and outcome[1] == outcome[2] == 0.0
+    assert shaped[3] < best.max_reward and outcome[3] == 0.0
+    assert len(calls) == len(texts) == scorer.num_scored
+    assert logged["parse_failures/not_json"] == 0.5
+    assert logged["rollouts/exact_match"] == 0.25
+    assert 0 < logged["tools/find_user_id_by_email"] < 1
+
+
+def test_invented_tools_share_one_column(db):
+    task = tiny_random.make_tasks(1)[0]
+    texts = [f'{{"tool_calls":[{{"name":"invented_{n}","arguments":{{}}}}]}}' for n in range(3)]
+    metrics = summarize_batch([score_completion(task, text, db) for text in texts])
+    assert [name for name in metrics if name.startswith("tools/")] == ["tools/unknown"]
+
+
+def test_curriculum_goes_from_easy_to_hard_in_the_first_pass():
+    levels = ["hard", "easy", "medium", "easy"]
+    tasks = [Task("q", [{"name": "n", "arguments": {}}], "f", f"t{n}", tags={"difficulty": level})
+             for n, level in enumerate(levels)]
+    order = order_by_difficulty(tasks, 8, seed=0)
+    assert [levels[n] for n in order[:4]] == ["easy", "easy", "medium", "hard"]
+    assert sorted(order[4:]) == [0, 1, 2, 3]
+    assert order_by_difficulty(tasks, 6, seed=0) == order[:6]
+
+
+def test_tasks_of_one_generate_call_are_of_like_length(folder, db):
+    config = tiny_random.tiny_config(folder, grpo__max_steps=10, grpo__generation_batch_size=16)
+    model, tokenizer = load_model(config.model)
+    tasks = tiny_random.make_tasks(20)
+    trainer = build_grpo_trainer(model, tokenizer, tasks, db, config, [], make_reward_functions)
+    lengths = [len(prompt) for prompt in trainer.train_dataset["prompt"]]
+    calls = [lengths[start:start + 4] for start in range(0, len(lengths), 4)]
+    assert len(calls) == 5
+    assert max(max(call) - min(call) for call in calls) < max(lengths) - min(lengths)
+    assert len(set(trainer.train_dataset["prompt"])) == 20, "one pass shows every task once"
+
+
+def test_steps_of_an_epoch(folder):
+    stage = tiny_random.tiny_config(folder, grpo__max_steps=-1, grpo__num_train_epochs=3.0).grpo
+    assert stage.completions_per_step == 8 and stage.num_generations == 4
+    assert count_steps(stage, num_tasks=10) == 15
+    assert count_steps(stage, num_tasks=10, world_size=2) == 8
+
+
+def test_router_loss_is_off_and_the_reference_is_the_sft_adapter(folder, db):
+    config = tiny_random.tiny_config(folder)
+    model, tokenizer = load_model(config.model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.01)
+    tasks = tiny_random.make_tasks(8)
+    trainer = build_grpo_trainer(model, tokenizer, tasks, db, config, [], make_reward_functions)
+    assert not trainer.aux_loss_enabled
+    assert trainer.reward_func_names == ["tool_reward", "outcome_reward"]
+    reference = {n: p for n, p in model.named_parameters() if ".ref." in n and "lora_B" in n}
+    assert reference and all((p == 0.01).all() for p in reference.values())
+    assert not any(p.requires_grad for n, p in model.named_parameters() if ".ref." in n)
+
+
+def test_a_run_moves_the_adapter_and_logs_each_reward(folder, db):
+    config = tiny_random.tiny_config(folder, grpo__learning_rate=1e-2, grpo__max_steps=3)
+    model, tokenizer = load_model(config.model)
+    before = {n: p.clone() for n, p in model.named_parameters() if p.requires_grad}
+    run_grpo(model, tokenizer, tiny_random.make_tasks(8), db, config,
+             make_rewards=resume_run.make_spread_rewards)
+    after = dict(model.named_parameters())
+    assert any(not after[name].equal(value) for name, value in before.items())
+    assert list(model.peft_config) == ["default"], "the reference adapter is left behind"
+    columns = (folder / "run" / "metrics.csv").read_text().splitlines()[0].split(",")
+    for name in ("rewards/tool_reward/mean", "rewards/outcome_reward/mean", "kl_to_sft", "entropy",
+                 "frac_reward_zero_std", "completions/clipped_ratio", "rollouts/parsed"):
+        assert name in columns
+
+
+def test_equal_rewards_change_nothing_but_for_the_kl(folder, db):
+    config = tiny_random.tiny_config(folder, grpo__max_steps=2, grpo__beta=0.0,
+                                     grpo__learning_rate=1e-2)
+    model, tokenizer = load_model(config.model)
+    before = {n: p.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    def constant(scorer):
+        _, outcome_reward = make_reward_functions(scorer)
+
+        def tool_reward(completion_ids, **_):
+            return [1.0] * len(completion_ids)
+
+        return [tool_reward, outcome_reward]
+
+    run_grpo(model, tokenizer, tiny_random.make_tasks(8), db, config, make_rewards=constant)
+    for name, value in before.items():
+        assert dict(model.named_parameters())[name].equal(value)
+
+
+class FakeTrainer:
+    """Stands in for TRL's trainer: completions are written down beforehand."""
+
+    def __init__(self, tokenizer, answers: dict[str, list[str]]) -> None:
+        self.processing_class = tokenizer
+        self.answers = answers
+        self.accelerator = type("Accelerator", (), {"process_index": 0})
+        self.state = type("State", (), {"global_step": 0})
+        self.num_sampled = 0
+
+    def _generate_single_turn(self, prompt_ids, images, fields, num_generations):
+        texts = []
+        for index, ids in enumerate(prompt_ids):
+            prompt = self.processing_class.decode(ids)
+            texts.append(self.answers[prompt][index % num_generations])
+        self.num_sampled += len(texts)
+        return [self.processing_class(text)["input_ids"] for text in texts], None
+
+
+def test_groups_without_spread_are_replaced(folder, db):
+    config = tiny_random.tiny_config(folder, grpo__num_generations=2, grpo__resample_rounds=8)
+    tokenizer = tiny_random.make_tokenizer()
+    tasks = tiny_random.make_tasks(4)
+    prompts = [f"prompt {n}" for n in range(4)]
+    bad = render_completion("no plan")
+    answers = {p: [bad, bad] for p in prompts}
+    answers[prompts[0]] = [render_completion(gold_completion(tasks[0])), bad]
+    scorer = CompletionScorer(tokenizer, db)
+    texts = [task_to_json(task) for task in tasks]
+    rows = Dataset.from_dict({"prompt": prompts, "task": texts})
+    resampler = Resampler(config, scorer, rows)
+    trainer = FakeTrainer(tokenizer, answers)
+    batch = [prompt for prompt in prompts[:2] for _ in range(2)]
+    output = resampler(batch, trainer)
+    assert scorer.notes == {"resampling/useful_before": 0.5, "resampling/useful_after": 1.0}
+    assert output["task"] == [texts[0]] * 4, "the dead group's task is the drawn one's"
+    assert tokenizer.decode(output["prompt_ids"][2]) == prompts[0]
+    assert len(output["completion_ids"]) == 4 and output["logprobs"] is None
+    again = Resampler(config, CompletionScorer(tokenizer, db), rows)
+    assert again(batch, FakeTrainer(tokenizer, answers)) == output
+
+
+def test_spread_of_a_group():
+    assert Group([], [], [], [1.0, 0.0]).has_spread
+    assert not Group([], [], [], [0.3, 0.3]).has_spread

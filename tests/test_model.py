@@ -1,0 +1,241 @@
+"""Loading, saving, merging: what comes back from disk computes the same; faults are one line."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs import ModelStage
+from tests.tiny_random import make_model_dir
+from training import model as model_module
+from training.checkpoint import ModelError, check_environment, count_parameters, read_pins
+from training.model import (
+    compare_logits,
+    count_trainable,
+    load_for_evaluation,
+    load_model,
+    logits_on,
+    memory_guard,
+    merge_and_save,
+    save_adapter,
+)
+
+PROMPTS = ["<|start|>user<|message|>cancel #W12", "<|start|>assistant", "7"]
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> ModelStage:
+    folder = make_model_dir(tmp_path_factory.mktemp("base"))
+    return ModelStage(
+        model_name=str(folder), load_in_4bit=False, dtype="float32", device="cpu", lora_rank=4,
+        lora_alpha=8, gradient_checkpointing=False, experts_implementation="eager",
+    )
+
+
+def randomize_lora(model: torch.nn.Module, seed: int = 0) -> None:
+    """Give every LoRA matrix values, as training would (B starts at zero)."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.05)
+
+
+@pytest.fixture(scope="module")
+def trained(stage: ModelStage):
+    model, tokenizer = load_model(stage)
+    randomize_lora(model)
+    return model, tokenizer
+
+
+def test_lora_reaches_attention_and_experts(stage: ModelStage):
+    model, _ = load_model(stage)
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert all("lora_" in name for name in names)
+    assert any("q_proj" in name for name in names)
+    assert any("experts" in name for name in names)
+    with_experts = count_trainable(model)[0]
+    model, _ = load_model(replace(stage, lora_reach="attention"))
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert names and not any("experts" in name for name in names)
+    assert count_trainable(model)[0] < with_experts
+
+
+def test_experts_get_gradients(trained):
+    model, tokenizer = trained
+    ids = torch.tensor([tokenizer(PROMPTS[0])["input_ids"]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    gradients = [p.grad for n, p in model.named_parameters() if "experts" in n and "lora_A" in n]
+    assert gradients and all(g is not None and g.abs().sum() > 0 for g in gradients)
+    model.zero_grad()
+
+
+def test_stop_tokens_and_padding_side(trained):
+    model, tokenizer = trained
+    wanted = tokenizer.convert_tokens_to_ids(["<|return|>", "<|call|>"])
+    assert model.generation_config.eos_token_id == wanted
+    assert tokenizer.padding_side == "left"
+
+
+def test_saved_adapter_comes_back_equal(trained, stage: ModelStage, tmp_path: Path):
+    model, tokenizer = trained
+    before = logits_on(model, tokenizer, PROMPTS)
+    folder = save_adapter(model, tokenizer, tmp_path / "final_model")
+    again, tokenizer_again = load_model(stage, adapter_dir=folder)
+    assert compare_logits(before, logits_on(again, tokenizer_again, PROMPTS)) == {
+        "max_abs_diff": 0.0, "same_top_token": 1.0
+    }
+    assert count_trainable(again)[0] == count_trainable(model)[0]
+    frozen, _ = load_for_evaluation(str(folder), replace(stage, lora_rank=16))
+    assert count_trainable(frozen)[0] == 0
+    assert compare_logits(before, logits_on(frozen, tokenizer, PROMPTS))["max_abs_diff"] == 0.0
+
+
+def test_adapter_changes_the_model(trained, stage: ModelStage):
+    model, tokenizer = trained
+    base, _ = load_model(stage, trainable=False)
+    difference = compare_logits(
+        logits_on(model, tokenizer, PROMPTS), logits_on(base, tokenizer, PROMPTS)
+    )
+    assert difference["max_abs_diff"] > 0.01
+
+
+def test_merged_model_computes_the_same(trained, stage: ModelStage, tmp_path: Path):
+    model, tokenizer = trained
+    before = logits_on(model, tokenizer, PROMPTS)
+    folder = merge_and_save(model, tokenizer, tmp_path / "merged_model", stage)
+    merged, tokenizer_again = load_for_evaluation(str(folder), stage)
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    difference = compare_logits(before, logits_on(merged, tokenizer_again, PROMPTS))
+    assert difference["max_abs_diff"] < 1e-4
+    after = logits_on(model, tokenizer, PROMPTS)
+    assert torch.equal(before, after), "merging must leave the model in memory as it was"
+
+
+def test_merge_replaces_an_earlier_merge(trained, stage: ModelStage, tmp_path: Path):
+    (tmp_path / "model-99999.safetensors").write_bytes(b"old")
+    merge_and_save(*trained, tmp_path, stage)
+    assert not (tmp_path / "model-99999.safetensors").exists()
+
+
+def test_merge_without_disk_space_says_so(trained, stage: ModelStage, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr(model_module.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ModelError, match="GiB of disk.*merge_model=false"):
+        merge_and_save(*trained, tmp_path / "merged", stage)
+    assert not (tmp_path / "merged").exists()
+
+
+def copy_dir(source: str, target: Path) -> Path:
+    target.mkdir()
+    for path in Path(source).iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def test_missing_folder_is_one_line(stage: ModelStage):
+    with pytest.raises(ModelError, match="no such folder") as caught:
+        load_model(replace(stage, model_name="models/not-there"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [4, 100, 5000])
+def test_truncated_weights_are_found_before_loading(stage: ModelStage, tmp_path: Path, keep: int):
+    folder = copy_dir(stage.model_name, tmp_path / "cut")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(ModelError, match="model.safetensors.*copy the checkpoint again"):
+        load_model(replace(stage, model_name=str(folder)))
+
+
+def test_missing_shard_is_named(stage: ModelStage, tmp_path: Path):
+    folder = copy_dir(stage.model_name, tmp_path / "shards")
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"a": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="model-00002-of-00002.safetensors: missing"):
+        load_model(replace(stage, model_name=str(folder)))
+
+
+def test_broken_config_is_named(stage: ModelStage, tmp_path: Path):
+    folder = copy_dir(stage.model_name, tmp_path / "config")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="config.json: not valid JSON"):
+        load_model(replace(stage, model_name=str(folder)))
+
+
+def test_unreachable_hub_is_one_line(stage: ModelStage, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("We couldn't connect to the hub\nand more lines")
+
+    monkeypatch.setattr(model_module, "_load_transformers", refuse)
+    with pytest.raises(ModelError, match="check the network") as caught:
+        load_model(replace(stage, model_name="someone/small-model"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there, so nothing is refused")
+def test_20b_without_gpu_is_refused(stage: ModelStage):
+    with pytest.raises(ModelError, match="needs a CUDA GPU.*preset cpu"):
+        load_model(ModelStage(model_name="unsloth/gpt-oss-20b"))
+
+
+def test_small_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Small GPU")
+    properties = type("Properties", (), {"total_memory": 8 * 2**30})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    with pytest.raises(ModelError, match="needs 14 GiB of GPU memory, Small GPU has 8.0"):
+        load_model(ModelStage(model_name="unsloth/gpt-oss-20b"))
+
+
+def test_adapter_of_other_rank_is_refused(trained, stage: ModelStage, tmp_path: Path):
+    folder = save_adapter(*trained, tmp_path / "adapter")
+    with pytest.raises(ModelError, match="lora_rank 4, the settings say 8"):
+        load_model(replace(stage, lora_rank=8), adapter_dir=folder)
+    with pytest.raises(ModelError, match="lora_reach"):
+        load_model(replace(stage, lora_reach="attention"), adapter_dir=folder)
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ModelError, match="adapter_model.safetensors"):
+        load_model(stage, adapter_dir=folder)
+
+
+def test_fast_sampling_is_attached_on_request(stage: ModelStage):
+    model, _ = load_model(stage)
+    assert "generate" not in vars(model)
+    model, _ = load_model(replace(stage, sampling="fast", sampling_rows=7))
+    assert model.generate.max_rows == 7
+    with pytest.raises(ModelError, match="these are float16; use --set model.sampling=plain"):
+        load_model(replace(stage, sampling="fast", dtype="float16"))
+
+
+def test_fused_experts_are_refused_at_4bit(stage: ModelStage, monkeypatch):
+    monkeypatch.setattr(model_module, "uses_unsloth", lambda stage: True)
+    with pytest.raises(ModelError, match="fills with random values.*load_in_4bit=false"):
+        load_model(replace(stage, load_in_4bit=True))
+
+
+def test_out_of_memory_names_the_next_setting(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
+    with pytest.raises(ModelError, match="GRPO ran out of GPU memory at 3.0 GiB; try --set x=1"):
+        with memory_guard("GRPO", "--set x=1"):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_parameter_counts():
+    assert count_parameters("unsloth/gpt-oss-20b") == 20_000_000_000
+    assert count_parameters("someone/model") == 0
+
+
+def test_environment_lines(tmp_path: Path, monkeypatch):
+    lines = check_environment()
+    assert lines[0].startswith("python 3.")
+    assert any(line.startswith("torch ") for line in lines)
+    (tmp_path / "requirements-cpu.txt").write_text("torch==0.1  # old\npeft\n")
+    (tmp_path / "requirements.txt").write_text("torch==0.1\n")
+    assert read_pins(tmp_path / "requirements-cpu.txt") == {"torch": "0.1"}
+    monkeypatch.setattr("training.checkpoint.ROOT", tmp_path)
+    assert any("WRONG, the pin is 0.1" in line for line in check_environment())

@@ -1,0 +1,106 @@
+"""The notebook keeps its style rules, is committed executed, and runs from start to end on two steps a stage."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK = ROOT / "gpt_oss_20b_tau_bench_rl_training.ipynb"
+MAX_CELL_LINES = 15
+MAX_PARAMETER_LINES = 20
+MAX_COLUMNS = 88
+MAX_CODE_LINES = 250
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return nbformat.read(NOTEBOOK, as_version=4).cells
+
+
+@pytest.fixture(scope="module")
+def code_cells(cells):
+    return [cell for cell in cells if cell.cell_type == "code"]
+
+
+def lines_of(cell):
+    return [line for line in cell.source.splitlines() if line.strip()]
+
+
+def is_parameters(cell):
+    return "parameters" in cell.metadata.get("tags", [])
+
+
+def test_code_cells_are_short_and_narrow(code_cells):
+    for cell in code_cells:
+        limit = MAX_PARAMETER_LINES if is_parameters(cell) else MAX_CELL_LINES
+        assert len(lines_of(cell)) <= limit, cell.source
+        assert max(map(len, cell.source.splitlines())) <= MAX_COLUMNS, cell.source
+    assert sum(len(lines_of(cell)) for cell in code_cells) <= MAX_CODE_LINES
+
+
+def test_cells_define_nothing_and_loop_over_nothing(code_cells):
+    machine = (ast.FunctionDef, ast.ClassDef, ast.For, ast.While, ast.Try, ast.Lambda, ast.With)
+    for cell in code_cells:
+        found = [type(node).__name__ for node in ast.walk(ast.parse(cell.source)) if isinstance(node, machine)]
+        assert not found, f"{found} in: {cell.source}"
+
+
+def test_first_code_cell_holds_literal_parameters_only(code_cells):
+    assert is_parameters(code_cells[0])
+    for node in ast.parse(code_cells[0].source).body:
+        assert isinstance(node, ast.Assign), ast.unparse(node)
+        ast.literal_eval(node.value)
+
+
+def test_sections_are_numbered_in_order(cells):
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    numbers = [int(n) for n in re.findall(r"^## (\d+)\. ", text, flags=re.M)]
+    assert len(numbers) >= 10
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_every_code_cell_follows_words(cells):
+    for before, cell in zip(cells, cells[1:]):
+        if cell.cell_type == "code":
+            assert before.cell_type == "markdown" and before.source.strip(), cell.source
+
+
+def test_is_committed_executed_small_and_clean(code_cells):
+    assert NOTEBOOK.stat().st_size < 1_000_000
+    counts = [cell.execution_count for cell in code_cells]
+    assert None not in counts and counts == sorted(counts)
+    outputs = [output for cell in code_cells for output in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error"]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) >= 2
+    text = json.dumps(outputs)
+    assert not re.search(r'"/(home|root|work|tmp)/', text)
+    assert "it/s]" not in text, "a progress bar is committed"
+
+
+@pytest.mark.slow
+def test_runs_from_start_to_end(tmp_path):
+    """Execute every cell with two steps a stage; the run folder then holds what a run leaves."""
+    parameters = {
+        "OUTPUT_DIR": str(tmp_path / "run"), "PRESET": "cpu", "NUM_EVAL_TASKS": 16,
+        "SFT_MAX_STEPS": 2, "GRPO_MAX_STEPS": 2,
+    }
+    command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(tmp_path / "executed.ipynb"), "--no-progress-bar"]
+    for name, value in parameters.items():
+        command += ["-p", name, str(value)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = tmp_path / "run"
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert set(evaluation) >= {"base", "sft", "sft_grpo"}
+    assert {stage["num_tasks"]["value"] if isinstance(stage["num_tasks"], dict) else stage["num_tasks"]
+            for name, stage in evaluation.items() if name in ("base", "sft", "sft_grpo")} == {16}
+    for name in ("config.json", "metrics.csv", "final_model/adapter_config.json", "merged_model/config.json"):
+        assert (run / name).is_file(), name
+    assert list((run / "plots").glob("*.png"))
+    assert list(run.rglob("events.out.tfevents*"))

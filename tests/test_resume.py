@@ -1,0 +1,155 @@
+"""A run that is killed at any moment and started again ends as if nothing had happened."""
+
+import errno
+import os
+import random
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import resume_run
+import torch
+
+from training import pipeline
+from training.artifacts import (
+    RunError, build_folder, is_complete, is_disk_full, latest_complete, mark_complete,
+    remove_checkpoints,
+)
+
+NUM_KILLS = 12
+
+
+def finish(config, log_path: Path) -> float:
+    """Run to the end in a process of its own; return its seconds."""
+    started = time.monotonic()
+    status = os.waitpid(resume_run.start(config, log_path), 0)[1]
+    assert status == 0, log_path.read_text()
+    return time.monotonic() - started
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Folder, digests and seconds of a run that was left alone."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    config = resume_run.resume_config(folder)
+    seconds = finish(config, folder / "log.txt")
+    return folder, resume_run.digests(folder / "run"), seconds
+
+
+@pytest.mark.slow
+def test_killed_runs_end_bitwise_equal(uninterrupted):
+    folder, expected, seconds = uninterrupted
+    first = folder / "run"
+    shutil.move(first, folder / "left_alone")
+    config = resume_run.resume_config(folder)
+    draws = random.Random(0)
+    kills = []
+    while len(kills) < NUM_KILLS:
+        process_id = resume_run.start(config, folder / "killed.txt")
+        until = time.monotonic() + draws.uniform(0.1, 0.5) * seconds
+        done = 0
+        while time.monotonic() < until and not done:
+            done, status = os.waitpid(process_id, os.WNOHANG)
+            time.sleep(0.01)
+        if done:
+            # It came through before the moment drawn: compare, and begin another run.
+            assert status == 0, (folder / "killed.txt").read_text()
+            assert resume_run.digests(first) == expected
+            shutil.rmtree(first)
+            continue
+        resume_run.kill(process_id)
+        kills.append({path.name for path in first.glob("*")})
+    finish(config, folder / "killed.txt")
+    assert resume_run.digests(first) == expected
+    stages = {"grpo" if "best_adapter" in names else "sft" for names in kills}
+    assert stages == {"sft", "grpo"}, "the kills did not reach every stage"
+
+
+@pytest.mark.slow
+def test_two_runs_with_one_seed_are_equal(uninterrupted, tmp_path):
+    _, expected, _ = uninterrupted
+    shutil.copytree(uninterrupted[0] / "model", tmp_path / "model")
+    shutil.copy(uninterrupted[0] / "tasks.jsonl", tmp_path)
+    finish(resume_run.resume_config(tmp_path), tmp_path / "log.txt")
+    assert resume_run.digests(tmp_path / "run") == expected
+
+
+def make_checkpoint(folder: Path, step: int) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "weights.bin").write_bytes(b"x" * 100)
+    mark_complete(checkpoint)
+    return checkpoint
+
+
+def test_cut_checkpoints_are_skipped_and_removed(tmp_path):
+    whole = make_checkpoint(tmp_path, 9)
+    short = make_checkpoint(tmp_path, 10)
+    (short / "weights.bin").write_bytes(b"x" * 99)
+    unmarked = make_checkpoint(tmp_path, 11)
+    (unmarked / "complete.json").unlink()
+    missing = make_checkpoint(tmp_path, 12)
+    (missing / "weights.bin").unlink()
+    assert latest_complete(tmp_path) == whole
+    remove_checkpoints(tmp_path, only_incomplete=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-9"]
+
+
+def test_folder_is_replaced_only_when_whole(tmp_path):
+    target = tmp_path / "adapter"
+    build_folder(target, lambda part: (part / "a.txt").write_text("old"))
+    with pytest.raises(KeyError):
+        build_folder(target, lambda part: {}["no"])
+    assert (target / "a.txt").read_text() == "old"
+    assert is_complete(target)
+
+
+def test_full_disk_is_one_clear_line_and_keeps_the_old_folder(tmp_path):
+    target = tmp_path / "adapter"
+    make_checkpoint(tmp_path, 7)
+    build_folder(target, lambda part: (part / "a.txt").write_text("old"))
+
+    def fill(part: Path) -> None:
+        (part / "half.bin").write_bytes(b"x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RunError, match="disk full .*checkpoint-7 is intact.*--resume"):
+        build_folder(target, fill)
+    assert (target / "a.txt").read_text() == "old"
+
+
+def test_full_disk_while_training_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    config = resume_run.resume_config(tmp_path, sft__num_train_epochs=1.0)
+    original, calls = torch.save, []
+
+    def fail_later(value, path, *args, **kwargs):
+        calls.append(path)
+        if "checkpoint-2" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(value, path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", fail_later)
+    with pytest.raises(RunError, match="disk full .*checkpoint-1 is intact"):
+        resume_run.run(config)
+    assert calls
+    monkeypatch.undo()
+    assert latest_complete(tmp_path / "run" / "sft").name == "checkpoint-1"
+
+
+def test_wrapped_disk_errors_are_recognised(tmp_path):
+    assert is_disk_full(RuntimeError("PytorchStreamWriter: No space left on device"), tmp_path)
+    assert not is_disk_full(RuntimeError("shape mismatch"), tmp_path)
+
+
+def test_full_disk_while_evaluating_is_one_clear_line(tmp_path, monkeypatch):
+    config = resume_run.resume_config(tmp_path)
+    run = pipeline.prepare_run(config)
+    model, tokenizer = pipeline.load_run_model(run)
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("training.evaluation.write_json_atomic", fail)
+    with pytest.raises(RunError, match="disk full .*--resume"):
+        pipeline.evaluate_stage(run, model, tokenizer, "base")

@@ -1,0 +1,331 @@
+"""Fast sampling computes what the model computes, and samples what it should."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from configs import ModelStage
+from tests.test_model import randomize_lora
+from tests.tiny_random import make_model_dir
+from training.decoder import Decoder
+from training.kernels import attend_reference, grouped_reference
+from training.model import compare_logits, load_model, logits_on, merge_and_save
+from training.rollouts import (
+    Sampling,
+    attach_fast_generate,
+    choose_tokens,
+    detach_fast_generate,
+)
+from training.weights import Experts, find_core
+
+LENGTHS = (300, 300, 7, 150, 128, 127, 129)
+"""Prompt lengths around and beyond the sliding window of 128."""
+
+
+def make_stage(tmp_path_factory, **changes) -> ModelStage:
+    folder = make_model_dir(tmp_path_factory.mktemp("base"))
+    settings = {
+        "model_name": str(folder), "load_in_4bit": False, "dtype": "float32", "device": "cpu",
+        "lora_rank": 4, "lora_alpha": 12, "gradient_checkpointing": False,
+        "experts_implementation": "eager", **changes,
+    }
+    return ModelStage(**settings)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory):
+    model, tokenizer = load_model(make_stage(tmp_path_factory))
+    randomize_lora(model)
+    with torch.no_grad():
+        for layer in find_core(model).model.layers:
+            layer.self_attn.sinks.normal_(mean=1.0)
+    return model.eval(), tokenizer
+
+
+@pytest.fixture
+def prompts(loaded) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts padded on the left; the first two are equal, as in a GRPO group."""
+    generator = torch.Generator().manual_seed(1)
+    rows = [torch.randint(0, 200, (n,), generator=generator) for n in LENGTHS]
+    rows[1] = rows[0]
+    ids = torch.full((len(rows), max(LENGTHS)), loaded[1].pad_token_id)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, -len(row):] = row
+        mask[index, -len(row):] = 1
+    return ids, mask
+
+
+def log_probs_of_both(model, lengths=(300, 40, 129), total=340) -> float:
+    """Largest difference of log-probabilities: prefill and steps against the model's forward."""
+    generator = torch.Generator().manual_seed(2)
+    decoder = Decoder(model)
+    decoder.refresh()
+    rows = [torch.randint(0, 200, (total,), generator=generator) for _ in lengths]
+    cache = decoder.new_cache(len(rows), total)
+    ids = torch.zeros(len(rows), max(lengths), dtype=torch.long)
+    for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        ids[index, :length] = row[:length]
+    positions = torch.tensor(lengths)
+    every = torch.arange(len(rows))
+    ours = [decoder.prefill(ids, positions, cache, every, every)]
+    for _ in range(total - max(lengths)):
+        tokens = torch.stack([row[at] for row, at in zip(rows, positions, strict=True)])
+        ours.append(decoder.step(tokens, positions, cache))
+        positions = positions + 1
+    worst = 0.0
+    for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        with torch.no_grad():
+            theirs = model(input_ids=row[None]).logits[0].log_softmax(-1)
+        mine = torch.stack([logits[index] for logits in ours]).log_softmax(-1)
+        expected = theirs[length - 1 : length - 1 + len(ours)]
+        worst = max(worst, (mine - expected).abs().max().item())
+    return worst
+
+
+def test_log_probs_equal_the_models_own(loaded):
+    assert log_probs_of_both(loaded[0]) < 1e-4
+
+
+def test_log_probs_without_adapter(loaded):
+    model = loaded[0]
+    with model.disable_adapter():
+        assert log_probs_of_both(model) < 1e-4
+
+
+def test_log_probs_with_yarn_and_grouped_heads(tmp_path: Path):
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    torch.manual_seed(0)
+    config = GptOssConfig(
+        num_hidden_layers=3, hidden_size=48, intermediate_size=40, head_dim=16, vocab_size=220,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=6, num_experts_per_tok=3,
+        sliding_window=128, initializer_range=0.08,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    )
+    assert config.rope_parameters["rope_type"] == "yarn"
+    model = GptOssForCausalLM(config).eval()
+    model.set_experts_implementation("eager")
+    assert log_probs_of_both(model) < 1e-4
+
+
+def test_refresh_takes_over_a_training_step(loaded):
+    model, _ = loaded
+    decoder = Decoder(model)
+    decoder.refresh()
+    ids, length = torch.tensor([[5, 6, 7]]), torch.tensor([3])
+    row = torch.tensor([0])
+
+    def read() -> torch.Tensor:
+        return decoder.prefill(ids, length, decoder.new_cache(1, 8), row, row)
+
+    before = read()
+    name, parameter = next((n, p) for n, p in model.named_parameters() if "q_proj.lora_B" in n)
+    saved = parameter.detach().clone()
+    with torch.no_grad():
+        parameter.add_(0.5)
+    assert torch.equal(before, read()), name
+    decoder.refresh()
+    after = read()
+    expected = model(input_ids=ids).logits[:, -1]
+    with torch.no_grad():
+        parameter.copy_(saved)
+    assert not torch.allclose(before, after)
+    assert torch.allclose(after, expected, atol=1e-4)
+
+
+def test_greedy_generate_equals_transformers(loaded, prompts):
+    model, _ = loaded
+    ids, mask = prompts
+    settings = {"max_new_tokens": 40, "do_sample": False, "pad_token_id": 0}
+    theirs = model.generate(input_ids=ids, attention_mask=mask, **settings)
+    fast = attach_fast_generate(model, max_rows=3)
+    ours = model.generate(input_ids=ids, attention_mask=mask, **settings)
+    detach_fast_generate(model)
+    assert ours.shape[1] >= theirs.shape[1]
+    assert torch.equal(ours[:, : theirs.shape[1]], theirs)
+    assert model.generate != fast
+
+
+def test_generation_config_and_stop_tokens(loaded, prompts):
+    from transformers import GenerationConfig
+
+    model, tokenizer = loaded
+    ids, mask = prompts
+    free = {"max_new_tokens": 30, "do_sample": False, "pad_token_id": 1, "eos_token_id": [10_000]}
+    attach_fast_generate(model)
+    full = model.generate(input_ids=ids, attention_mask=mask, **free)
+    stop = full[0, ids.shape[1] + 4].item()
+    config = GenerationConfig(**{**free, "eos_token_id": [stop]})
+    cut = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    detach_fast_generate(model)
+    for row_full, row_cut in zip(full[:, ids.shape[1]:], cut[:, ids.shape[1]:], strict=True):
+        ends = (row_full == stop).nonzero()
+        end = ends[0].item() if len(ends) else len(row_full) - 1
+        assert torch.equal(row_cut[: end + 1], row_full[: end + 1])
+        assert (row_cut[end + 1 :] == 1).all()
+
+
+def test_batch_ends_with_its_last_row(loaded):
+    model, _ = loaded
+    ids = torch.tensor([[5, 6, 7]] * 2)
+    settings = {"max_new_tokens": 200, "do_sample": False, "pad_token_id": 1}
+    attach_fast_generate(model)
+    first = model.generate(input_ids=ids, **settings, eos_token_id=[10_000])[0, 3].item()
+    output = model.generate(input_ids=ids, **settings, eos_token_id=[first])
+    detach_fast_generate(model)
+    assert output.shape[1] < 3 + 40
+
+
+def test_samples_follow_the_distribution():
+    torch.manual_seed(0)
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
+    sampling = Sampling(max_new_tokens=1, temperature=0.7)
+    drawn = choose_tokens(logits.repeat(40_000, 1), sampling)
+    shares = torch.bincount(drawn, minlength=4) / len(drawn)
+    assert torch.allclose(shares, (logits / 0.7).softmax(-1), atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "allowed"),
+    [({"top_k": 2}, {1, 2}), ({"top_p": 0.5}, {2}), ({"top_p": 0.8}, {1, 2}),
+     ({"temperature": 0.0}, {2})],
+)
+def test_truncated_sampling(changes: dict, allowed: set[int]):
+    torch.manual_seed(0)
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0]).repeat(500, 1)
+    drawn = choose_tokens(logits, Sampling(max_new_tokens=1, **changes))
+    assert set(drawn.tolist()) == allowed
+
+
+class SplitExperts(nn.Module):
+    """Experts as one linear layer each, the layout of the pre-quantized 20B checkpoint."""
+
+    def __init__(self, fused: nn.Module) -> None:
+        super().__init__()
+        self.num_experts, self.alpha, self.limit = fused.num_experts, fused.alpha, fused.limit
+        lists = {"gate_up_projs": "gate_up_proj", "down_projs": "down_proj"}
+        for name, source in lists.items():
+            weight, bias = fused.get_parameter(source), fused.get_parameter(f"{source}_bias")
+            layers = nn.ModuleList(nn.Linear(w.shape[0], w.shape[1]) for w in weight)
+            for layer, w, b in zip(layers, weight, bias, strict=True):
+                layer.weight.data, layer.bias.data = w.data.T.contiguous(), b.data.clone()
+            self.add_module(name, layers)
+
+    def forward(self, hidden, indices, weights):
+        out = torch.zeros_like(hidden)
+        for slot in range(indices.shape[1]):
+            for expert in range(self.num_experts):
+                at = (indices[:, slot] == expert).nonzero()[:, 0]
+                x = self.gate_up_projs[expert](hidden[at])
+                gate = x[:, ::2].clamp(max=self.limit)
+                up = x[:, 1::2].clamp(-self.limit, self.limit)
+                glu = (up + 1) * gate * torch.sigmoid(gate * self.alpha)
+                out[at] += self.down_projs[expert](glu) * weights[at, slot, None]
+        return out
+
+
+@pytest.fixture(scope="module")
+def split_model(tmp_path_factory: pytest.TempPathFactory):
+    from peft import LoraConfig, get_peft_model
+
+    stage = make_stage(tmp_path_factory)
+    model, tokenizer = load_model(stage, trainable=False)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.experts.gate_up_proj_bias.normal_(std=0.1)
+            layer.mlp.experts.down_proj_bias.normal_(std=0.1)
+            layer.mlp.experts = SplitExperts(layer.mlp.experts)
+    targets = r".*(q_proj|k_proj|v_proj|o_proj|gate_up_projs\.\d+|down_projs\.\d+)"
+    model = get_peft_model(model, LoraConfig(r=4, lora_alpha=12, target_modules=targets))
+    randomize_lora(model)
+    return model.eval(), tokenizer, stage
+
+
+def test_split_layout_decodes_equal(split_model):
+    assert Experts(find_core(split_model[0]).model.layers[0].mlp.experts).split
+    assert log_probs_of_both(split_model[0]) < 1e-4
+
+
+def test_split_layout_merges_equal(split_model, tmp_path: Path):
+    model, tokenizer, stage = split_model
+    folder = merge_and_save(model, tokenizer, tmp_path / "merged", stage)
+    merged, _ = load_model(
+        ModelStage(model_name=str(folder), device="cpu", experts_implementation="eager"),
+        trainable=False,
+    )
+    texts = ["<|start|>user<|message|>return W1", "9"]
+    difference = compare_logits(
+        logits_on(model, tokenizer, texts), logits_on(merged, tokenizer, texts)
+    )
+    assert difference["max_abs_diff"] < 1e-4
+
+
+def test_float16_is_refused(loaded):
+    model = find_core(loaded[0])
+    half = type(model)(model.config).half()
+    with pytest.raises(ValueError, match="bfloat16 or float32"):
+        attach_fast_generate(half)
+
+
+def test_reference_kernels_on_edge_shapes():
+    x, weight = torch.randn(3, 4), torch.randn(2, 4, 5)
+    out = grouped_reference(x, weight, torch.tensor([0, 0, 3]), None, None, None)
+    assert torch.allclose(out, x @ weight[1])
+    query, cache = torch.randn(1, 2, 4), torch.randn(1, 1, 6, 4)
+    sinks = torch.tensor([50.0, -50.0])
+    out = attend_reference(query, cache, cache, sinks, torch.tensor([1]), 0.5).view(2, 4)
+    assert torch.allclose(out[0], torch.zeros(4), atol=1e-6), "the sink takes all attention"
+    assert torch.allclose(out[1], cache[0, 0, 0], atol=1e-6), "one filled slot takes the rest"
+
+
+def test_forward_rows_are_limited_for_one_call_only():
+    from types import SimpleNamespace
+
+    from training.memory import limit_forward_rows
+
+    seen = []
+    args = SimpleNamespace(unsloth_grpo_mini_batch=None)
+    trainer = SimpleNamespace(args=args)
+    trainer._get_per_token_logps_and_entropies = lambda model, input_ids, keep: seen.append(
+        (len(input_ids), args.unsloth_grpo_mini_batch, keep)
+    )
+    limit_forward_rows(trainer, 8)
+    trainer._get_per_token_logps_and_entropies(None, torch.zeros(20, 3), keep=2)
+    assert seen == [(20, 3, 2)]
+    assert args.unsloth_grpo_mini_batch is None
+
+
+def test_trl_samples_through_it(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path):
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    model, tokenizer = load_model(make_stage(tmp_path_factory, sampling="fast"))
+    calls = []
+    fast = model.generate
+
+    def counted(**kwargs):
+        output = fast(**kwargs)
+        calls.append(tuple(output.shape))
+        return output
+
+    model.generate = counted
+    rows = Dataset.from_list([{"prompt": f"<|start|>user<|message|>task {n}"} for n in range(4)])
+    trainer = GRPOTrainer(
+        model=model, processing_class=tokenizer, train_dataset=rows,
+        reward_funcs=[lambda completion_ids, **_: [float(len(set(c))) for c in completion_ids]],
+        args=GRPOConfig(
+            output_dir=str(tmp_path), per_device_train_batch_size=4, num_generations=4,
+            gradient_accumulation_steps=1, steps_per_generation=2, max_completion_length=8,
+            max_steps=4, report_to="none", save_strategy="no", bf16=False, use_cpu=True,
+            learning_rate=1e-2, beta=0.0, disable_tqdm=True, gradient_checkpointing=False,
+            router_aux_loss_coef=0.0, logging_steps=1, temperature=0.7,
+        ),
+    )
+    trainer.train()
+    assert [shape[0] for shape in calls] == [8, 8], "two generate calls of eight completions"
+    ratios = [h["clip_ratio/region_mean"] for h in trainer.state.log_history if "loss" in h]
+    # Old log-probabilities are the trainer's own, so the first step after sampling is on policy.
+    assert ratios[0] == 0.0

@@ -1,0 +1,141 @@
+"""The notebook's pipeline without Jupyter, for the shell, torchrun and accelerate.
+
+Exit code 0: done. 1: the data, the model or the run folder cannot be used. 2: wrong usage. 130:
+stopped by the user.
+Left out on purpose: options for every setting; `--set stage.field=value` reaches them all.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import configs
+
+EPILOG = """examples:
+  python train_script.py --preset cpu
+  python train_script.py --preset 24gb --dataset my_tasks.jsonl --set grpo.learning_rate=1e-5
+  python train_script.py --preset cpu --output-dir outputs/run2 --resume
+  torchrun --nproc_per_node=2 train_script.py --preset 80gb
+  python train_script.py chat --model outputs/tau_bench_rl/final_model
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the training command."""
+    parser = argparse.ArgumentParser(
+        prog="train_script.py", description="Evaluate, SFT, evaluate, GRPO, evaluate, save, plot.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--preset", default="auto", metavar="P",
+        help="auto (default, by the GPU's memory), cpu, t4, 24gb or 80gb",
+    )
+    parser.add_argument("--dataset", metavar="F", help="JSONL tasks to train and to evaluate on")
+    parser.add_argument("--output-dir", metavar="D", help="run folder (outputs/tau_bench_rl)")
+    parser.add_argument(
+        "--resume", action="store_true", help="take up a run that was killed, from its checkpoints"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", dest="overrides",
+        help="change one setting of configs.py; may be repeated",
+    )
+    return parser
+
+
+def build_chat_parser() -> argparse.ArgumentParser:
+    """Return the parser of the chat command."""
+    parser = argparse.ArgumentParser(
+        prog="train_script.py chat", description="Talk to a trained model and see its calls run."
+    )
+    parser.add_argument("--model", required=True, metavar="DIR", help="model or adapter folder")
+    return parser
+
+
+def config_from_arguments(arguments: argparse.Namespace) -> configs.RunConfig:
+    """Return the settings that the command line asks for.
+
+    Args:
+        arguments: What `build_parser` parsed.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ConfigError: The preset or a field is unknown, or a value does not fit.
+    """
+    overrides: dict[str, object] = {}
+    if arguments.dataset:
+        overrides["data.dataset_path"] = arguments.dataset
+        overrides["data.eval_dataset_path"] = arguments.dataset
+    if arguments.output_dir:
+        overrides["output_dir"] = arguments.output_dir
+    for text in arguments.overrides:
+        path, separator, value = text.partition("=")
+        if not separator:
+            raise configs.ConfigError(f"--set {text}: write STAGE.FIELD=VALUE")
+        overrides[path] = value
+    return configs.with_overrides(configs.get_preset(arguments.preset), overrides)
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Run the pipeline; return the exit code."""
+    try:
+        config = config_from_arguments(arguments)
+    except configs.ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    from training.pipeline import run_pipeline
+
+    run_pipeline(config, arguments.resume)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"done: {config.output_dir} holds final_model, evaluation.json and plots")
+    return 0
+
+
+def chat(arguments: argparse.Namespace) -> int:
+    """Talk to a trained model; return the exit code."""
+    from training.chat import run_chat
+
+    return run_chat(arguments.model)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: Words after the program's name; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["chat"]:
+        command, arguments = chat, build_chat_parser().parse_args(words[1:])
+    else:
+        command, arguments = train, build_parser().parse_args(words)
+    # The errors that name what the user has to change, as the classes that carry such messages.
+    from data_reader import DatasetError
+    from envs.retail import DatabaseError
+
+    try:
+        return command(arguments)
+    except KeyboardInterrupt:
+        print("stopped; start again with --resume to go on", file=sys.stderr)
+        return 130
+    except (DatasetError, DatabaseError) as error:
+        lines = str(error).splitlines()
+        print("error: " + ("; ".join(lines) if len(lines) <= 3 else str(error)), file=sys.stderr)
+        return 1
+    except (RuntimeError, ValueError) as error:
+        from training.artifacts import RunError
+        from training.checkpoint import ModelError
+
+        if not isinstance(error, RunError | ModelError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

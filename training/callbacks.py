@@ -1,0 +1,144 @@
+"""What every stage's trainer is given: metrics.csv, TensorBoard, and whole checkpoints.
+
+What only GRPO is given stands in `watch.py`. Left out on purpose: online trackers.
+"""
+
+import csv
+import io
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from torch.utils.tensorboard import SummaryWriter
+from transformers import TrainerCallback
+
+import configs
+from training.artifacts import mark_complete, write_text_atomic
+
+RENAMED = {"kl": "kl_to_sft"}
+"""TRL's name to ours: the reference policy of the KL is the adapter as SFT left it."""
+UNSTEADY = ("num_tokens",)
+"""Counters that TRL starts over at a resume; left out so that a resumed run's rows are the same."""
+
+
+class CheckpointMarker(TrainerCallback):
+    """Marks a checkpoint whole once every process has written its part."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Drop the copy of the reference adapter, then mark the folder."""
+        processes = PartialState()
+        processes.wait_for_everyone()
+        if processes.is_main_process:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            # With a second adapter in a subfolder transformers restores that one only and leaves
+            # the trained adapter as it was. The reference is the SFT adapter, saved already.
+            shutil.rmtree(folder / "ref", ignore_errors=True)
+            mark_complete(folder)
+        processes.wait_for_everyone()
+
+
+class MetricsTable:
+    """metrics.csv: one row per stage and logged step, a column per metric."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the rows of an earlier part of the run, if there is one.
+
+        Args:
+            path: The CSV file.
+        """
+        self.path = path
+        self.rows: list[dict[str, str]] = []
+        if path.exists():
+            with open(path, newline="", encoding="utf-8") as file:
+                self.rows = [{k: v for k, v in r.items() if v} for r in csv.DictReader(file)]
+
+    def forget_after(self, stage: str, step: int) -> None:
+        """Drop the rows of a stage beyond a step: they are trained again after a resume."""
+        self.rows = [r for r in self.rows if r["stage"] != stage or int(r["step"]) <= step]
+
+    def stage_rows(self, stage: str, last_step: int) -> list[dict[str, float]]:
+        """Return the rows of a stage up to a step as numbers, oldest first."""
+        rows = [r for r in self.rows if r["stage"] == stage and int(r["step"]) <= last_step]
+        numbers = [{k: float(v) for k, v in row.items() if k != "stage"} for row in rows]
+        return sorted(numbers, key=lambda row: row["step"])
+
+    def add(self, stage: str, step: int, metrics: dict[str, float]) -> None:
+        """Add figures to the row of a step and write the file."""
+        key = {"stage": stage, "step": str(step)}
+        row = next((r for r in self.rows if key.items() <= r.items()), None)
+        if row is None:
+            row = dict(key)
+            self.rows.append(row)
+        row.update({name: repr(float(value)) for name, value in metrics.items()})
+        self.write()
+
+    def write(self) -> None:
+        """Write the file anew; a kill leaves the old one."""
+        names = dict.fromkeys(("stage", "step"))
+        for row in self.rows:
+            names.update(dict.fromkeys(row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text_atomic(self.path, text.getvalue())
+
+
+class RunLogger(TrainerCallback):
+    """Writes each log row to metrics.csv and TensorBoard, and a few of them to the screen."""
+
+    def __init__(self, config: configs.RunConfig, stage: str) -> None:
+        """Remember where to write.
+
+        Args:
+            config: The run's settings.
+            stage: "sft" or "grpo".
+        """
+        self.folder = Path(config.output_dir)
+        self.stage = stage
+        self.prints = not config.show_progress
+        self.table: MetricsTable | None = None
+        self.writer: SummaryWriter | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Open the files, without the rows that a resume trains again."""
+        if not state.is_world_process_zero:
+            return
+        self.table = MetricsTable(self.folder / "metrics.csv")
+        self.table.forget_after(self.stage, state.global_step)
+        folder = self.folder / "tensorboard" / self.stage
+        self.writer = SummaryWriter(str(folder), purge_step=state.global_step + 1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict, **_: Any) -> None:
+        """Write one row."""
+        if "train_runtime" not in logs:
+            self.record(logs, state.global_step)
+        every = max(1, math.ceil(state.max_steps / args.logging_steps / 12)) * args.logging_steps
+        if self.table and self.prints and "loss" in logs and state.global_step % every == 0:
+            shown = ("loss", "reward", "rollouts/db_match", "kl")
+            figures = "  ".join(f"{n} {logs[n]:.4g}" for n in shown if logs.get(n) is not None)
+            print(f"{self.stage} step {state.global_step}/{state.max_steps}  {figures}")
+
+    def record(self, metrics: dict[str, Any], step: int) -> None:
+        """Write figures under a step; only the main process does."""
+        if self.table is None or self.writer is None:
+            return
+        figures = {
+            RENAMED.get(name, name): value for name, value in metrics.items()
+            if isinstance(value, int | float) and name not in UNSTEADY
+        }
+        self.table.add(self.stage, step, figures)
+        for name, value in figures.items():
+            self.writer.add_scalar(f"{self.stage}/{name}", value, step)
+
+    def text(self, name: str, text: str, step: int) -> None:
+        """Write a text to TensorBoard; only the main process does."""
+        if self.writer is not None:
+            self.writer.add_text(name, text, step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Close the files."""
+        if self.writer is not None:
+            self.writer.close()

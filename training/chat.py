@@ -1,0 +1,137 @@
+"""Talk to a trained model: its words as they come, its calls, and what the store answers.
+
+Each message is one plan on a fresh store, as in training, so nothing a chat does outlives it. Left
+out: turns that remember each other (agent mode) and a server; vLLM serves the merged model.
+"""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+import configs
+import harmony
+from data_reader import Task, plan_messages
+from envs.retail import RetailDatabase
+from scoring.explain import explain_calls
+from training.artifacts import read_json
+from training.model import load_for_evaluation
+
+EXAMPLE_QUERY = (
+    "Hi, I need to cancel my order {order_id}, I no longer need it. My email is {email}."
+)
+
+
+def example_query(db: RetailDatabase) -> str:
+    """Return a cancellation that the store accepts: its first pending order, by its customer."""
+    order = next(order for order in db.orders.values() if order["status"] == "pending")
+    email = db.users[order["user_id"]]["email"]
+    return EXAMPLE_QUERY.format(order_id=order["order_id"], email=email)
+
+
+def settings_of(model_dir: str) -> configs.RunConfig:
+    """Return the settings a model was trained with: its run's config.json, else the preset "auto".
+
+    Args:
+        model_dir: A run's final_model or merged_model, any other model folder, or a hub name.
+    """
+    config = configs.get_preset("auto")
+    saved = read_json(Path(model_dir).absolute().parent / "config.json", {})
+    if "settings" not in saved:
+        return config
+    fields = {
+        f"{stage}.{name}": value
+        for stage in ("model", "data", "evaluation")
+        for name, value in saved["settings"][stage].items()
+    }
+    return configs.with_overrides(config, fields)
+
+
+@torch.no_grad()
+def stream_answer(
+    model: Any, tokenizer: Any, query: str, config: configs.RunConfig, stream: TextIO
+) -> str:
+    """Answer a query greedily, writing the completion as it is decoded.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        query: What the customer writes.
+        config: `data.prompt_style` and `evaluation.max_new_tokens` are used.
+        stream: Where the words go.
+
+    Returns:
+        The final message's text; empty when there is none.
+
+    Raises:
+        ValueError: The query holds a special token of the harmony format.
+    """
+    from transformers import TextStreamer
+
+    class Words(TextStreamer):
+        """Passes text on to the given stream instead of standard output."""
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            stream.write(text + ("\n" if stream_end else ""))
+            stream.flush()
+
+    task = Task(query=query, gold_actions=[], gold_final="", task_id="chat")
+    prompt = harmony.render_prompt(plan_messages(task, config.data.prompt_style))
+    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    ids = ids.to(model.device)
+    was_training = model.training
+    model.eval()
+    output = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
+        max_new_tokens=config.evaluation.max_new_tokens, streamer=Words(tokenizer, skip_prompt=True),
+    )
+    model.train(was_training)
+    text = tokenizer.decode(output[0, ids.shape[1]:], skip_special_tokens=False)
+    return harmony.parse_completion(text).final
+
+
+def quick_test(
+    model: Any, tokenizer: Any, db: RetailDatabase, config: configs.RunConfig, query: str = ""
+) -> None:
+    """Print a query, the model's answer, and what its calls do on the store.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        db: The store; not changed.
+        config: The run's settings.
+        query: What the customer writes; empty takes a cancellation that the store accepts.
+    """
+    query = query or example_query(db)
+    print(f"customer: {query}\nmodel:    ", end="")
+    final = stream_answer(model, tokenizer, query, config, sys.stdout)
+    print(explain_calls(final, db))
+
+
+def run_chat(model_dir: str, lines: Iterable[str] = sys.stdin) -> int:
+    """Answer each line of the input until it ends.
+
+    Args:
+        model_dir: Model or adapter folder, or a hub name.
+        lines: Queries, one a line; empty ones are skipped.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        ModelError: The model cannot be loaded.
+        DatabaseError: The store cannot be read.
+    """
+    config = settings_of(model_dir)
+    db = RetailDatabase.load(config.data.data_dir or None)
+    model, tokenizer = load_for_evaluation(model_dir, config.model)
+    print(f"One request a line, for example: {example_query(db)}\nEnd with Ctrl-D.")
+    for line in lines:
+        if line.strip():
+            try:
+                quick_test(model, tokenizer, db, config, line.strip())
+            except ValueError as error:
+                print(f"not sent: {error}")
+    return 0

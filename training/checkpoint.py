@@ -1,0 +1,181 @@
+"""Check what a run stands on before time is spent: model folders, package versions, hardware.
+
+Left out on purpose: checksums of the weights (minutes for 20 B parameters); a truncated file is
+found by its length, which the safetensors header gives.
+"""
+
+import importlib.metadata
+import json
+import platform
+import re
+import struct
+from pathlib import Path
+
+import torch
+
+from configs import ModelStage
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPONENTS = (
+    "torch", "unsloth", "unsloth_zoo", "trl", "transformers", "peft", "bitsandbytes", "accelerate",
+    "datasets",
+)
+GPU_ONLY = ("unsloth", "unsloth_zoo", "bitsandbytes")
+
+
+class ModelError(ValueError):
+    """A model cannot be loaded, trained or saved; the text says why and what to do."""
+
+
+def check_checkpoint(
+    folder: Path, weights: str = "model.safetensors", config: str = "config.json"
+) -> None:
+    """Refuse a model folder that lacks a file or holds a truncated one.
+
+    Args:
+        folder: The folder.
+        weights: Weight file of a checkpoint in one piece; with `.index.json` it lists the shards.
+        config: Settings file that must be valid JSON.
+
+    Raises:
+        ModelError: Names the file and the remedy.
+    """
+    read_json_file(folder / config)
+    index_path = folder / f"{weights}.index.json"
+    if index_path.is_file():
+        names = sorted(set(read_json_file(index_path)["weight_map"].values()))
+    else:
+        names = [weights]
+    for name in names:
+        _check_safetensors(folder / name)
+
+
+def check_adapter(adapter_dir: Path, stage: ModelStage) -> None:
+    """Refuse an adapter folder that is missing, damaged, or made with other settings.
+
+    Raises:
+        ModelError: Names the file or the setting.
+    """
+    if not adapter_dir.is_dir():
+        raise ModelError(f"{adapter_dir}: no such folder; train first or correct the path")
+    check_checkpoint(adapter_dir, weights="adapter_model.safetensors", config="adapter_config.json")
+    config = read_json_file(adapter_dir / "adapter_config.json")
+    for name, wanted in (("r", stage.lora_rank), ("lora_alpha", stage.lora_alpha)):
+        if config[name] != wanted:
+            setting = "lora_rank" if name == "r" else name
+            raise ModelError(
+                f"{adapter_dir}: adapter has {setting} {config[name]}, the settings say {wanted}; "
+                f"use --set model.{setting}={config[name]}"
+            )
+
+
+def holds_fused_experts(folder: Path) -> bool:
+    """Say whether a GPT-OSS checkpoint keeps all experts of a projection in one 16-bit tensor."""
+    index_path = folder / "model.safetensors.index.json"
+    if index_path.is_file():
+        names = set(read_json_file(index_path)["weight_map"])
+    else:
+        with (folder / "model.safetensors").open("rb") as file:
+            names = set(json.loads(file.read(struct.unpack("<Q", file.read(8))[0])))
+    return any(name.endswith("mlp.experts.gate_up_proj") for name in names)
+
+
+def read_json_file(path: Path) -> dict:
+    if not path.is_file():
+        raise ModelError(f"{path}: missing; the folder is not a whole checkpoint, copy it again")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path}: not valid JSON ({error}); copy the checkpoint again") from error
+
+
+def _check_safetensors(path: Path) -> None:
+    """Compare a file's length with the one its header promises."""
+    if not path.is_file():
+        raise ModelError(f"{path}: missing weight file; copy the checkpoint again")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        header_size = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+        header = file.read(header_size) if header_size < size else b""
+    try:
+        entries = json.loads(header)
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{path}: cut short or damaged; copy the checkpoint again") from error
+    ends = [entry["data_offsets"][1] for key, entry in entries.items() if key != "__metadata__"]
+    expected = 8 + header_size + max(ends, default=0)
+    if size != expected:
+        raise ModelError(
+            f"{path}: {size} bytes where its header says {expected}; copy the checkpoint again"
+        )
+
+
+def count_parameters(model_name: str) -> int:
+    """Estimate a model's parameters from its config, or from a hub name such as `gpt-oss-20b`.
+
+    Args:
+        model_name: Folder or hub name.
+
+    Returns:
+        Parameters; 0 when nothing tells.
+    """
+    path = Path(model_name) / "config.json"
+    if not path.is_file():
+        match = re.search(r"(\d+)b\b", model_name.lower())
+        return int(match.group(1)) * 1_000_000_000 if match else 0
+    config = read_json_file(path)
+    width, vocabulary = config.get("hidden_size", 0), config.get("vocab_size", 0)
+    experts = config.get("num_local_experts", 1) * 3 * width * config.get("intermediate_size", 0)
+    heads = config.get("num_attention_heads", 0) * config.get("head_dim", 0)
+    attention = 3 * width * heads
+    return config.get("num_hidden_layers", 0) * (experts + attention) + 2 * width * vocabulary
+
+
+def read_pins(path: Path) -> dict[str, str]:
+    """Return the exact pins (`name==version`) of a requirements file."""
+    pins = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        match = re.match(r"([A-Za-z0-9_.-]+)==([^\s;#]+)", line)
+        if match:
+            pins[match.group(1).replace("-", "_")] = match.group(2)
+    return pins
+
+
+def check_environment() -> list[str]:
+    """Describe Python, the hardware and every component against its pin, one line each.
+
+    Returns:
+        Lines such as `trl 1.14.2 (pinned)`; a line with WRONG names the command that mends it.
+    """
+    has_gpu = torch.cuda.is_available()
+    file_name = "requirements.txt" if has_gpu else "requirements-cpu.txt"
+    pins = read_pins(ROOT / file_name)
+    lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()}"]
+    if has_gpu:
+        properties = torch.cuda.get_device_properties(0)
+        count = torch.cuda.device_count()
+        lines.append(
+            f"CUDA {torch.version.cuda}, {count} GPU: {properties.name}, "
+            f"{properties.total_memory / 2**30:.1f} GiB, compute capability "
+            f"{properties.major}.{properties.minor}"
+        )
+    else:
+        lines.append("no CUDA GPU: the small model that ships here is trained on the CPU")
+    for name in COMPONENTS:
+        if name in GPU_ONLY and not has_gpu:
+            continue
+        lines.append(_component_line(name, pins.get(name), file_name))
+    return lines
+
+
+def _component_line(name: str, pin: str | None, file_name: str) -> str:
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return f"{name} MISSING: pip install -r {file_name}"
+    # Wheels for one CUDA version carry it as a local part: 2.11.0+cu130 is 2.11.0.
+    if pin is None:
+        return f"{name} {version}"
+    if version.split("+")[0] == pin.split("+")[0]:
+        return f"{name} {version} (pinned)"
+    return f"{name} {version} WRONG, the pin is {pin}: pip install -r {file_name}"

@@ -1,0 +1,376 @@
+"""Evaluate a model on held-out tasks: the same tasks, greedily decoded, at every stage.
+
+Each batch of completions is written as it is done, so an evaluation that was killed goes on where
+it stopped and ends with the same figures. Under torchrun the batches are shared out among the
+processes through the output folder. Left out on purpose: agent mode.
+"""
+
+import json
+import random
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+import configs
+import harmony
+from data_reader import Task, plan_messages
+from envs.retail import RetailDatabase
+from task_tester import (
+    Score, parse_failure_table, per_tool_table, score_completion, summarize,
+)
+from training.artifacts import RunError, read_json, write_json_atomic, write_text_atomic
+from training.generation import generate_batch, split_batches
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGE_NAMES = {"base": "base", "sft": "SFT", "sft_grpo": "SFT+GRPO"}
+PAIRED_METRICS = {
+    "exact_match_rate": lambda score: float(score.exact_match),
+    "db_match_rate": lambda score: float(score.db_match),
+    "mean_reward": lambda score: float(score.reward),
+    "json_parse_success": lambda score: float(score.parse_error is None),
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one model made of the held-out tasks."""
+
+    label: str
+    """Stage: "base", "sft" or "sft_grpo"."""
+    metrics: dict[str, Any]
+    """Metric name to {"value", "low", "high"}, and `num_tasks`."""
+    per_tool: Any
+    """Per tool: called, correct, wrong arguments, refused."""
+    parse_failures: Any
+    """Number of completions that fail to parse, by kind."""
+    scores: list[Score]
+    """One per task, in the order of the tasks."""
+    completions: list[dict]
+    """One row per task: `task_id`, `completion`, `raw` text and the score's figures."""
+
+
+def choose_tasks(tasks: list[Task], num_tasks: int, seed: int) -> list[Task]:
+    """Take a random sample of tasks, in file order, the same for the same seed.
+
+    Args:
+        tasks: Held-out tasks.
+        num_tasks: How many at most; 0 takes all.
+        seed: Seed of the sample.
+
+    Returns:
+        The chosen tasks.
+    """
+    if not num_tasks or num_tasks >= len(tasks):
+        return list(tasks)
+    chosen = sorted(random.Random(seed).sample(range(len(tasks)), num_tasks))
+    return [tasks[index] for index in chosen]
+
+
+def plan_prompt(task: Task, style: str) -> str:
+    """Return the prompt of a task as text, the same that training uses."""
+    return harmony.render_prompt(plan_messages(task, style))
+
+
+def complete_tasks(
+    model: Any, tokenizer: Any, tasks: list[Task], config: configs.RunConfig, parts_dir: Path | None
+) -> list[str]:
+    """Decode one completion per task, batch by batch.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        tasks: Tasks to answer.
+        config: `evaluation` and `data.prompt_style` are used.
+        parts_dir: Folder where finished batches are kept, so that a killed evaluation goes on; None
+            keeps nothing and decodes everything on this process.
+
+    Returns:
+        Completions with special tokens, one per task.
+    """
+    settings = config.evaluation
+    prompts = [plan_prompt(task, config.data.prompt_style) for task in tasks]
+    lengths = [len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
+    batches = split_batches(lengths, settings.batch_size)
+    state = PartialState()
+    texts: dict[int, str] = {}
+    for number, batch in enumerate(batches):
+        part = parts_dir / f"batch-{number:04d}.json" if parts_dir else None
+        if part and (part.exists() or number % state.num_processes != state.process_index):
+            continue
+        if not settings.greedy:
+            torch.manual_seed(config.seed * 100_003 + number)
+        rows = generate_batch(
+            model, tokenizer, [prompts[index] for index in batch], settings.max_new_tokens,
+            None if settings.greedy else settings.temperature,
+        )
+        texts.update(zip(batch, rows, strict=True))
+        if part:
+            write_json_atomic(part, {str(i): row for i, row in zip(batch, rows, strict=True)})
+    if parts_dir:
+        state.wait_for_everyone()
+        for number in range(len(batches)):
+            part_texts = read_json(parts_dir / f"batch-{number:04d}.json", {})
+            texts.update({int(index): text for index, text in part_texts.items()})
+    return [texts[index] for index in range(len(tasks))]
+
+
+def _completion_row(label: str, task: Task, raw: str, score: Score) -> dict:
+    return {
+        "stage": label,
+        "task_id": task.task_id,
+        "completion": harmony.parse_completion(raw).final,
+        "raw": raw,
+        "reward": score.reward,
+        "outcome": score.outcome,
+        "max_reward": score.max_reward,
+        "exact_match": score.exact_match,
+        "db_match": score.db_match,
+        "parse_error": score.parse_error,
+    }
+
+
+def score_texts(
+    tasks: list[Task], texts: list[str], db: RetailDatabase, config: configs.RunConfig, label: str
+) -> Evaluation:
+    """Score completions and sum them up.
+
+    Args:
+        tasks: The tasks.
+        texts: One completion per task, with special tokens.
+        db: The store.
+        config: `evaluation.num_bootstrap` and `data.split_seed` are used.
+        label: Name of the stage.
+
+    Returns:
+        The evaluation.
+    """
+    scores = [
+        score_completion(task, harmony.parse_completion(text).final, db)
+        for task, text in zip(tasks, texts, strict=True)
+    ]
+    metrics = summarize(
+        scores, num_bootstrap=config.evaluation.num_bootstrap, seed=config.data.split_seed
+    )
+    rows = [_completion_row(label, *row) for row in zip(tasks, texts, scores, strict=True)]
+    return Evaluation(
+        label, metrics, per_tool_table(scores), parse_failure_table(scores), scores, rows
+    )
+
+
+def evaluate_model(
+    model: Any,
+    tokenizer: Any,
+    tasks: list[Task],
+    db: RetailDatabase,
+    config: configs.RunConfig,
+    label: str,
+) -> Evaluation:
+    """Evaluate a model and add the result to evaluation.json and completions.jsonl.
+
+    A stage that is in evaluation.json already is read from there.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        tasks: Held-out tasks.
+        db: The store.
+        config: The run's settings; files go to `config.output_dir`.
+        label: "base", "sft" or "sft_grpo".
+
+    Returns:
+        The evaluation, the same on every process.
+
+    Raises:
+        RunError: The folder holds this stage's evaluation on other tasks.
+    """
+    folder = Path(config.output_dir)
+    done = label in read_json(folder / "evaluation.json", {})
+    if done:
+        rows = [row for row in _read_rows(folder) if row["stage"] == label]
+        if [row["task_id"] for row in rows] != [task.task_id for task in tasks]:
+            raise RunError(
+                f"{folder}: {label} was evaluated on other tasks; use another --output-dir"
+            )
+        texts = [row["raw"] for row in rows]
+    else:
+        parts_dir = folder / "evaluation_parts" / label
+        texts = complete_tasks(model, tokenizer, tasks, config, parts_dir)
+    evaluation = score_texts(tasks, texts, db, config, label)
+    state = PartialState()
+    state.wait_for_everyone()
+    if state.is_main_process and not done:
+        _write_evaluation(folder, evaluation)
+        shutil.rmtree(folder / "evaluation_parts", ignore_errors=True)
+    state.wait_for_everyone()
+    return evaluation
+
+
+def _read_rows(folder: Path) -> list[dict]:
+    path = folder / "completions.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _write_evaluation(folder: Path, evaluation: Evaluation) -> None:
+    """Add one stage to the files; evaluation.json comes last and says that the rest is there."""
+    label = evaluation.label
+    rows = [row for row in _read_rows(folder) if row["stage"] != label] + evaluation.completions
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    write_text_atomic(folder / "completions.jsonl", "".join(lines))
+    details = read_json(folder / "evaluation_details.json", {})
+    details.setdefault("per_tool", {})[label] = evaluation.per_tool
+    details.setdefault("parse_failures", {})[label] = evaluation.parse_failures
+    write_json_atomic(folder / "evaluation_details.json", details)
+    metrics = read_json(folder / "evaluation.json", {})
+    write_json_atomic(folder / "evaluation.json", metrics | {label: evaluation.metrics})
+
+
+def compare_evaluations(
+    before: Evaluation, after: Evaluation, num_bootstrap: int, seed: int
+) -> dict[str, dict[str, float]]:
+    """Return how much better one stage is than another, task by task.
+
+    Pairing removes the difficulty of the tasks from the noise, so the interval is far narrower than
+    the two stages' own intervals suggest.
+
+    Args:
+        before: Evaluation of the earlier stage.
+        after: Evaluation of the later stage, on the same tasks.
+        num_bootstrap: Resamples of the tasks.
+        seed: Seed of the resampling.
+
+    Returns:
+        For each metric of `PAIRED_METRICS` the mean difference and its 95 % interval.
+    """
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    num_tasks = len(before.scores)
+    picks = generator.integers(0, num_tasks, size=(num_bootstrap, num_tasks))
+    result = {}
+    for name, figure in PAIRED_METRICS.items():
+        pairs = zip(before.scores, after.scores, strict=True)
+        gains = np.array([figure(b) - figure(a) for a, b in pairs])
+        low, high = np.quantile(gains[picks].mean(axis=1), [0.025, 0.975])
+        result[name] = {"value": float(gains.mean()), "low": float(low), "high": float(high)}
+    return result
+
+
+def format_table(metrics_by_stage: dict[str, dict[str, Any]]) -> str:
+    """Return the base / SFT / SFT+GRPO table as text, each figure with its 95 % interval."""
+    stages = list(metrics_by_stage)
+    names = [n for n, v in metrics_by_stage[stages[0]].items() if isinstance(v, dict)]
+    lines = ["metric".ljust(22) + "".join(STAGE_NAMES.get(s, s).rjust(26) for s in stages)]
+    for name in names:
+        cells = []
+        for stage in stages:
+            cell = metrics_by_stage[stage][name]
+            cells.append(f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]".rjust(26))
+        lines.append(name.ljust(22) + "".join(cells))
+    counts = {metrics_by_stage[stage]["num_tasks"] for stage in stages}
+    lines.append(f"{'/'.join(map(str, sorted(counts)))} held-out tasks, 95 % bootstrap intervals")
+    return "\n".join(lines)
+
+
+def print_table(output_dir: str | Path) -> None:
+    """Print the table of a run, and the paired differences between its stages.
+
+    Args:
+        output_dir: Folder of the run; evaluation.json is read.
+    """
+    folder = Path(output_dir)
+    metrics = read_json(folder / "evaluation.json", {})
+    if not metrics:
+        print(f"{folder / 'evaluation.json'}: no stage was evaluated yet")
+        return
+    print(format_table(metrics))
+    differences = read_json(folder / "evaluation_details.json", {}).get("differences", {})
+    for pair, figures in differences.items():
+        for name in ("exact_match_rate", "db_match_rate"):
+            gain = figures[name]
+            print(
+                f"{pair}, {name}: {gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
+                " (paired)"
+            )
+
+
+def record_differences(evaluations: list[Evaluation], config: configs.RunConfig) -> None:
+    """Write the paired differences between consecutive stages to evaluation_details.json."""
+    path = Path(config.output_dir) / "evaluation_details.json"
+    details = read_json(path, {})
+    pairs = zip(evaluations, evaluations[1:], strict=False)
+    details["differences"] = {
+        f"{STAGE_NAMES.get(after.label, after.label)} minus "
+        f"{STAGE_NAMES.get(before.label, before.label)}": compare_evaluations(
+            before, after, config.evaluation.num_bootstrap, config.data.split_seed
+        )
+        for before, after in pairs
+    }
+    if PartialState().is_main_process:
+        write_json_atomic(path, details)
+
+
+def config_of_model(model: str) -> configs.RunConfig:
+    """Return the settings a saved model is evaluated with.
+
+    Args:
+        model: Folder of a model or of an adapter, or a hub name.
+
+    Returns:
+        Those of the run that the folder lies in; else the small model's when it is the one that
+        ships here, else those of the preset "auto".
+    """
+    recorded = read_json(Path(model).parent / "config.json", {}).get("settings")
+    if recorded:
+        return configs.from_dict(recorded)
+    if Path(model).resolve() == (ROOT / configs.TINY_MODEL_PATH).resolve():
+        return configs.get_preset("cpu")
+    config = configs.get_preset("auto")
+    adapter = read_json(Path(model) / "adapter_config.json", {})
+    base = adapter.get("base_model_name_or_path", model)
+    return replace(config, model=replace(config.model, model_name=base))
+
+
+def evaluate_model_dir(
+    model: str,
+    tasks: list[Task],
+    db: RetailDatabase,
+    output_dir: str | Path,
+    num_trials: int = 1,
+) -> dict[str, Any]:
+    """Evaluate a model folder or name for `task_tester.py evaluate`.
+
+    Args:
+        model: Folder of a model or of an adapter, or a hub name.
+        tasks: Tasks to answer.
+        db: The store.
+        output_dir: evaluation.json and completions.jsonl go there, and replace older ones.
+        num_trials: Attempts per task; above 1 they are sampled, each trial with its own seed.
+
+    Returns:
+        The content of evaluation.json: the metrics over all trials under "model".
+
+    Raises:
+        ModelError: The model cannot be loaded.
+    """
+    from training.model import load_for_evaluation
+
+    config = config_of_model(model)
+    settings = replace(config.evaluation, greedy=num_trials == 1)
+    config = replace(config, evaluation=settings, output_dir=str(output_dir))
+    loaded, tokenizer = load_for_evaluation(model, config.model)
+    texts: list[str] = []
+    for trial in range(num_trials):
+        seeded = replace(config, seed=config.seed + trial)
+        texts += complete_tasks(loaded, tokenizer, tasks, seeded, parts_dir=None)
+    evaluation = score_texts(tasks * num_trials, texts, db, config, "model")
+    for name in ("evaluation.json", "evaluation_details.json", "completions.jsonl"):
+        (Path(output_dir) / name).unlink(missing_ok=True)
+    _write_evaluation(Path(output_dir), evaluation)
+    print(format_table({"model": evaluation.metrics}))
+    return {"model": evaluation.metrics}

@@ -1,0 +1,200 @@
+"""Group relative policy optimization through TRL's GRPOTrainer, rewards from the store.
+
+The order of the tasks is laid out here for the whole run, as one epoch of the trainer: TRL's own
+shuffle starts over after a resume in a later epoch. The reference policy of the KL term is the
+adapter as SFT left it (TRL keeps a frozen copy named "ref"). Left out on purpose: vLLM, which has
+no path for GPT-OSS with Unsloth, and reward models.
+"""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import configs
+from data_reader import Task, grpo_rows
+from envs.retail import RetailDatabase
+from training.artifacts import RunError
+from training.callbacks import CheckpointMarker, RunLogger
+from training.memory import limit_forward_rows
+from training.model import uses_unsloth
+from training.resampling import Resampler
+from training.rewards import CompletionScorer, RewardFunction, make_reward_functions
+from training.sft import check_lengths, order_rows, row_lengths
+from training.stage import common_arguments, round_up, run_trainer, world_size
+from training.streaming import drop_rows, store_rows
+from training.watch import HeldOutWatch, SampleRollouts, Watchdog
+
+REFERENCE_ADAPTER = "ref"
+DIFFICULTIES = ("easy", "medium", "hard")
+
+
+def difficulty(task: Task) -> tuple[int, int]:
+    """Return what the curriculum sorts by: the difficulty tag, then the number of gold calls."""
+    level = DIFFICULTIES.index(task.tags["difficulty"]) if "difficulty" in task.tags else 0
+    return level, len(task.gold_actions)
+
+
+def order_by_difficulty(tasks: Sequence[Task], count: int, seed: int) -> list[int]:
+    """Lay out the tasks of a whole run: from easy to hard in the first pass, then shuffled.
+
+    Args:
+        tasks: Training tasks.
+        count: How many tasks the run shows.
+        seed: Seed of the shuffles, also among equally difficult tasks.
+
+    Returns:
+        `count` numbers of tasks; the first ones do not depend on `count`.
+    """
+    levels = [difficulty(task) for task in tasks]
+    ordered: list[int] = []
+    draws = random.Random(seed)
+    while len(ordered) < count:
+        numbers = list(range(len(levels)))
+        draws.shuffle(numbers)
+        if not ordered:
+            numbers.sort(key=levels.__getitem__)
+        ordered += numbers
+    return ordered[:count]
+
+
+def count_steps(stage: configs.GrpoStage, num_tasks: int, world_size: int = 1) -> int:
+    """Return the optimizer steps of the stage: `max_steps`, or what its epochs come to."""
+    if stage.max_steps >= 0:
+        return stage.max_steps
+    tasks_per_step = world_size * stage.completions_per_step / stage.num_generations
+    return math.ceil(stage.num_train_epochs * num_tasks / tasks_per_step)
+
+
+def rows_dir(config: configs.RunConfig) -> Path:
+    """Return the folder that holds the rows while the stage trains."""
+    return Path(config.output_dir) / "grpo_rows"
+
+
+def build_grpo_trainer(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[Task],
+    db: RetailDatabase,
+    config: configs.RunConfig,
+    validation_tasks: Sequence[Task],
+    make_rewards: Callable[[CompletionScorer], list[RewardFunction]],
+) -> Any:
+    """Return TRL's trainer for this stage, ready to train.
+
+    Args:
+        model: Model with the adapter that SFT left.
+        tokenizer: Its tokenizer.
+        tasks: Training tasks.
+        db: The store on which completions are run.
+        config: The run's settings.
+        validation_tasks: Tasks for the held-out looks.
+        make_rewards: Makes the two reward functions from the scorer.
+
+    Returns:
+        The trainer.
+
+    Raises:
+        RunError: A prompt leaves no room for a completion.
+    """
+    from trl import GRPOConfig, GRPOTrainer
+
+    stage = config.grpo
+    steps = count_steps(stage, len(tasks), world_size())
+    generations = round_up(steps, stage.steps_per_generation) // stage.steps_per_generation
+    tasks_per_generation = (
+        world_size() * stage.completions_per_step * stage.steps_per_generation
+        // stage.num_generations
+    )
+    rows = store_rows(grpo_rows(tasks, config.data.prompt_style), rows_dir(config))
+    lengths = row_lengths(tokenizer, rows)
+    check_lengths(lengths, config.model.max_seq_length, stage.max_completion_length)
+    if stage.curriculum:
+        order = order_by_difficulty(tasks, generations * tasks_per_generation, config.seed)
+    else:
+        # TRL pads a whole generate call to its longest prompt: like lengths go together.
+        order = order_rows(lengths, tasks_per_generation, generations, config.seed)
+    arguments = GRPOConfig(
+        **common_arguments(config, stage, Path(config.output_dir), model) | {"max_steps": steps},
+        num_train_epochs=1,
+        shuffle_dataset=False,
+        num_generations=stage.num_generations,
+        steps_per_generation=stage.steps_per_generation * stage.gradient_accumulation_steps,
+        max_completion_length=stage.max_completion_length,
+        temperature=stage.temperature,
+        beta=stage.beta,
+        loss_type=stage.loss_type,
+        # TRL's own values, said aloud: with "dapo" Unsloth would otherwise mask completions that
+        # were cut, which then cost nothing, and widen the upper clip to 0.28.
+        mask_truncated_completions=False,
+        epsilon_high=0.2,
+        scale_rewards=stage.scale_rewards,
+        reward_weights=[stage.tool_reward_weight, stage.outcome_reward_weight],
+        remove_unused_columns=False,
+    )
+    scorer = CompletionScorer(tokenizer, db)
+    logger = RunLogger(config, "grpo")
+    callbacks = [logger, SampleRollouts(scorer, logger)]
+    if stage.eval_steps:
+        callbacks.append(HeldOutWatch(config, logger, tokenizer, validation_tasks, db))
+    # The marker comes last: a checkpoint is whole only when everything about its step is written.
+    callbacks += [Watchdog(config, logger), CheckpointMarker()]
+    resampler = None
+    if stage.resample_rounds:
+        resampler = Resampler(config, scorer, rows)
+    trainer = GRPOTrainer(
+        model=model, args=arguments, train_dataset=rows.select(order), processing_class=tokenizer,
+        reward_funcs=make_rewards(scorer), rollout_func=resampler,
+        callbacks=callbacks,
+    )
+    if uses_unsloth(config.model):
+        limit_forward_rows(trainer, stage.per_device_train_batch_size)
+    return trainer
+
+
+def run_grpo(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[Task],
+    db: RetailDatabase,
+    config: configs.RunConfig,
+    validation_tasks: Sequence[Task] | None = None,
+    resume: bool = False,
+    make_rewards: Callable[[CompletionScorer], list[RewardFunction]] = make_reward_functions,
+) -> dict[str, float]:
+    """Improve the adapter by GRPO.
+
+    Args:
+        model: Model with the adapter that SFT left, also when resuming: it is the reference
+            policy; the trained weights then come from the checkpoint. Trained in place.
+        tokenizer: Its tokenizer.
+        tasks: Training tasks.
+        db: The store on which completions are run.
+        config: The run's settings.
+        validation_tasks: Tasks for the held-out looks; may be empty when `grpo.eval_steps` is 0.
+        resume: Go on from the newest whole checkpoint, if there is one.
+        make_rewards: Makes the reward functions; another one serves controls and tests.
+
+    Returns:
+        The trainer's closing figures (`train_runtime` in seconds, ...).
+
+    Raises:
+        RunError: A prompt is too long, there are too few tasks, or the disk is full.
+    """
+    if config.grpo.max_steps == 0:
+        return {}
+    if config.grpo.eval_steps and not validation_tasks:
+        raise RunError("grpo.eval_steps is set but the validation split is empty; add tasks")
+    trainer = build_grpo_trainer(
+        model, tokenizer, tasks, db, config, validation_tasks or [], make_rewards
+    )
+    figures = run_trainer(trainer, resume)
+    drop_rows(rows_dir(config))
+    if config.grpo.early_stopping_patience:
+        watches = trainer.callback_handler.callbacks
+        next(watch for watch in watches if isinstance(watch, HeldOutWatch)).restore_best(model)
+    if REFERENCE_ADAPTER in model.peft_config:
+        model.delete_adapter(REFERENCE_ADAPTER)
+    model.eval()
+    return figures

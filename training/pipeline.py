@@ -1,0 +1,369 @@
+"""The run from end to end, in steps that the notebook and train_script.py call alike.
+
+Every step looks first at what the run folder holds: a step that is done is read back, one that was
+cut short goes on from its last whole checkpoint. So a killed run started again with `resume` takes
+the same way to the same result. Left out on purpose: any training of its own.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import set_seed
+
+import configs
+from data_reader import Task
+from envs.retail import RetailDatabase
+from training.artifacts import (
+    RunError, build_folder, disk_full_error, is_complete, is_disk_full, read_json,
+    write_json_atomic,
+)
+from training.evaluation import Evaluation, evaluate_model, print_table, record_differences
+from training.grpo import run_grpo
+from training.model import load_model, memory_guard, merge_and_save, save_adapter
+from training.rewards import CompletionScorer, RewardFunction, make_reward_functions
+from training.run_data import load_tasks
+from training.sft import run_sft
+
+STAGES = ("base", "sft", "sft_grpo")
+PACKAGES = (
+    "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth",
+)
+ARTIFACTS = (
+    "config.json", "metrics.csv", "evaluation.json", "evaluation_details.json",
+    "completions.jsonl", "warnings.jsonl", "evaluation_parts", "sft", "best_adapter",
+    "final_model", "merged_model", "plots", "tensorboard", "runs",
+)
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Run:
+    """A prepared run: its settings, folder, tasks and store."""
+
+    config: configs.RunConfig
+    """The settings, also in config.json."""
+    folder: Path
+    """Where everything is written."""
+    resume: bool
+    """Whether steps that were done or begun are taken up."""
+    train: Sequence[Task]
+    """Tasks to train on; they stay on disk."""
+    validation: Sequence[Task]
+    """Tasks of other users, watched during training."""
+    test: Sequence[Task]
+    """Held-out tasks of users that are in no training task; the same at every stage."""
+    db: RetailDatabase
+    """The store."""
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that shape a result."""
+    versions = {"python": platform.python_version()}
+    installed = {d.name.lower().replace("_", "-") for d in importlib.metadata.distributions()}
+    for name in PACKAGES:
+        if name in installed:
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def git_hash() -> str:
+    """Return the commit of the code, with "+changes" when files differ, "" outside of git."""
+    command = ["git", "-C", str(ROOT)]
+    head = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        return ""
+    status = subprocess.run(
+        [*command, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
+    )
+    return head.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+
+
+def prepare_run(config: configs.RunConfig, resume: bool = False) -> Run:
+    """Read the data, open the run folder and write config.json into it.
+
+    An earlier run in the folder is taken up with `resume`; without, it is moved to
+    `<folder>.earlier-<n>`.
+
+    Args:
+        config: The settings.
+        resume: Take up what the folder holds.
+
+    Returns:
+        The run.
+
+    Raises:
+        DatasetError: A task file is missing, faulty or too small.
+        DatabaseError: The store cannot be read.
+        RunError: The folder cannot be written, or holds a run with other settings.
+    """
+    if config.model.num_threads:
+        torch.set_num_threads(config.model.num_threads)
+    if not config.show_progress:
+        import datasets
+        import transformers
+
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
+    # The first one made decides for the whole process whether there is a GPU.
+    state = PartialState(cpu=config.model.device == "cpu")
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise RunError(
+            "FSDP splits the model, which every process needs whole here: launch with "
+            "accelerate/ddp_<n>.yaml or torchrun, see docs/MULTI_GPU.md"
+        )
+    train, validation, test, db = load_tasks(config)
+    folder = Path(config.output_dir)
+    if state.is_main_process:
+        _open_folder(config, folder, resume)
+    state.wait_for_everyone()
+    return Run(config, folder, resume, train, validation, test, db)
+
+
+def _open_folder(config: configs.RunConfig, folder: Path, resume: bool) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write-test"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise RunError(
+            f"{folder}: cannot be written ({error.strerror}); choose another --output-dir"
+        ) from error
+    path = folder / "config.json"
+    settings = json.loads(config.to_json())
+    if path.exists() and resume:
+        _check_same_settings(read_json(path, {})["settings"], settings, folder)
+    elif path.exists():
+        _set_aside(folder)
+    if not path.exists():
+        facts = {"settings": settings, "versions": package_versions(), "git_hash": git_hash()}
+        write_json_atomic(path, facts)
+
+
+def _check_same_settings(old: dict, new: dict, folder: Path) -> None:
+    """Refuse to take up a run under settings that would have made another one."""
+    ignored = {"output_dir", "show_progress", "merge_model", "preset"}
+    for stage, value in new.items():
+        pairs = value.items() if isinstance(value, dict) else [("", value)]
+        for name, wanted in pairs:
+            before = old[stage].get(name) if isinstance(value, dict) else old.get(stage)
+            if before != wanted and stage not in ignored:
+                field = f"{stage}.{name}" if name else stage
+                raise RunError(
+                    f"{folder}: was started with {field}={before!r}, not {wanted!r}; resume with "
+                    "the same settings or choose another --output-dir"
+                )
+
+
+def _set_aside(folder: Path) -> None:
+    """Move the files of an earlier run to a folder beside this one."""
+    found = [folder / name for name in ARTIFACTS] + sorted(folder.glob("checkpoint-*"))
+    found = [path for path in found if path.exists()]
+    if found == [folder / "config.json"]:
+        # It came to nothing, as when the model was not found: there is nothing to keep.
+        found[0].unlink()
+        return
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.earlier-{number}")).exists():
+        number += 1
+    aside.mkdir()
+    for path in found:
+        shutil.move(path, aside / path.name)
+    print(f"{folder} held an earlier run; it is in {aside} now")
+
+
+def load_run_model(run: Run) -> tuple[Any, Any]:
+    """Load the base model with a fresh adapter; the adapter's weights follow the run's seed.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The model and its tokenizer.
+
+    Raises:
+        ModelError: The model is missing or does not fit this machine.
+    """
+    set_seed(run.config.seed)
+    return load_model(run.config.model)
+
+
+def _take_up_adapter(model: Any, folder: Path) -> None:
+    """Put saved adapter weights into the model that is trained."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+
+
+def _save_stage_adapter(run: Run, model: Any, tokenizer: Any, folder: Path) -> None:
+    state = PartialState()
+    if state.is_main_process:
+        build_folder(folder, lambda part: save_adapter(model, tokenizer, part))
+    state.wait_for_everyone()
+
+
+def evaluate_stage(run: Run, model: Any, tokenizer: Any, stage: str) -> Evaluation:
+    """Evaluate the model as it is now on the run's held-out tasks.
+
+    Args:
+        run: The run.
+        model: The model.
+        tokenizer: Its tokenizer.
+        stage: "base", "sft" or "sft_grpo".
+
+    Returns:
+        The evaluation; read back when the run has it already.
+
+    Raises:
+        ModelError: The GPU's memory is too small for the batch.
+        RunError: The disk is full, or the folder's evaluation is of other tasks.
+    """
+    try:
+        with memory_guard("evaluation", "--set evaluation.batch_size=8"):
+            return evaluate_model(model, tokenizer, run.test, run.db, run.config, stage)
+    except OSError as error:
+        if is_disk_full(error, run.folder):
+            raise disk_full_error(run.folder) from error
+        raise
+
+
+def train_sft(run: Run, model: Any, tokenizer: Any) -> Path:
+    """Run the SFT stage, or take up its result.
+
+    Args:
+        run: The run.
+        model: Model with a fresh adapter; holds the SFT adapter afterwards.
+        tokenizer: Its tokenizer.
+
+    Returns:
+        The folder of the SFT adapter.
+
+    Raises:
+        ModelError: The GPU's memory is too small for the batch.
+        RunError: A row is too long, or the disk is full.
+    """
+    folder = run.folder / "sft" / "adapter"
+    if is_complete(folder):
+        _take_up_adapter(model, folder)
+        return folder
+    remedy = "--set sft.per_device_train_batch_size=1 --set sft.gradient_accumulation_steps=16"
+    with memory_guard("SFT", remedy):
+        run_sft(model, tokenizer, run.train, run.config, resume=run.resume)
+    _save_stage_adapter(run, model, tokenizer, folder)
+    return folder
+
+
+def train_grpo(
+    run: Run,
+    model: Any,
+    tokenizer: Any,
+    make_rewards: Callable[[CompletionScorer], list[RewardFunction]] = make_reward_functions,
+) -> Path:
+    """Run the GRPO stage, or take up its result; the adapter goes to final_model/.
+
+    Args:
+        run: The run.
+        model: Model with the SFT adapter; holds the final adapter afterwards.
+        tokenizer: Its tokenizer.
+        make_rewards: Makes the reward functions; another one serves controls and tests.
+
+    Returns:
+        The folder of the final adapter.
+
+    Raises:
+        ModelError: The GPU's memory is too small for the batch.
+        RunError: A prompt is too long, or the disk is full.
+    """
+    folder = run.folder / "final_model"
+    if is_complete(folder):
+        _take_up_adapter(model, folder)
+        return folder
+    remedy = "--set grpo.per_device_train_batch_size=1 --set grpo.gradient_accumulation_steps=16"
+    with memory_guard("GRPO", remedy):
+        run_grpo(
+            model, tokenizer, run.train, run.db, run.config,
+            validation_tasks=run.validation, resume=run.resume, make_rewards=make_rewards,
+        )
+    _save_stage_adapter(run, model, tokenizer, folder)
+    return folder
+
+
+def save_merged(run: Run, model: Any, tokenizer: Any) -> Path | None:
+    """Write merged_model/, the adapter folded into the weights.
+
+    Args:
+        run: The run; nothing is written when `merge_model` is off.
+        model: Model with the final adapter; left as it is.
+        tokenizer: Its tokenizer.
+
+    Returns:
+        The folder, None when it is switched off.
+    """
+    folder = run.folder / "merged_model"
+    state = PartialState()
+    if not run.config.merge_model:
+        return None
+    if state.is_main_process and not is_complete(folder):
+        build_folder(
+            folder, lambda part: merge_and_save(model, tokenizer, part, run.config.model)
+        )
+    state.wait_for_everyone()
+    return folder
+
+
+def finish_run(run: Run, evaluations: list[Evaluation]) -> list[Path]:
+    """Write the paired differences and the plots, and print the table of the stages.
+
+    Args:
+        run: The run.
+        evaluations: Its evaluations, in the order of the stages.
+
+    Returns:
+        The plots.
+    """
+    from training.plots import plot_all
+
+    record_differences(evaluations, run.config)
+    if not PartialState().is_main_process:
+        return []
+    paths = plot_all(run.folder)
+    print_table(run.folder)
+    return paths
+
+
+def run_pipeline(config: configs.RunConfig, resume: bool = False) -> dict[str, Any]:
+    """Run everything: evaluate, SFT, evaluate, GRPO, evaluate, save, plot.
+
+    Args:
+        config: The settings.
+        resume: Take up what the run folder holds.
+
+    Returns:
+        The content of evaluation.json.
+
+    Raises:
+        DatasetError: The task file cannot be used.
+        DatabaseError: The store cannot be read.
+        ModelError: The model cannot be loaded, trained or saved.
+        RunError: The run folder cannot be used, or the disk is full.
+    """
+    run = prepare_run(config, resume)
+    model, tokenizer = load_run_model(run)
+    evaluations = [evaluate_stage(run, model, tokenizer, "base")]
+    train_sft(run, model, tokenizer)
+    evaluations.append(evaluate_stage(run, model, tokenizer, "sft"))
+    train_grpo(run, model, tokenizer)
+    evaluations.append(evaluate_stage(run, model, tokenizer, "sft_grpo"))
+    save_merged(run, model, tokenizer)
+    finish_run(run, evaluations)
+    return read_json(run.folder / "evaluation.json", {})

@@ -1,0 +1,212 @@
+"""Draw a run from the files in its folder; a plot never sees the trainer's memory.
+
+Left out on purpose: interactive plots. The PNGs go into the notebook and the README as they are.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from training.artifacts import read_json
+from training.callbacks import MetricsTable
+
+COLORS = {"base": "#9aa0a6", "sft": "#4c78a8", "sft_grpo": "#e4572e"}
+STAGE_NAMES = {"base": "base", "sft": "SFT", "sft_grpo": "SFT+GRPO"}
+SIZE = (9.0, 4.5)
+"""Width and height in inches; at 110 dots an inch the text stays legible in a notebook."""
+DPI = 110
+RATES = (
+    "exact_match_rate", "db_match_rate", "action_precision", "action_recall", "action_f1",
+    "json_parse_success", "ordering_accuracy", "completeness_score",
+)
+
+
+def _rows(folder: Path, stage: str) -> list[dict[str, float]]:
+    return MetricsTable(folder / "metrics.csv").stage_rows(stage, last_step=10**9)
+
+
+def _figure(num_axes: int = 1) -> tuple[Figure, list[Axes]]:
+    # Figures are made without pyplot: a notebook would show them a second time.
+    figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+    axes = [figure.add_subplot(1, num_axes, index + 1) for index in range(num_axes)]
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _smooth(values: list[float], window: int) -> list[float]:
+    parts = [values[max(0, end - window):end] for end in range(1, len(values) + 1)]
+    return [sum(part) / len(part) for part in parts]
+
+
+def _curve(axis: Axes, rows: list[dict], name: str, label: str, color: str) -> bool:
+    """Draw one metric, thin, with its running mean on top; say whether there was any."""
+    points = [(row["step"], row[name]) for row in rows if name in row]
+    if not points:
+        return False
+    steps, values = zip(*points, strict=True)
+    window = max(1, len(values) // 8)
+    axis.plot(steps, values, color=color, alpha=0.25, linewidth=1)
+    axis.plot(steps, _smooth(list(values), window), color=color, linewidth=2, label=label)
+    axis.set_xlabel("optimizer step")
+    return True
+
+
+def _save(figure: Figure, folder: Path, name: str) -> Path:
+    for axis in figure.axes:
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=8)
+    path = folder / "plots" / f"{name}.png"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def plot_loss(folder: Path) -> Path | None:
+    """Draw the SFT loss and token accuracy, the GRPO loss beside them.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        The PNG, None when nothing was trained.
+    """
+    figure, (left, right) = _figure(2)
+    drawn = _curve(left, _rows(folder, "sft"), "loss", "SFT loss", COLORS["sft"])
+    drawn |= _curve(right, _rows(folder, "grpo"), "loss", "GRPO loss", COLORS["sft_grpo"])
+    left.set_title("SFT: cross-entropy of gold completions")
+    right.set_title("GRPO: policy loss (near 0 by design)")
+    left.set_ylabel("loss")
+    return _save(figure, folder, "loss") if drawn else None
+
+
+def plot_rewards(folder: Path) -> Path | None:
+    """Draw the two rewards of the rollouts, and held-out figures where they were looked at.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        The PNG, None without GRPO.
+    """
+    rows = _rows(folder, "grpo")
+    figure, (left, right) = _figure(2)
+    drawn = _curve(left, rows, "rewards/tool_reward/mean", "tool_reward", COLORS["sft"])
+    _curve(left, rows, "reward", "weighted sum", COLORS["base"])
+    left.set_title("Reward per rollout")
+    left.set_ylabel("mean reward")
+    _curve(right, rows, "rewards/outcome_reward/mean", "outcome_reward (rollouts)", COLORS["sft"])
+    points = [(r["step"], r["heldout/db_match"]) for r in rows if "heldout/db_match" in r]
+    if points:
+        right.plot(*zip(*points, strict=True), "o-", color=COLORS["sft_grpo"],
+                   label="held-out db match (greedy)")
+    right.set_title("Does the store end as gold leaves it?")
+    right.set_ylim(0, 1.02)
+    return _save(figure, folder, "rewards") if drawn else None
+
+
+def plot_health(folder: Path) -> Path | None:
+    """Draw what tells whether GRPO is healthy: KL, entropy, dead groups, clipping, length.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        The PNG, None without GRPO.
+    """
+    rows = _rows(folder, "grpo")
+    figure, (left, right) = _figure(2)
+    drawn = _curve(left, rows, "kl_to_sft", "KL to the SFT adapter", COLORS["sft_grpo"])
+    drawn |= _curve(left, rows, "entropy", "entropy", COLORS["sft"])
+    left.set_title("Nats per token")
+    _curve(right, rows, "frac_reward_zero_std", "groups without spread", COLORS["base"])
+    _curve(right, rows, "completions/clipped_ratio", "completions cut off", COLORS["sft_grpo"])
+    _curve(right, rows, "rollouts/parsed", "completions that parse", COLORS["sft"])
+    right.set_title("Share of the batch")
+    right.set_ylim(-0.02, 1.02)
+    return _save(figure, folder, "health") if drawn else None
+
+
+def plot_evaluation(folder: Path) -> Path | None:
+    """Draw the held-out metrics of each stage as bars with their 95 % intervals.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        The PNG, None when nothing was evaluated.
+    """
+    metrics: dict[str, dict[str, Any]] = read_json(folder / "evaluation.json", {})
+    if not metrics:
+        return None
+    figure, (axis,) = _figure()
+    width = 0.8 / len(metrics)
+    for position, (stage, figures) in enumerate(metrics.items()):
+        estimates = [figures[name] for name in RATES]
+        values = [estimate["value"] for estimate in estimates]
+        # A percentile interval may leave out the value itself by a rounding error.
+        below = [max(0.0, e["value"] - e["low"]) for e in estimates]
+        above = [max(0.0, e["high"] - e["value"]) for e in estimates]
+        places = [index + position * width for index in range(len(RATES))]
+        axis.bar(places, values, width, yerr=[below, above], capsize=2, color=COLORS.get(stage),
+                 label=STAGE_NAMES.get(stage, stage), error_kw={"linewidth": 1})
+    middle = width * (len(metrics) - 1) / 2
+    axis.set_xticks([index + middle for index in range(len(RATES))])
+    axis.set_xticklabels([name.replace("_", "\n", 1).replace("_", " ") for name in RATES], fontsize=8)
+    axis.set_ylim(0, 1.02)
+    counts = "/".join(str(n) for n in sorted({m["num_tasks"] for m in metrics.values()}))
+    axis.set_title(f"{counts} held-out tasks, 95 % bootstrap intervals")
+    return _save(figure, folder, "evaluation")
+
+
+def plot_failures(folder: Path) -> Path | None:
+    """Draw parse failures by kind and, per tool, the share of correct calls, for each stage.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        The PNG, None when nothing was evaluated.
+    """
+    details = read_json(folder / "evaluation_details.json", {})
+    if not details:
+        return None
+    figure, (left, right) = _figure(2)
+    failures, per_tool = details["parse_failures"], details["per_tool"]
+    height = 0.8 / len(per_tool)
+    kinds = sorted({kind for counts in failures.values() for kind in counts})
+    last = list(per_tool.values())[-1]
+    tools = sorted(last, key=lambda name: last[name]["called"])
+    for position, stage in enumerate(per_tool):
+        shift = position * height
+        color, label = COLORS.get(stage), STAGE_NAMES.get(stage, stage)
+        counts = [failures[stage].get(kind, 0) for kind in kinds]
+        places = [index + shift for index in range(len(kinds))]
+        left.barh(places, counts, height, color=color, label=label)
+        rows = [per_tool[stage].get(name, {"called": 0, "correct": 0}) for name in tools]
+        shares = [row["correct"] / row["called"] if row["called"] else 0.0 for row in rows]
+        right.barh([index + shift for index in range(len(tools))], shares, height, color=color)
+    middle = height * (len(per_tool) - 1) / 2
+    left.set_yticks([index + middle for index in range(len(kinds))], kinds, fontsize=8)
+    left.set_title("Completions that fail to parse" if kinds else "Every completion parses")
+    names = [f"{name} ({last[name]['called']})" for name in tools]
+    right.set_yticks([index + middle for index in range(len(tools))], names, fontsize=7)
+    right.set_xlim(0, 1)
+    right.set_title("Share of a tool's calls that are correct\n(calls of the last stage)")
+    return _save(figure, folder, "failures")
+
+
+def plot_all(folder: str | Path) -> list[Path]:
+    """Draw everything that the run's files allow.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        The PNGs under `plots/`.
+    """
+    draw = (plot_loss, plot_rewards, plot_health, plot_evaluation, plot_failures)
+    return [path for path in (function(Path(folder)) for function in draw) if path]

@@ -1,0 +1,115 @@
+"""Replace groups without spread: rewards that are all equal have no advantage and teach nothing.
+
+TRL trains such a group with loss 0 and says nothing. Here another task is drawn in its place and
+sampled, a few rounds long, before the trainer sees the batch. Left out on purpose: dropping the
+group without a replacement, which would shrink the batch and change the step size.
+"""
+
+import random
+import warnings
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import configs
+from training.rewards import CompletionScorer
+from training.streaming import TaskLookup
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SPREAD_LIMIT = 1e-6
+"""Rewards that differ by less count as equal."""
+
+
+class Group(NamedTuple):
+    """The rollouts of one task."""
+
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[int]]
+    task: list[str]
+    """The task's row as JSON text, once per completion."""
+    rewards: list[float]
+    """Weighted sum of the two rewards, per completion."""
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether the rewards differ, so that there are advantages other than 0."""
+        return max(self.rewards) - min(self.rewards) > SPREAD_LIMIT
+
+
+class Resampler:
+    """TRL's `rollout_func`: samples the batch, then replaces groups without spread.
+
+    How many completions were in groups with spread, before and after, is noted in
+    `CompletionScorer.notes` and logged with the rewards.
+    """
+
+    def __init__(
+        self, config: configs.RunConfig, scorer: CompletionScorer, rows: "Dataset"
+    ) -> None:
+        """Remember the tasks to draw from.
+
+        Args:
+            config: `grpo.resample_rounds`, `grpo.num_generations` and the reward weights are used.
+            scorer: Scores the completions, once each.
+            rows: Rows with the `prompt` and the `task` (JSON text) of the training tasks.
+        """
+        # The trainer marks its interface for own rollouts experimental; the pinned version has it.
+        warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
+        self.config = config
+        self.scorer = scorer
+        self.lookup = TaskLookup(rows)
+
+    def __call__(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
+        """Sample one batch.
+
+        Args:
+            prompts: One per completion; the completions of a group stand side by side.
+            trainer: TRL's trainer.
+
+        Returns:
+            Token ids of prompts and completions, and the task of each: the drawn one's where a
+            group was replaced.
+        """
+        groups = self._sample(prompts, trainer)
+        self.scorer.notes["resampling/useful_before"] = _share_with_spread(groups)
+        # The draws depend on the step and the process alone: a resumed run draws the same tasks.
+        rank = trainer.accelerator.process_index
+        draws = random.Random(f"{self.config.seed}/{trainer.state.global_step}/{rank}")
+        size = self.config.grpo.num_generations
+        for _ in range(self.config.grpo.resample_rounds):
+            dead = [index for index, group in enumerate(groups) if not group.has_spread]
+            if not dead:
+                break
+            drawn = [self.lookup.prompt(draws.randrange(len(self.lookup))) for _ in dead]
+            fresh = self._sample([prompt for prompt in drawn for _ in range(size)], trainer)
+            for index, group in zip(dead, fresh, strict=True):
+                if group.has_spread:
+                    groups[index] = group
+        self.scorer.notes["resampling/useful_after"] = _share_with_spread(groups)
+        return {
+            "prompt_ids": [ids for group in groups for ids in group.prompt_ids],
+            "completion_ids": [ids for group in groups for ids in group.completion_ids],
+            "task": [text for group in groups for text in group.task],
+            "logprobs": None,
+        }
+
+    def _sample(self, prompts: list[str], trainer: Any) -> list[Group]:
+        stage = self.config.grpo
+        size = stage.num_generations
+        prompt_ids = trainer.processing_class(text=prompts)["input_ids"]
+        completion_ids, _ = trainer._generate_single_turn(prompt_ids, None, {}, size)
+        tasks = [self.lookup.task(prompt) for prompt in prompts]
+        scores = self.scorer.score(tasks, completion_ids)
+        rewards = [
+            stage.tool_reward_weight * score.reward + stage.outcome_reward_weight * score.outcome
+            for score in scores
+        ]
+        columns = (prompt_ids, completion_ids, tasks, rewards)
+        return [
+            Group(*(column[start:start + size] for column in columns))
+            for start in range(0, len(prompts), size)
+        ]
+
+
+def _share_with_spread(groups: list[Group]) -> float:
+    return sum(group.has_spread for group in groups) / len(groups)

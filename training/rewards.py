@@ -1,0 +1,141 @@
+"""The two reward functions of GRPO, over one scoring of each completion.
+
+`tool_reward` is the shaped reward over the calls, `outcome_reward` is 1.0 when the store ends as
+gold leaves it. Both come from `task_tester.score_completion`, the scorer of the evaluation, so the
+reward and the metrics cannot disagree. Left out on purpose: any parsing of its own.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import harmony
+from data_reader import Task, task_from_json
+from envs.retail import TOOL_SCHEMAS, RetailDatabase
+from task_tester import Score, score_completion
+
+RewardFunction = Callable[..., list[float]]
+MAX_KNOWN = 8192
+"""Completions whose score is remembered; far more than one batch, and bounded."""
+
+
+class CompletionScorer:
+    """Scores completions, each once, and keeps the last batch for those who watch.
+
+    Attributes:
+        tasks: Tasks of the last batch, one per completion.
+        texts: Its completions as text with special tokens.
+        scores: Its scores.
+        notes: Figures that are logged with the next batch of rewards.
+        num_scored: Distinct completions scored so far.
+    """
+
+    def __init__(self, tokenizer: Any, db: RetailDatabase) -> None:
+        """Remember what scoring needs.
+
+        Args:
+            tokenizer: Decodes completion ids, special tokens included.
+            db: The store on which calls are run; never changed.
+        """
+        self.tokenizer = tokenizer
+        self.db = db
+        self.tasks: list[Task] = []
+        self.texts: list[str] = []
+        self.scores: list[Score] = []
+        self.notes: dict[str, float] = {}
+        self.num_scored = 0
+        self._known: dict[tuple[str, tuple[int, ...]], tuple[str, Score]] = {}
+        self._parse_task = lru_cache(maxsize=65536)(task_from_json)
+
+    def score(self, task_texts: list[str], completion_ids: list[list[int]]) -> list[Score]:
+        """Score a batch; completions that were just scored are not run again.
+
+        Args:
+            task_texts: Task rows as JSON text, one per completion.
+            completion_ids: Token ids up to and including the stop token, without padding.
+
+        Returns:
+            One score per completion.
+        """
+        if len(self._known) > MAX_KNOWN:
+            self._known.clear()
+        pairs = zip(task_texts, map(tuple, completion_ids), strict=True)
+        rows = [self._score_one(text, ids) for text, ids in pairs]
+        self.tasks = [self._parse_task(text) for text in task_texts]
+        self.texts = [text for text, _ in rows]
+        self.scores = [score for _, score in rows]
+        return self.scores
+
+    def _score_one(self, task_text: str, ids: tuple[int, ...]) -> tuple[str, Score]:
+        key = (task_text, ids)
+        if key not in self._known:
+            text = self.tokenizer.decode(ids, skip_special_tokens=False)
+            final = harmony.parse_completion(text).final
+            score = score_completion(self._parse_task(task_text), final, self.db)
+            self._known[key] = (text, score)
+            self.num_scored += 1
+        return self._known[key]
+
+
+def summarize_batch(scores: list[Score]) -> dict[str, float]:
+    """Return what is logged about a batch beside its rewards.
+
+    Args:
+        scores: One per completion.
+
+    Returns:
+        Means of the reward's parts (`reward_parts/*`), shares of completions that fail to parse by
+        kind (`parse_failures/*`), exact match, db match and parse shares, and for each tool that
+        was called the share of its calls that were correct (`tools/*`).
+    """
+    count = len(scores)
+    metrics = {
+        "rollouts/exact_match": sum(s.exact_match for s in scores) / count,
+        "rollouts/db_match": sum(s.db_match for s in scores) / count,
+        "rollouts/parsed": sum(s.parse_error is None for s in scores) / count,
+    }
+    parts: Counter[str] = Counter()
+    for score in scores:
+        parts.update(score.parts)
+    metrics |= {f"reward_parts/{name}": value / count for name, value in sorted(parts.items())}
+    kinds = Counter(s.parse_error for s in scores if s.parse_error)
+    metrics |= {f"parse_failures/{kind}": n / count for kind, n in sorted(kinds.items())}
+    called: Counter[str] = Counter()
+    correct: Counter[str] = Counter()
+    for score in scores:
+        for call in score.calls:
+            # Invented names share one column: there is no end to them.
+            name = call.name if call.name in TOOL_SCHEMAS else "unknown"
+            called[name] += 1
+            correct[name] += bool(call.correct)
+    metrics |= {f"tools/{name}": correct[name] / n for name, n in sorted(called.items())}
+    return metrics
+
+
+def make_reward_functions(scorer: CompletionScorer) -> list[RewardFunction]:
+    """Return `tool_reward` and `outcome_reward`; TRL logs each under its name.
+
+    Args:
+        scorer: Shared by both, so that a completion is run on the store once.
+
+    Returns:
+        Two functions from a batch of completions to a list of rewards.
+    """
+
+    def tool_reward(
+        completion_ids: list[list[int]], task: list[str], log_metric: Callable, **_: Any
+    ) -> list[float]:
+        """Return the shaped reward of each completion: gold's maximum at best, -1.0 at worst."""
+        scores = scorer.score(task, completion_ids)
+        for name, value in (summarize_batch(scores) | scorer.notes).items():
+            log_metric(name, value)
+        return [score.reward for score in scores]
+
+    def outcome_reward(
+        completion_ids: list[list[int]], task: list[str], **_: Any
+    ) -> list[float]:
+        """Return 1.0 for each completion that leaves the store as gold does, else 0.0."""
+        return [score.outcome for score in scorer.score(task, completion_ids)]
+
+    return [tool_reward, outcome_reward]

@@ -1,0 +1,180 @@
+"""Supervised warm-up on gold tool calls, through TRL's SFTTrainer.
+
+Prompts and completions are plain text in harmony format, so no chat template runs and nothing is
+added to them: the loss sees the completion's tokens, its final `<|return|>` included, and no other.
+Left out on purpose: packing. It would mix tasks in one row, and the rows are short.
+"""
+
+import math
+import random
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import configs
+from data_reader import Task, sft_rows
+from training.artifacts import RunError
+from training.callbacks import CheckpointMarker, RunLogger
+from training.stage import common_arguments, run_trainer, world_size
+from training.streaming import ROWS_PER_BATCH, drop_rows, store_rows
+
+
+def row_lengths(tokenizer: Any, rows: Any) -> Sequence[int]:
+    """Return the tokens of each row of a dataset: its `prompt`, and `completion` if it has one."""
+    names = [name for name in ("prompt", "completion") if name in rows.column_names]
+    lengths = array("I")
+    for batch in rows.iter(batch_size=ROWS_PER_BATCH):
+        texts = ["".join(parts) for parts in zip(*(batch[name] for name in names), strict=True)]
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        lengths.extend(len(row) for row in ids)
+    return lengths
+
+
+def check_lengths(lengths: Sequence[int], max_seq_length: int, reserve: int = 0) -> None:
+    """Refuse rows that would be cut: a cut row loses the end that it is there to teach.
+
+    Args:
+        lengths: Tokens of each row.
+        max_seq_length: Tokens a row may have.
+        reserve: Tokens to leave free after the prompt, for a completion to be sampled.
+
+    Raises:
+        RunError: Names the number of rows and the setting.
+    """
+    longest = max(lengths) + reserve
+    if longest > max_seq_length:
+        count = sum(length + reserve > max_seq_length for length in lengths)
+        raise RunError(
+            f"{count} of {len(lengths)} rows need up to {longest} tokens, model.max_seq_length is "
+            f"{max_seq_length}; raise it, or drop the long tasks"
+        )
+
+
+def order_rows(
+    lengths: Sequence[int], batch_size: int, num_batches: int, seed: int
+) -> Sequence[int]:
+    """Lay out the rows of a whole run in batches of about the same length.
+
+    Rows are shuffled in every pass, sorted by length within blocks of 16 batches, and the batches
+    of a block are shuffled, so little padding is computed and no batch is predictable.
+
+    Args:
+        lengths: Tokens of each row.
+        batch_size: Rows per forward pass.
+        num_batches: Forward passes of the run.
+        seed: Seed of the shuffles.
+
+    Returns:
+        `batch_size * num_batches` row numbers.
+    """
+    ordered = array("I")  # four bytes a row: a list of numbers would take forty
+    block_size = 16 * batch_size
+    draws = random.Random(seed)
+    left_over = array("I")
+    while len(ordered) < batch_size * num_batches:
+        rows = array("I", range(len(lengths)))
+        draws.shuffle(rows)
+        rows = left_over + rows
+        whole = len(rows) - len(rows) % batch_size
+        left_over = rows[whole:]
+        for start in range(0, whole, block_size):
+            block = sorted(rows[start:min(start + block_size, whole)], key=lengths.__getitem__)
+            batches = [block[i:i + batch_size] for i in range(0, len(block), batch_size)]
+            draws.shuffle(batches)
+            ordered.extend(row for batch in batches for row in batch)
+    return ordered[:batch_size * num_batches]
+
+
+def count_steps(stage: configs.SftStage, num_rows: int, world_size: int = 1) -> int:
+    """Return the optimizer steps of the stage: `max_steps`, or what its epochs come to."""
+    if stage.max_steps >= 0:
+        return stage.max_steps
+    rows_per_step = (
+        world_size * stage.per_device_train_batch_size * stage.gradient_accumulation_steps
+    )
+    return math.ceil(stage.num_train_epochs * num_rows / rows_per_step)
+
+
+def rows_dir(config: configs.RunConfig) -> Path:
+    """Return the folder that holds the rows while the stage trains."""
+    return Path(config.output_dir) / "sft" / "rows"
+
+
+def build_sft_trainer(
+    model: Any, tokenizer: Any, tasks: Sequence[Task], config: configs.RunConfig
+) -> Any:
+    """Return TRL's trainer for this stage, ready to train.
+
+    Args:
+        model: Model with a LoRA adapter.
+        tokenizer: Its tokenizer; `<|return|>` is its end-of-sequence token.
+        tasks: Training tasks.
+        config: The run's settings.
+
+    Returns:
+        The trainer.
+
+    Raises:
+        RunError: A row is longer than the model's sequence length.
+    """
+    from trl import SFTConfig, SFTTrainer
+
+    stage = config.sft
+    rows = store_rows(sft_rows(tasks, config.data.prompt_style), rows_dir(config))
+    lengths = row_lengths(tokenizer, rows)
+    check_lengths(lengths, config.model.max_seq_length)
+    steps = count_steps(stage, len(tasks), world_size())
+    num_batches = world_size() * stage.gradient_accumulation_steps * steps
+    order = order_rows(lengths, stage.per_device_train_batch_size, num_batches, config.seed)
+
+    class OrderedTrainer(SFTTrainer):
+        """TRL's trainer with the rows in our order, one pass: a resume skips to where it was."""
+
+        def _get_train_sampler(self, train_dataset: Any = None) -> Sequence[int]:
+            return order
+
+    common = common_arguments(config, stage, Path(config.output_dir) / "sft", model)
+    arguments = SFTConfig(
+        **common | {"max_steps": steps},
+        num_train_epochs=1,
+        weight_decay=stage.weight_decay,
+        max_length=config.model.max_seq_length,
+        completion_only_loss=True,
+        packing=False,
+    )
+    return OrderedTrainer(
+        model=model, args=arguments, train_dataset=rows, processing_class=tokenizer,
+        callbacks=[RunLogger(config, "sft"), CheckpointMarker()],
+    )
+
+
+def run_sft(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[Task],
+    config: configs.RunConfig,
+    resume: bool = False,
+) -> dict[str, float]:
+    """Train the adapter on gold completions.
+
+    Args:
+        model: Model with a LoRA adapter; trained in place.
+        tokenizer: Its tokenizer.
+        tasks: Training tasks.
+        config: The run's settings.
+        resume: Go on from the newest whole checkpoint, if there is one.
+
+    Returns:
+        The trainer's closing figures (`train_loss`, `train_runtime` in seconds, ...).
+
+    Raises:
+        RunError: A row is too long, or the disk is full.
+    """
+    if config.sft.max_steps == 0:
+        return {}
+    trainer = build_sft_trainer(model, tokenizer, tasks, config)
+    figures = run_trainer(trainer, resume)
+    drop_rows(rows_dir(config))
+    model.eval()
+    return figures
