@@ -18,6 +18,7 @@ EPILOG = """examples:
   python train_script.py --preset cpu --output-dir outputs/run2 --resume
   torchrun --nproc_per_node=2 train_script.py --preset 80gb
   python train_script.py chat --model outputs/tau_bench_rl/final_model
+  python train_script.py sweep --help
 """
 
 
@@ -100,6 +101,13 @@ def chat(arguments: argparse.Namespace) -> int:
     return run_chat(arguments.model)
 
 
+def sweep(arguments: argparse.Namespace) -> int:
+    """Search for better settings; return the exit code."""
+    from training.sweep import run_sweep
+
+    return run_sweep(arguments)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -112,6 +120,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["chat"]:
         command, arguments = chat, build_chat_parser().parse_args(words[1:])
+    elif words[:1] == ["sweep"]:
+        from training.sweep_space import build_sweep_parser
+
+        command, arguments = sweep, build_sweep_parser().parse_args(words[1:])
     else:
         command, arguments = train, build_parser().parse_args(words)
     # The errors that name what the user has to change, as the classes that carry such messages.

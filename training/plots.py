@@ -155,7 +155,8 @@ def plot_evaluation(folder: Path) -> Path | None:
                  label=STAGE_NAMES.get(stage, stage), error_kw={"linewidth": 1})
     middle = width * (len(metrics) - 1) / 2
     axis.set_xticks([index + middle for index in range(len(RATES))])
-    axis.set_xticklabels([name.replace("_", "\n", 1).replace("_", " ") for name in RATES], fontsize=8)
+    names = [name.replace("_", "\n", 1).replace("_", " ") for name in RATES]
+    axis.set_xticklabels(names, fontsize=8)
     axis.set_ylim(0, 1.02)
     counts = "/".join(str(n) for n in sorted({m["num_tasks"] for m in metrics.values()}))
     axis.set_title(f"{counts} held-out tasks, 95 % bootstrap intervals")
