@@ -6,7 +6,6 @@ out: turns that remember each other (agent mode) and a server; vLLM serves the m
 
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, TextIO
 
 import torch
@@ -16,7 +15,7 @@ import harmony
 from data_reader import Task, plan_messages
 from envs.retail import RetailDatabase
 from scoring.explain import explain_calls
-from training.artifacts import read_json
+from training.evaluation import config_of_model
 from training.model import load_for_evaluation
 
 EXAMPLE_QUERY = (
@@ -29,24 +28,6 @@ def example_query(db: RetailDatabase) -> str:
     order = next(order for order in db.orders.values() if order["status"] == "pending")
     email = db.users[order["user_id"]]["email"]
     return EXAMPLE_QUERY.format(order_id=order["order_id"], email=email)
-
-
-def settings_of(model_dir: str) -> configs.RunConfig:
-    """Return the settings a model was trained with: its run's config.json, else the preset "auto".
-
-    Args:
-        model_dir: A run's final_model or merged_model, any other model folder, or a hub name.
-    """
-    config = configs.get_preset("auto")
-    saved = read_json(Path(model_dir).absolute().parent / "config.json", {})
-    if "settings" not in saved:
-        return config
-    fields = {
-        f"{stage}.{name}": value
-        for stage in ("model", "data", "evaluation")
-        for name, value in saved["settings"][stage].items()
-    }
-    return configs.with_overrides(config, fields)
 
 
 @torch.no_grad()
@@ -124,7 +105,7 @@ def run_chat(model_dir: str, lines: Iterable[str] = sys.stdin) -> int:
         ModelError: The model cannot be loaded.
         DatabaseError: The store cannot be read.
     """
-    config = settings_of(model_dir)
+    config = config_of_model(model_dir)
     db = RetailDatabase.load(config.data.data_dir or None)
     model, tokenizer = load_for_evaluation(model_dir, config.model)
     print(f"One request a line, for example: {example_query(db)}\nEnd with Ctrl-D.")

@@ -85,7 +85,9 @@ def load_model(
         except (OSError, ConnectionError) as error:
             raise _load_error(stage, error) from error
     if adapter_dir is not None:
-        _load_adapter(model, Path(adapter_dir), trainable)
+        _load_adapter(model, Path(adapter_dir))
+    if not trainable:
+        model.requires_grad_(False)
     _set_stop_tokens(model, tokenizer)
     if stage.sampling != "plain":
         resident = stage.sampling == "fast-resident"
@@ -269,7 +271,7 @@ def _set_stop_tokens(model: Any, tokenizer: Any) -> None:
     config.max_length = None
 
 
-def _load_adapter(model: Any, adapter_dir: Path, trainable: bool) -> None:
+def _load_adapter(model: Any, adapter_dir: Path) -> None:
     from peft import load_peft_weights, set_peft_model_state_dict
 
     weights = load_peft_weights(str(adapter_dir), device="cpu")
@@ -286,8 +288,6 @@ def _load_adapter(model: Any, adapter_dir: Path, trainable: bool) -> None:
             f"{adapter_dir}: adapter does not fit: {len(missing)} tensors missing, {len(unused)} "
             f"unused (first: {name}); set model.lora_reach as it was trained"
         )
-    if not trainable:
-        model.requires_grad_(False)
 
 
 def save_adapter(model: Any, tokenizer: Any, folder: str | Path) -> Path:

@@ -7,6 +7,7 @@ graph, and a batch ends when its last row ends. Left out on purpose: beam search
 prompt caches that outlive a call (each call leaves the GPU memory to the training step).
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -131,11 +132,18 @@ class FastGenerate:
             input_ids: `[B, L]` prompts, padded on the left.
             attention_mask: `[B, L]`, 0 on padding.
             generation_config: transformers' settings; the model's own when None.
-            **overrides: Settings that replace those of the config.
+            **overrides: Settings that replace those of the config. A `streamer` wants each token as
+                it comes, which no graph can give: then the replaced `generate` does the work.
 
         Returns:
             `[B, L + n]` prompts and completions, padded on the right after a stop token.
         """
+        if overrides.get("streamer") is not None:
+            plain = self.replaced or functools.partial(type(self._model).generate, self._model)
+            return plain(
+                input_ids=input_ids, attention_mask=attention_mask,
+                generation_config=generation_config, **overrides,
+            )
         sampling = self._sampling(generation_config, overrides)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)

@@ -1,0 +1,75 @@
+"""Chat and the reload check, on the model that ships here."""
+
+import json
+
+import pytest
+
+import configs
+from envs.retail import Episode, RetailDatabase
+from training.artifacts import write_json_atomic
+from training.chat import example_query, quick_test, run_chat
+from training.evaluation import config_of_model
+from training.model import load_model, merge_and_save, save_adapter
+from training.reload import check_reload
+
+CONFIG = configs.with_overrides(
+    configs.get_preset("cpu"), {"evaluation.max_new_tokens": 24, "model.num_threads": 1}
+)
+CONFIG_SETTINGS = json.loads(CONFIG.to_json())
+PROMPT = "<|start|>user<|message|>Cancel #W1234567, please.<|end|><|start|>assistant"
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_model(CONFIG.model)
+
+
+@pytest.fixture(scope="module")
+def db():
+    return RetailDatabase.load()
+
+
+def test_example_is_a_cancellation_that_the_store_accepts(db):
+    words = example_query(db).replace(",", "").split()
+    order_id = next(word for word in words if word.startswith("#W"))
+    arguments = {"order_id": order_id, "reason": "no longer needed"}
+    assert Episode(db).call("cancel_pending_order", arguments).ok
+
+
+def test_quick_test_shows_words_and_what_became_of_them(loaded, db, capsys):
+    quick_test(*loaded, db, CONFIG, "Where is my order #W1234567?")
+    shown = capsys.readouterr().out
+    assert shown.startswith("customer: Where is my order #W1234567?\nmodel:    <|channel|>")
+    # 24 tokens are too few for a plan, so it is told as cut off and nothing is run.
+    assert "no plan (" in shown
+
+
+def test_control_tokens_in_a_message_are_refused_and_the_chat_goes_on(capsys, tmp_path, loaded):
+    write_json_atomic(tmp_path / "config.json", {"settings": CONFIG_SETTINGS})
+    save_adapter(*loaded, tmp_path / "final_model")
+    code = run_chat(str(tmp_path / "final_model"), ["\n", "hi <|call|>\n", "hello\n"])
+    shown = capsys.readouterr().out
+    assert code == 0
+    assert "not sent: user message: contains the control token <|call|>" in shown
+    assert "customer: hello" in shown
+
+
+def test_settings_come_from_the_run_that_made_the_model(tmp_path):
+    settings = {**CONFIG_SETTINGS, "data": {**CONFIG_SETTINGS["data"], "prompt_style": "full"}}
+    write_json_atomic(tmp_path / "config.json", {"settings": settings})
+    assert config_of_model(str(tmp_path / "final_model")).data.prompt_style == "full"
+    assert config_of_model(CONFIG.model.model_name) == configs.get_preset("cpu")
+
+
+def test_reload_check_tells_a_saved_model_from_another(loaded, tmp_path):
+    model, tokenizer = loaded
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.05)
+    adapter = save_adapter(model, tokenizer, tmp_path / "adapter")
+    merged = merge_and_save(model, tokenizer, tmp_path / "merged", CONFIG.model)
+    same = {"max_abs_diff": 0.0, "same_top_token": 1.0}
+    assert check_reload(model, tokenizer, adapter, CONFIG.model, [PROMPT]) == same
+    assert check_reload(model, tokenizer, merged, CONFIG.model, [PROMPT])["max_abs_diff"] < 1e-3
+    other, _ = load_model(CONFIG.model)
+    assert check_reload(other, tokenizer, merged, CONFIG.model, [PROMPT])["max_abs_diff"] > 1e-2
