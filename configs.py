@@ -11,6 +11,10 @@ import json
 import typing
 from dataclasses import dataclass, field, replace
 
+# The mix of generated tasks is a declared table too; it lives beside the generator that reads it.
+from tasks.mix import DEFAULT_MIX as DEFAULT_MIX
+from tasks.mix import TaskMix as TaskMix
+
 dataset_path = "dataset.jsonl"
 """Training tasks, 800 of them; "3.5k.jsonl" is the extended set. Path relative to the root."""
 
