@@ -6,6 +6,7 @@ Writes benchmarks/results/cpu_sampling.json. CPU seconds are counted, not wall-c
 that other jobs on the machine do not blur the comparison; greedy completions must be equal.
 """
 
+import argparse
 import json
 import sys
 import time
@@ -26,6 +27,9 @@ OUTPUT = ROOT / "benchmarks" / "results" / "cpu_sampling.json"
 
 def main() -> None:
     """Measure both ways at two batch sizes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    arguments = parser.parse_args()
     config = configs.with_overrides(
         configs.get_preset("cpu"), {"model.num_threads": 1, "model.sampling": "plain"}
     )
@@ -51,7 +55,7 @@ def main() -> None:
                 row[f"{way}_{sampling}_cpu_s"] = round(time.process_time() - begin, 2)
         detach_fast_generate(model)
         row["greedy_rows_equal"] = (outputs["plain"] == outputs["fast"]).all(1).sum().item()
-    OUTPUT.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(figures, indent=2))
 
 

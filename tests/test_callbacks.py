@@ -157,7 +157,10 @@ def test_evaluation_plots(tmp_path, db):
 
 
 def test_kl_guard_stops_the_run(tmp_path, db):
-    config = tiny_random.tiny_config(tmp_path, grpo__max_kl=1e-9, grpo__learning_rate=1e-2)
+    # Without a warm-up, whose first step would leave the policy where it was.
+    config = tiny_random.tiny_config(
+        tmp_path, grpo__max_kl=1e-9, grpo__learning_rate=1e-2, grpo__warmup_steps=0
+    )
     model, tokenizer = load_model(config.model)
     run_grpo(model, tokenizer, tiny_random.make_tasks(8), db, config,
              make_rewards=resume_run.make_spread_rewards)

@@ -299,7 +299,9 @@ def test_killed_run_leaves_the_old_file(tmp_path):
     arguments = ["--num-tasks", "200000", "--seed", "1", "--output", str(output)]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         process = subprocess.Popen(
-            [sys.executable, "task_generator.py", *arguments], cwd=ROOT, stderr=subprocess.PIPE
+            [sys.executable, "task_generator.py", *arguments], cwd=ROOT, stderr=subprocess.PIPE,
+            # A shell starts background jobs with SIGINT ignored, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         deadline = time.monotonic() + 60
         while not any(path.stat().st_size > 50_000 for path in tmp_path.glob(".t.jsonl.*.tmp")):
