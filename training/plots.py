@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from training.artifacts import read_json
 from training.callbacks import MetricsTable
+from training.evaluation import STAGE_NAMES
 
 COLORS = {"base": "#9aa0a6", "sft": "#4c78a8", "sft_grpo": "#e4572e"}
-STAGE_NAMES = {"base": "base", "sft": "SFT", "sft_grpo": "SFT+GRPO"}
 SIZE = (9.0, 4.5)
 """Width and height in inches; at 110 dots an inch the text stays legible in a notebook."""
 DPI = 110
