@@ -212,12 +212,6 @@ def test_fast_sampling_is_attached_on_request(stage: ModelStage):
         load_model(replace(stage, sampling="fast", dtype="float16"))
 
 
-def test_fused_experts_are_refused_at_4bit(stage: ModelStage, monkeypatch):
-    monkeypatch.setattr(model_module, "uses_unsloth", lambda stage: True)
-    with pytest.raises(ModelError, match="fills with random values.*load_in_4bit=false"):
-        load_model(replace(stage, load_in_4bit=True))
-
-
 def test_out_of_memory_names_the_next_setting(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
     with pytest.raises(ModelError, match="GRPO ran out of GPU memory at 3.0 GiB; try --set x=1"):

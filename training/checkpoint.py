@@ -41,13 +41,8 @@ def check_checkpoint(
         ModelError: Names the file and the remedy.
     """
     read_json_file(folder / config)
-    index_path = folder / f"{weights}.index.json"
-    if index_path.is_file():
-        names = sorted(set(read_json_file(index_path)["weight_map"].values()))
-    else:
-        names = [weights]
-    for name in names:
-        _check_safetensors(folder / name)
+    for path in list_weight_files(folder, weights):
+        _check_safetensors(path)
 
 
 def check_adapter(adapter_dir: Path, stage: ModelStage) -> None:
@@ -69,15 +64,13 @@ def check_adapter(adapter_dir: Path, stage: ModelStage) -> None:
             )
 
 
-def holds_fused_experts(folder: Path) -> bool:
-    """Say whether a GPT-OSS checkpoint keeps all experts of a projection in one 16-bit tensor."""
-    index_path = folder / "model.safetensors.index.json"
-    if index_path.is_file():
-        names = set(read_json_file(index_path)["weight_map"])
-    else:
-        with (folder / "model.safetensors").open("rb") as file:
-            names = set(json.loads(file.read(struct.unpack("<Q", file.read(8))[0])))
-    return any(name.endswith("mlp.experts.gate_up_proj") for name in names)
+def list_weight_files(folder: Path, weights: str = "model.safetensors") -> list[Path]:
+    """Return the weight files of a checkpoint, in one piece or in the shards of its index."""
+    index_path = folder / f"{weights}.index.json"
+    if not index_path.is_file():
+        return [folder / weights]
+    names = sorted(set(read_json_file(index_path)["weight_map"].values()))
+    return [folder / name for name in names]
 
 
 def read_json_file(path: Path) -> dict:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from configs import ModelStage
 from training.checkpoint import (
@@ -21,10 +22,10 @@ from training.checkpoint import (
     check_adapter,
     check_checkpoint,
     count_parameters,
-    holds_fused_experts,
     read_json_file,
 )
 from training.merge import write_merged
+from training.packing import holds_fused_experts, pack_checkpoint
 from training.rollouts import attach_fast_generate
 
 ATTENTION_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -69,11 +70,9 @@ def load_model(
     if folder.is_dir():
         check_checkpoint(folder)
         if uses_unsloth(stage) and stage.load_in_4bit and holds_fused_experts(folder):
-            raise ModelError(
-                f"{folder}: 16-bit experts in one tensor each, which this Unsloth fills with "
-                "random values at 4-bit; use --set model.load_in_4bit=false (44 GiB of GPU memory for "
-                "20 B), or the pre-quantized model"
-            )
+            # Unsloth would fill the experts of this layout with random values at 4-bit.
+            with PartialState().local_main_process_first():
+                stage = replace(stage, model_name=str(pack_checkpoint(folder)))
     elif _looks_local(stage.model_name):
         raise ModelError(f"{folder}: no such folder; set model.model_name to a folder or hub name")
     if adapter_dir is not None:
