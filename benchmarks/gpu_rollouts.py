@@ -3,9 +3,11 @@
     python benchmarks/gpu_rollouts.py --model MODEL --output benchmarks/results/gpu_rollouts.json
 
 Both run in one process on the same model and tasks, through the same trainer. With random weights
-no completion ends before `--completion-tokens`, so the length of completions is equal and fixed.
-`seconds_per_step` is one optimizer step on 16 completions, its share of sampling and scoring
-included: medians over the passes, and the last round of sampling, so compilation is left out.
+no completion ends before `--completion-tokens`, so the length of completions is equal and fixed, and
+no answer earns anything: a made-up spread is added to the executed reward so that there are
+advantages, and gradients, to update by. `seconds_per_step` is one optimizer step on 16 completions,
+its share of sampling and scoring included: medians over the passes, and the last round of sampling,
+so compilation is left out.
 """
 
 import argparse
@@ -29,10 +31,11 @@ from data_reader import Task  # noqa: E402
 from training import pipeline  # noqa: E402
 from training.evaluation import plan_prompt  # noqa: E402
 from training.grpo import REFERENCE_ADAPTER, build_grpo_trainer  # noqa: E402
-from training.rewards import make_reward_functions  # noqa: E402
+from training.rewards import (  # noqa: E402
+    CompletionScorer, RewardFunction, make_reward_functions,
+)
 from training.rollouts import FastGenerate, detach_fast_generate  # noqa: E402
 
-COMPLETIONS_PER_STEP = 16
 FULL_RUN_COMPLETIONS = 800 * 3 * 8
 """800 tasks, 3 epochs, 8 completions a task."""
 
@@ -98,7 +101,7 @@ def time_generate(
 
 def measure_grpo(
     run: pipeline.Run, model: Any, tokenizer: Any, config: configs.RunConfig, generate: Any
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Any, dict[str, Any]]:
     """Run a few GRPO steps and take the medians of their parts.
 
     Args:
@@ -109,15 +112,17 @@ def measure_grpo(
         generate: What the trainer shall call.
 
     Returns:
-        tokens_per_s, seconds_per_step, peak_gib, and the figures behind them.
+        tokens_per_s, seconds_per_step, peak_gib, and the figures behind them; the trainer; and
+        what it made of the last generate call.
     """
     timed = TimedGenerate(generate)
     model.generate = timed
     torch.cuda.reset_peak_memory_stats()
     trainer = build_grpo_trainer(
-        model, tokenizer, run.train, run.db, config, run.validation, make_reward_functions
+        model, tokenizer, run.train, run.db, config, run.validation, make_spread_rewards
     )
     updates, preparations = [], []
+    last_batch: dict[str, Any] = {}
     prepare = trainer._generate_and_score_completions
     step = trainer.training_step
 
@@ -126,6 +131,7 @@ def measure_grpo(
         result = prepare(*args, **kwargs)
         torch.cuda.synchronize()
         preparations.append(time.perf_counter() - begin)
+        last_batch.update(result)
         return result
 
     def timed_step(*args: Any, **kwargs: Any) -> Any:
@@ -148,7 +154,8 @@ def measure_grpo(
     sampling = timed.calls[-1]
     scoring = preparations[-1] - sampling["seconds"]
     share = stage.steps_per_generation
-    return {
+    norms = [row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row]
+    figures = {
         "tokens_per_s": round(sampling["tokens"] / sampling["seconds"], 1),
         "seconds_per_step": round(update + preparations[-1] / share, 2),
         "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
@@ -161,45 +168,114 @@ def measure_grpo(
         "per_device_train_batch_size": stage.per_device_train_batch_size,
         "generate_calls": timed.calls,
         "update_passes_s": [round(seconds, 2) for seconds in updates],
+        "grad_norms": [round(float(norm), 4) for norm in norms],
+    }
+    return figures, trainer, last_batch
+
+
+def make_spread_rewards(scorer: CompletionScorer) -> list[RewardFunction]:
+    """Return the executed rewards, the first one with a spread by token ids added."""
+    executed, outcome_reward = make_reward_functions(scorer)
+
+    def tool_reward(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+        rewards = executed(completion_ids=completion_ids, **kwargs)
+        return [r + ids[0] % 7 / 7 for r, ids in zip(rewards, completion_ids, strict=True)]
+
+    return [tool_reward, outcome_reward]
+
+
+def differences(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> dict[str, float]:
+    """Return the largest, the 99th percentile and the mean absolute difference of two lists."""
+    gap = (torch.cat(ours) - torch.cat(theirs)).abs().float()
+    return {
+        "max": round(gap.max().item(), 4), "p99": round(gap.quantile(0.99).item(), 4),
+        "mean": round(gap.mean().item(), 5),
     }
 
 
 @torch.no_grad()
-def logprob_difference(model: Any, fast: FastGenerate, ids: torch.Tensor) -> dict[str, float]:
-    """Compare log-probabilities of given tokens: fast sampling against the training forward.
+def compare_logprobs(
+    model: Any, fast: FastGenerate, trainer: Any, batch: dict[str, Any], rows: int = 8
+) -> dict[str, Any]:
+    """Compare log-probabilities of sampled tokens: update, sampler, and a plain forward.
 
     Args:
-        model: The model; its forward runs in training mode under bfloat16 autocast, as in GRPO.
-        fast: Fast sampling over the same model.
-        ids: `[B, L]` tokens; the first half is the prompt.
+        model: The model.
+        fast: Fast sampling over it.
+        trainer: The trainer, whose own function gives what the update uses.
+        batch: What the trainer made of one generate call.
+        rows: Completions to compare.
 
     Returns:
-        Largest and mean absolute difference over the tokens of the second half.
+        Differences of `update_to_plain`, `sampler_to_plain`, `sampler_to_update`, and as the
+        yardstick `plain_to_plain_padded`: the same forward on the same tokens, once a row at a
+        time and once as a padded batch. All of one temperature, over the completions' tokens.
     """
-    rows, length = ids.shape
-    half = length // 2
+    prompts = [ids[mask.bool()] for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"])]
+    completions = [
+        ids[mask.bool()] for ids, mask in zip(batch["completion_ids"], batch["completion_mask"])
+    ]
+    prompts, completions = prompts[:rows], completions[:rows]
+    sequences = [torch.cat(pair) for pair in zip(prompts, completions, strict=True)]
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)[:rows]
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)[:rows]
+    width = batch["completion_ids"].shape[1]
+    update = trainer._get_per_token_logps_and_entropies(model, ids, mask, width, batch_size=rows)[0]
+    update = [row[: len(c)] for row, c in zip(update, completions, strict=True)]
+
+    def chosen(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        scaled = (logits.float() / trainer.temperature).log_softmax(-1)
+        return scaled.gather(1, tokens[:, None])[:, 0]
+
+    was_training = model.training
+    model.eval()
+    # Unsloth's forward leaves the logits out unless it is told otherwise.
+    os.environ["UNSLOTH_RETURN_LOGITS"], os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] = "1", "0"
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.is_cuda):
+        plain = [
+            chosen(model(input_ids=s[None]).logits[0, -len(c) - 1 : -1], c)
+            for s, c in zip(sequences, completions, strict=True)
+        ]
+        half = rows // 2
+        padded = [
+            chosen(logits[-width - 1 : -1][: len(c)], c)
+            for begin in (0, half)
+            for logits, c in zip(
+                model(
+                    input_ids=ids[begin : begin + half], attention_mask=mask[begin : begin + half]
+                ).logits, completions[begin : begin + half],
+            )
+        ]
+    os.environ["UNSLOTH_RETURN_LOGITS"] = "0"
+    model.train(was_training)
+    sampler = [
+        chosen(torch.cat(teacher_forced(fast, p, c)), c)
+        for p, c in zip(prompts, completions, strict=True)
+    ]
+    return {
+        "tokens": sum(map(len, completions)),
+        "update_to_plain": differences(update, plain),
+        "sampler_to_plain": differences(sampler, plain),
+        "sampler_to_update": differences(sampler, update),
+        "plain_to_plain_padded": differences(plain, padded),
+    }
+
+
+def teacher_forced(
+    fast: FastGenerate, prompt: torch.Tensor, completion: torch.Tensor
+) -> list[torch.Tensor]:
+    """Return the sampler's logits `[1, vocabulary]` before each token of a given completion."""
     decoder = fast.decoder
     decoder.refresh()
-    every = torch.arange(rows, device=ids.device)
-    cache = decoder.new_cache(rows, length)
-    positions = torch.full((rows,), half, device=ids.device)
-    logits = [decoder.prefill(ids[:, :half], positions, cache, every, every)]
-    for at in range(half, length - 1):
-        logits.append(decoder.step(ids[:, at], positions, cache))
-        positions = positions + 1
-    targets = ids[:, half:, None]
-    ours = torch.stack(logits, 1).log_softmax(-1).gather(2, targets)
-    theirs = []
-    model.train()
-    # Unsloth's training forward leaves the logits out unless it is told otherwise.
-    os.environ["UNSLOTH_RETURN_LOGITS"] = "1"
-    with torch.autocast("cuda", torch.bfloat16):
-        for row, target in zip(ids, targets, strict=True):
-            scores = model(input_ids=row[None]).logits[0, half - 1 : -1].float()
-            theirs.append(scores.log_softmax(-1).gather(1, target))
-    os.environ["UNSLOTH_RETURN_LOGITS"] = "0"
-    difference = (ours - torch.stack(theirs)).abs()
-    return {"max": difference.max().item(), "mean": difference.mean().item()}
+    row = torch.zeros(1, dtype=torch.long, device=prompt.device)
+    position = torch.full((1,), len(prompt), device=prompt.device)
+    cache = decoder.new_cache(1, -(-(len(prompt) + len(completion)) // 64) * 64)
+    logits = [decoder.prefill(prompt[None], position, cache, row, row)]
+    for token in completion[:-1]:
+        logits.append(decoder.step(token[None], position, cache))
+        position = position + 1
+    decoder.free_scratch()
+    return logits
 
 
 def main() -> None:
@@ -209,7 +285,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--preset", default="80gb", choices=("24gb", "80gb"))
     parser.add_argument("--completion-tokens", type=int, default=192)
-    parser.add_argument("--baseline-tokens", type=int, default=64)
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE")
     arguments = parser.parse_args()
     overrides: dict[str, object] = {
@@ -247,37 +322,27 @@ def main() -> None:
     del resident
     torch.cuda.empty_cache()
     meter.note("plain_generate", time_generate(
-        plain, tokenizer, run.train[:2], 8, arguments.baseline_tokens
+        plain, tokenizer, run.train[:2], 8, arguments.completion_tokens
     ))
     stage = config.grpo
     # One step more than one round of sampling: the second round meets compiled code.
     ours = configs.with_overrides(config, {"grpo.max_steps": stage.steps_per_generation + 1})
-    meter.note("ours", measure_grpo(run, model, tokenizer, ours, fast))
-    hours = FULL_RUN_COMPLETIONS / COMPLETIONS_PER_STEP / 3600
-    meter.note("full_grpo_hours", round(
-        meter.figures["ours"]["seconds_per_step"] * COMPLETIONS_PER_STEP
-        / stage.completions_per_step * hours, 2
-    ))
-    ids = torch.tensor([tokenizer(run.train[0].query * 40)["input_ids"][:320]] * 2, device="cuda")
-    ids[1] = ids[1].roll(17)
-    difference = logprob_difference(model, fast, ids)
-    meter.note("logprob_max_abs_diff", difference["max"])
-    meter.note("logprob_mean_abs_diff", difference["mean"])
+    figures, trainer, batch = measure_grpo(run, model, tokenizer, ours, fast)
+    meter.note("ours", figures)
+    hours = FULL_RUN_COMPLETIONS / stage.completions_per_step / 3600
+    meter.note("full_grpo_hours", round(figures["seconds_per_step"] * hours, 2))
+    logprobs = compare_logprobs(model, fast, trainer, batch)
+    meter.note("logprob_max_abs_diff", logprobs["update_to_plain"]["max"])
+    meter.note("logprobs", logprobs)
+    del trainer, batch
     seeds = configs.with_overrides(config, {
-        "grpo.max_steps": 2, "grpo.per_device_train_batch_size": 2,
+        "grpo.max_steps": 3, "grpo.per_device_train_batch_size": 2,
         "grpo.gradient_accumulation_steps": 8, "grpo.generation_batch_size": 0,
-        "grpo.max_completion_length": arguments.baseline_tokens,
     })
-    meter.note("baseline", measure_grpo(run, model, tokenizer, seeds, plain))
-    base = meter.figures["baseline"]
-    # Stretch the baseline's sampling to the completion length of ours; the rest is left as it is.
-    missing = arguments.completion_tokens - arguments.baseline_tokens
-    base["seconds_per_step_at_measured_length"] = base["seconds_per_step"]
-    base["seconds_per_step"] = round(
-        base["seconds_per_step"] + 16 * missing / base["tokens_per_s"], 2
-    )
-    meter.note("baseline", base)
-    meter.note("baseline_full_grpo_hours", round(base["seconds_per_step"] * hours, 2))
+    figures, _, _ = measure_grpo(run, model, tokenizer, seeds, plain)
+    meter.note("baseline", figures)
+    hours = FULL_RUN_COMPLETIONS / seeds.grpo.completions_per_step / 3600
+    meter.note("baseline_full_grpo_hours", round(figures["seconds_per_step"] * hours, 2))
     print(json.dumps(meter.figures, indent=2))
 
 

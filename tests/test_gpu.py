@@ -3,10 +3,16 @@
 Run on a machine with an NVIDIA GPU and requirements.txt: `pytest tests/test_gpu.py`.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
+from safetensors.torch import load_file
+from tiny_random import make_tokenizer
 
-from training import kernels
+from configs import ModelStage
+from training import kernels, packing
+from training.checkpoint import list_weight_files
 
 try:
     import bitsandbytes
@@ -102,3 +108,53 @@ def test_attention_of_one_token(capacity: int):
         query.double(), keys.double(), values.double(), sinks, lengths, dim**-0.5
     )
     assert relative_error(result, expected) < 5e-3
+
+
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory):
+    """A checkpoint of 2 small layers in transformers' layout, 16 bit."""
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    tokenizer = make_tokenizer()
+    config = GptOssConfig(
+        num_hidden_layers=2, hidden_size=256, intermediate_size=256, head_dim=64,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=8, num_experts_per_tok=4,
+        vocab_size=len(tokenizer), sliding_window=128, initializer_range=0.05,
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("fused") / "base"
+    GptOssForCausalLM(config).bfloat16().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_packing_keeps_each_expert_to_nf4_rounding(fused):
+    packed_dir = packing.pack_checkpoint(fused)
+    dense = load_file(str(list_weight_files(fused)[0]))
+    tensors = load_file(str(list_weight_files(packed_dir)[0]))
+    for kind in ("gate_up_proj", "down_proj"):
+        for number in range(8):
+            key = f"model.layers.1.mlp.experts.{kind}s.{number}.weight"
+            state = {k[len(key) + 1:]: v for k, v in tensors.items() if k.startswith(key + ".")}
+            state = bitsandbytes.functional.QuantState.from_dict(state, device="cuda")
+            weight = bitsandbytes.functional.dequantize_4bit(tensors[key].cuda(), state)
+            wanted = dense[f"model.layers.1.mlp.experts.{kind}"][number].T.cuda()
+            # NF4 with blocks of 64 leaves about 9 % of a normal weight's size as error.
+            assert 0.01 < relative_error(weight, wanted.double()) < 0.12
+    with pytest.raises(AssertionError):
+        assert relative_error(weight.flip(0), wanted.double()) < 0.12
+
+
+def test_a_packed_checkpoint_answers_like_the_16_bit_one(fused):
+    from training.model import load_model, logits_on
+
+    prompts = ["<|start|>user<|message|>cancel #W12", "Hello, order 7 of mine"]
+    stage = ModelStage(model_name=str(fused), sampling="plain", offload_embedding=False)
+    model, tokenizer = load_model(replace(stage, load_in_4bit=False), trainable=False)
+    wanted = logits_on(model, tokenizer, prompts)
+    del model
+    model, tokenizer = load_model(stage, trainable=False)
+    found = logits_on(model, tokenizer, prompts)
+    # Random experts, as Unsloth fills in for this layout by itself, are not near.
+    correlation = torch.corrcoef(torch.stack([wanted.flatten(), found.flatten()]))[0, 1]
+    assert correlation > 0.98

@@ -149,6 +149,14 @@ def count_trainable(model: torch.nn.Module) -> tuple[int, int]:
     return trained, total
 
 
+def memory_needed_gib(stage: ModelStage) -> float:
+    """Return the GiB of GPU memory below which a model is not loaded, by its number of weights."""
+    parameters = count_parameters(stage.model_name)
+    if parameters < LARGEST_CPU_PARAMETERS:
+        return 0.0
+    return SMALLEST_GPU_GIB if stage.load_in_4bit else parameters * 2 / 2**30 + 4
+
+
 def _check_hardware(stage: ModelStage) -> None:
     """Refuse a model that this machine cannot train."""
     parameters = count_parameters(stage.model_name)
@@ -161,7 +169,7 @@ def _check_hardware(stage: ModelStage) -> None:
             "that ships here), or a machine with a GPU of 16 GB or more"
         )
     memory_gib = torch.cuda.get_device_properties(0).total_memory / 2**30
-    needed = SMALLEST_GPU_GIB if stage.load_in_4bit else parameters * 2 / 2**30 + 4
+    needed = memory_needed_gib(stage)
     if memory_gib < needed:
         remedy = "the preset cpu" if stage.load_in_4bit else "model.load_in_4bit=true"
         raise ModelError(
