@@ -329,3 +329,16 @@ def test_trl_samples_through_it(tmp_path_factory: pytest.TempPathFactory, tmp_pa
     ratios = [h["clip_ratio/region_mean"] for h in trainer.state.log_history if "loss" in h]
     # Old log-probabilities are the trainer's own, so the first step after sampling is on policy.
     assert ratios[0] == 0.0
+
+
+def test_a_streamer_goes_to_the_replaced_generate_with_what_was_given(loaded):
+    model, _ = loaded
+    calls = []
+    model.generate = lambda **settings: calls.append(settings) or "streamed"
+    fast = attach_fast_generate(model)
+    ids = torch.tensor([[1, 2]])
+    assert fast(input_ids=ids, streamer=object(), max_new_tokens=3) == "streamed"
+    # Unsloth's generate fails on a None in the place of settings.
+    assert set(calls[0]) == {"input_ids", "streamer", "max_new_tokens"}
+    detach_fast_generate(model)
+    del model.generate

@@ -3,8 +3,28 @@
 Left out on purpose: changes to Unsloth itself; a setting of its trainer is set for one call.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
+
+import torch
+
+
+@contextlib.contextmanager
+def report_peak(doing: str) -> Iterator[None]:
+    """Print the peak of GPU memory of what is done inside; nothing without a GPU.
+
+    Args:
+        doing: What is done, as in "SFT".
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    torch.cuda.reset_peak_memory_stats()
+    yield
+    used, held = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    print(f"{doing}: peak of GPU memory {used / 2**30:.1f} GiB, {held / 2**30:.1f} reserved")
 
 
 def limit_forward_rows(trainer: Any, rows: int) -> None:

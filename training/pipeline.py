@@ -29,6 +29,7 @@ from training.artifacts import (
 )
 from training.evaluation import Evaluation, evaluate_model, print_table, record_differences
 from training.grpo import run_grpo
+from training.memory import report_peak
 from training.model import load_model, memory_guard, merge_and_save, save_adapter
 from training.rewards import CompletionScorer, RewardFunction, make_reward_functions
 from training.run_data import load_tasks
@@ -229,7 +230,7 @@ def evaluate_stage(run: Run, model: Any, tokenizer: Any, stage: str) -> Evaluati
         RunError: The disk is full, or the folder's evaluation is of other tasks.
     """
     try:
-        with memory_guard("evaluation", "--set evaluation.batch_size=8"):
+        with memory_guard("evaluation", "--set evaluation.batch_size=8"), report_peak("evaluation"):
             return evaluate_model(model, tokenizer, run.test, run.db, run.config, stage)
     except OSError as error:
         if is_disk_full(error, run.folder):
@@ -257,7 +258,7 @@ def train_sft(run: Run, model: Any, tokenizer: Any) -> Path:
         _take_up_adapter(model, folder)
         return folder
     remedy = "--set sft.per_device_train_batch_size=1 --set sft.gradient_accumulation_steps=16"
-    with memory_guard("SFT", remedy):
+    with memory_guard("SFT", remedy), report_peak("SFT"):
         run_sft(model, tokenizer, run.train, run.config, resume=run.resume)
     _save_stage_adapter(run, model, tokenizer, folder)
     return folder
@@ -289,7 +290,7 @@ def train_grpo(
         _take_up_adapter(model, folder)
         return folder
     remedy = "--set grpo.per_device_train_batch_size=1 --set grpo.gradient_accumulation_steps=16"
-    with memory_guard("GRPO", remedy):
+    with memory_guard("GRPO", remedy), report_peak("GRPO"):
         run_grpo(
             model, tokenizer, run.train, run.db, run.config,
             validation_tasks=run.validation, resume=run.resume, make_rewards=make_rewards,

@@ -140,10 +140,10 @@ class FastGenerate:
         """
         if overrides.get("streamer") is not None:
             plain = self.replaced or functools.partial(type(self._model).generate, self._model)
-            return plain(
-                input_ids=input_ids, attention_mask=attention_mask,
-                generation_config=generation_config, **overrides,
-            )
+            # Unsloth's generate takes no None in the place of settings that were not given.
+            given = {"attention_mask": attention_mask, "generation_config": generation_config}
+            overrides |= {name: value for name, value in given.items() if value is not None}
+            return plain(input_ids=input_ids, **overrides)
         sampling = self._sampling(generation_config, overrides)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
