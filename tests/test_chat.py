@@ -74,4 +74,5 @@ def test_reload_check_tells_a_saved_model_from_another(loaded, tmp_path):
     assert check_reload(reference, merged, CONFIG.model, [PROMPT])["max_abs_diff"] < 1e-3
     other, _ = load_model(CONFIG.model)
     other = logits_on(other, tokenizer, [PROMPT])
+    assert check_reload(reference, None, CONFIG.model, [PROMPT]) == {}
     assert check_reload(other, merged, CONFIG.model, [PROMPT])["max_abs_diff"] > 1e-2

@@ -16,25 +16,27 @@ from training.model import compare_logits, load_for_evaluation, logits_on, memor
 
 
 def check_reload(
-    reference: torch.Tensor, folder: str | Path, stage: ModelStage, prompts: list[str]
+    reference: torch.Tensor, folder: str | Path | None, stage: ModelStage, prompts: list[str]
 ) -> dict[str, float]:
     """Load a saved adapter or merged model and compare it with the model that was saved.
 
     Args:
         reference: What `logits_on` gave for the model in memory.
-        folder: final_model/ (adapter) or merged_model/.
+        folder: final_model/ (adapter) or merged_model/; None where none was written.
         stage: The settings the model was loaded with.
         prompts: Texts with special tokens written out, as `logits_on` had them.
 
     Returns:
         `max_abs_diff` of the next token's log-probabilities and `same_top_token`, the share of
         prompts whose likeliest token is the same. Merging rounds to 16 bits on a GPU, so the
-        difference is exactly 0 only for an adapter. Empty, and said so, when the 16-bit weights
-        of a merged model do not fit on this GPU.
+        difference is exactly 0 only for an adapter. Empty without a folder, and, said so, when
+        the 16-bit weights of a merged model do not fit on this GPU.
 
     Raises:
         ModelError: The folder cannot be loaded.
     """
+    if folder is None:
+        return {}
     _free_memory()
     is_adapter = (Path(folder) / "adapter_config.json").is_file()
     settings = stage if is_adapter else replace(
