@@ -8,7 +8,10 @@ import hashlib
 import os
 import signal
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import tiny_random
 
@@ -16,6 +19,7 @@ import configs
 from training import pipeline
 from training.rewards import CompletionScorer, RewardFunction, make_reward_functions
 
+MakeRewards = Callable[[CompletionScorer], list[RewardFunction]]
 RESULTS = (
     "sft/adapter/adapter_model.safetensors", "final_model/adapter_model.safetensors",
     "evaluation.json", "completions.jsonl", "evaluation_details.json",
@@ -45,14 +49,14 @@ def resume_config(folder: Path, **overrides: object) -> configs.RunConfig:
     return tiny_random.tiny_config(folder, **(settings | overrides))
 
 
-def run(config: configs.RunConfig) -> None:
+def run(config: configs.RunConfig, make_rewards: MakeRewards = make_spread_rewards) -> None:
     """Run every stage, taking up what the folder holds."""
     prepared = pipeline.prepare_run(config, resume=True)
     model, tokenizer = pipeline.load_run_model(prepared)
     evaluations = [pipeline.evaluate_stage(prepared, model, tokenizer, "base")]
     pipeline.train_sft(prepared, model, tokenizer)
     evaluations.append(pipeline.evaluate_stage(prepared, model, tokenizer, "sft"))
-    pipeline.train_grpo(prepared, model, tokenizer, make_rewards=make_spread_rewards)
+    pipeline.train_grpo(prepared, model, tokenizer, make_rewards=make_rewards)
     evaluations.append(pipeline.evaluate_stage(prepared, model, tokenizer, "sft_grpo"))
     pipeline.record_differences(evaluations, config)
 
@@ -78,15 +82,22 @@ def start(config: configs.RunConfig, log_path: Path) -> int:
         Its process id.
     """
     process_id = os.fork()
-    if process_id:
-        return process_id
+    if not process_id:
+        be_child(log_path, lambda: run(config))
+    return process_id
+
+
+def be_child(log_path: Path, work: Callable[[], None]) -> NoReturn:
+    """Do the work of a forked process and end it; what it prints goes to a file."""
     code = 1
     try:
         log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        run(config)
+        work()
         code = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

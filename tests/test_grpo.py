@@ -6,7 +6,7 @@ import tiny_random
 import torch
 from datasets import Dataset
 
-from data_reader import Task, gold_completion, task_to_json
+from data_reader import Task, gold_completion, grpo_rows, task_to_json
 from envs.retail import RetailDatabase
 from harmony import render_completion
 from task_tester import score_completion
@@ -156,6 +156,7 @@ class FakeTrainer:
         self.accelerator = type("Accelerator", (), {"process_index": 0})
         self.state = type("State", (), {"global_step": 0})
         self.num_sampled = 0
+        self.model = type("Model", (), {"generate": None})
 
     def _generate_single_turn(self, prompt_ids, images, fields, num_generations):
         texts = []
@@ -170,14 +171,14 @@ def test_groups_without_spread_are_replaced(folder, db):
     config = tiny_random.tiny_config(folder, grpo__num_generations=2, grpo__resample_rounds=8)
     tokenizer = tiny_random.make_tokenizer()
     tasks = tiny_random.make_tasks(4)
-    prompts = [f"prompt {n}" for n in range(4)]
+    rows = list(grpo_rows(tasks, "brief"))
+    prompts, texts = ([row[name] for row in rows] for name in ("prompt", "task"))
     bad = render_completion("no plan")
     answers = {p: [bad, bad] for p in prompts}
     answers[prompts[0]] = [render_completion(gold_completion(tasks[0])), bad]
     scorer = CompletionScorer(tokenizer, db)
-    texts = [task_to_json(task) for task in tasks]
-    rows = Dataset.from_dict({"prompt": prompts, "task": texts})
-    resampler = Resampler(config, scorer, rows)
+    shown = Dataset.from_list(rows[:2])
+    resampler = Resampler(config, scorer, shown, tasks)
     trainer = FakeTrainer(tokenizer, answers)
     batch = [prompt for prompt in prompts[:2] for _ in range(2)]
     output = resampler(batch, trainer)
@@ -185,7 +186,7 @@ def test_groups_without_spread_are_replaced(folder, db):
     assert output["task"] == [texts[0]] * 4, "the dead group's task is the drawn one's"
     assert tokenizer.decode(output["prompt_ids"][2]) == prompts[0]
     assert len(output["completion_ids"]) == 4 and output["logprobs"] is None
-    again = Resampler(config, CompletionScorer(tokenizer, db), rows)
+    again = Resampler(config, CompletionScorer(tokenizer, db), shown, tasks)
     assert again(batch, FakeTrainer(tokenizer, answers)) == output
 
 

@@ -188,6 +188,27 @@ def test_samples_follow_the_distribution():
     assert torch.allclose(shares, (logits / 0.7).softmax(-1), atol=0.01)
 
 
+def test_seeded_rows_do_not_depend_on_the_rows_beside_them(loaded, prompts):
+    model, _ = loaded
+    ids, mask = prompts
+    settings = {"max_new_tokens": 12, "do_sample": True, "pad_token_id": 1, "eos_token_id": [10**6]}
+    generate = attach_fast_generate(model)
+
+    def sample(rows: list[int], seeds: list[int] | None) -> torch.Tensor:
+        generate.row_seeds = seeds
+        return model.generate(input_ids=ids[rows], attention_mask=mask[rows], **settings)
+
+    whole = sample(list(range(7)), list(range(7)))
+    halves = [sample([4, 0, 1], [4, 0, 1]), sample([2, 3, 5, 6], [2, 3, 5, 6])]
+    for rows, half in zip(([4, 0, 1], [2, 3, 5, 6]), halves, strict=True):
+        assert half.equal(whole[rows])
+    assert not whole[0].equal(whole[1]), "two completions of one prompt draw alike"
+    torch.manual_seed(0)
+    unseeded = sample(list(range(7)), None)
+    assert not unseeded.equal(whole) and not sample(list(range(7)), None).equal(unseeded)
+    detach_fast_generate(model)
+
+
 @pytest.mark.parametrize(
     ("changes", "allowed"),
     [({"top_k": 2}, {1, 2}), ({"top_p": 0.5}, {2}), ({"top_p": 0.8}, {1, 2}),

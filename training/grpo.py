@@ -141,8 +141,9 @@ def build_grpo_trainer(
     # The marker comes last: a checkpoint is whole only when everything about its step is written.
     callbacks += [Watchdog(config, logger), CheckpointMarker()]
     resampler = None
-    if stage.resample_rounds:
-        resampler = Resampler(config, scorer, rows)
+    # On a CPU it also seeds the draws, so that two processes sample what one would.
+    if stage.resample_rounds or model.device.type == "cpu":
+        resampler = Resampler(config, scorer, rows, tasks)
     trainer = GRPOTrainer(
         model=model, args=arguments, train_dataset=rows.select(order), processing_class=tokenizer,
         reward_funcs=make_rewards(scorer), rollout_func=resampler,

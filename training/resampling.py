@@ -7,10 +7,13 @@ group without a replacement, which would shrink the batch and change the step si
 
 import random
 import warnings
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import configs
+from data_reader import Task, grpo_rows
 from training.rewards import CompletionScorer
+from training.rollouts import FastGenerate
 from training.streaming import TaskLookup
 
 if TYPE_CHECKING:
@@ -40,24 +43,30 @@ class Resampler:
     """TRL's `rollout_func`: samples the batch, then replaces groups without spread.
 
     How many completions were in groups with spread, before and after, is noted in
-    `CompletionScorer.notes` and logged with the rewards.
+    `CompletionScorer.notes` and logged with the rewards. All draws depend on the seed, the step and
+    the place in the batch of all processes: a resumed run, and any number of processes, draw alike
+    (completions on a CPU with fast sampling only, see `FastGenerate.row_seeds`).
     """
 
     def __init__(
-        self, config: configs.RunConfig, scorer: CompletionScorer, rows: "Dataset"
+        self, config: configs.RunConfig, scorer: CompletionScorer, rows: "Dataset",
+        tasks: Sequence[Task],
     ) -> None:
         """Remember the tasks to draw from.
 
         Args:
-            config: `grpo.resample_rounds`, `grpo.num_generations` and the reward weights are used.
+            config: `grpo.resample_rounds`, `grpo.num_generations`, `data.prompt_style` and the
+                reward weights are used.
             scorer: Scores the completions, once each.
-            rows: Rows with the `prompt` and the `task` (JSON text) of the training tasks.
+            rows: Rows with the `prompt` and the `task` (JSON text) that the run shows.
+            tasks: Training tasks, from which replacements are drawn.
         """
         # The trainer marks its interface for own rollouts experimental; the pinned version has it.
         warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
         self.config = config
         self.scorer = scorer
         self.lookup = TaskLookup(rows)
+        self.tasks = tasks
 
     def __call__(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
         """Sample one batch.
@@ -70,18 +79,23 @@ class Resampler:
             Token ids of prompts and completions, and the task of each: the drawn one's where a
             group was replaced.
         """
-        groups = self._sample(prompts, trainer)
-        self.scorer.notes["resampling/useful_before"] = _share_with_spread(groups)
-        # The draws depend on the step and the process alone: a resumed run draws the same tasks.
-        rank = trainer.accelerator.process_index
-        draws = random.Random(f"{self.config.seed}/{trainer.state.global_step}/{rank}")
         size = self.config.grpo.num_generations
-        for _ in range(self.config.grpo.resample_rounds):
+        texts = [self.lookup.task(prompt) for prompt in prompts]
+        first = trainer.accelerator.process_index * len(prompts) // size
+        numbers = range(first, first + len(prompts) // size)
+        name = f"{self.config.seed}/{trainer.state.global_step}"
+        groups = self._sample(prompts, texts, trainer, [f"{name}/0/{n}" for n in numbers])
+        self.scorer.notes["resampling/useful_before"] = _share_with_spread(groups)
+        for round_number in range(1, self.config.grpo.resample_rounds + 1):
             dead = [index for index, group in enumerate(groups) if not group.has_spread]
             if not dead:
                 break
-            drawn = [self.lookup.prompt(draws.randrange(len(self.lookup))) for _ in dead]
-            fresh = self._sample([prompt for prompt in drawn for _ in range(size)], trainer)
+            names = [f"{name}/{round_number}/{numbers[index]}" for index in dead]
+            drawn = [self._draw(name) for name in names]
+            fresh = self._sample(
+                [row["prompt"] for row in drawn for _ in range(size)],
+                [row["task"] for row in drawn for _ in range(size)], trainer, names,
+            )
             for index, group in zip(dead, fresh, strict=True):
                 if group.has_spread:
                     groups[index] = group
@@ -93,12 +107,23 @@ class Resampler:
             "logprobs": None,
         }
 
-    def _sample(self, prompts: list[str], trainer: Any) -> list[Group]:
+    def _draw(self, name: str) -> dict[str, str]:
+        """Return the row of a task drawn for a group."""
+        task = self.tasks[random.Random(name).randrange(len(self.tasks))]
+        return next(grpo_rows([task], self.config.data.prompt_style))
+
+    def _sample(
+        self, prompts: list[str], tasks: list[str], trainer: Any, names: Iterable[str]
+    ) -> list[Group]:
+        """Sample groups; the names of the groups seed the draws of their completions."""
         stage = self.config.grpo
         size = stage.num_generations
         prompt_ids = trainer.processing_class(text=prompts)["input_ids"]
+        generate = trainer.model.generate
+        if isinstance(generate, FastGenerate):
+            draws = [random.Random(name) for name in names]
+            generate.row_seeds = [draw.getrandbits(63) for draw in draws for _ in range(size)]
         completion_ids, _ = trainer._generate_single_turn(prompt_ids, None, {}, size)
-        tasks = [self.lookup.task(prompt) for prompt in prompts]
         scores = self.scorer.score(tasks, completion_ids)
         rewards = [
             stage.tool_reward_weight * score.reward + stage.outcome_reward_weight * score.outcome

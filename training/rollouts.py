@@ -8,7 +8,7 @@ prompt caches that outlive a call (each call leaves the GPU memory to the traini
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,12 +37,16 @@ class Sampling:
     pad_id: int = 0
 
 
-def choose_tokens(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+def choose_tokens(
+    logits: torch.Tensor, sampling: Sampling, generators: Sequence[torch.Generator] | None = None
+) -> torch.Tensor:
     """Choose the next token of each row.
 
     Args:
         logits: Float32 `[B, vocabulary]`; changed in place.
         sampling: Temperature and truncation.
+        generators: One per row, for draws that do not depend on the other rows; None draws for all
+            rows at once, from torch's own generator.
 
     Returns:
         `[B]` token ids.
@@ -60,16 +64,27 @@ def choose_tokens(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
         dropped.scatter_(1, order, before >= sampling.top_p)
         logits.masked_fill_(dropped, float("-inf"))
     # argmax(logit - log E) with E ~ Exp(1) is a draw from softmax(logits), without a host sync.
-    noise = torch.empty_like(logits).exponential_().clamp_(min=1e-30)
-    return logits.sub_(noise.log_()).argmax(-1)
+    noise = torch.empty_like(logits)
+    if generators is None:
+        noise.exponential_()
+    else:
+        for row, generator in zip(noise, generators, strict=True):
+            row.exponential_(generator=generator)
+    return logits.sub_(noise.clamp_(min=1e-30).log_()).argmax(-1)
 
 
 class _Batch:
     """The rows of one decode loop: tokens so far, cache, and which rows have ended."""
 
-    def __init__(self, decoder: Decoder, rows: int, capacity: int, sampling: Sampling) -> None:
+    def __init__(
+        self, decoder: Decoder, rows: int, capacity: int, sampling: Sampling,
+        seeds: Sequence[int] | None,
+    ) -> None:
         device = decoder.device
         self._decoder, self._sampling = decoder, sampling
+        self._generators = None
+        if seeds is not None and device.type == "cpu":
+            self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.cache: Cache = decoder.new_cache(rows, capacity)
         self.tokens = torch.zeros(rows, dtype=torch.long, device=device)
         self.positions = torch.zeros(rows, dtype=torch.long, device=device)
@@ -81,7 +96,7 @@ class _Batch:
 
     def accept(self, logits: torch.Tensor) -> None:
         """Choose a token per row and record it; ended rows get padding."""
-        chosen = choose_tokens(logits, self._sampling)
+        chosen = choose_tokens(logits, self._sampling, self._generators)
         chosen = torch.where(self.ended, self._sampling.pad_id, chosen)
         self.output.index_copy_(1, self.column, chosen[:, None])
         self.ended |= (chosen[:, None] == self._stops).any(-1)
@@ -105,6 +120,9 @@ class FastGenerate:
         decoder: The forward passes.
         max_rows: Rows decoded at once; more are done in turns.
         use_graphs: Record decode steps as CUDA graphs.
+        row_seeds: Seeds of the next call's rows, one each, so that what a row draws does not depend
+            on the rows beside it: processes that share out a batch draw what one would. On a CPU
+            only, as a CUDA graph draws for all rows at once; None draws from torch's own generator.
         last_stats: Rows, tokens and seconds of the last call.
     """
 
@@ -119,6 +137,7 @@ class FastGenerate:
         self.max_rows = max_rows
         on_gpu = self.decoder.device.type == "cuda"
         self.use_graphs = on_gpu if use_graphs is None else use_graphs
+        self.row_seeds: list[int] | None = None
         self.last_stats: dict[str, float] = {}
 
     @torch.no_grad()
@@ -145,6 +164,7 @@ class FastGenerate:
             overrides |= {name: value for name, value in given.items() if value is not None}
             return plain(input_ids=input_ids, **overrides)
         sampling = self._sampling(generation_config, overrides)
+        seeds, self.row_seeds = self.row_seeds, None
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         self.decoder.refresh()
@@ -159,7 +179,8 @@ class FastGenerate:
         used = 0
         for begin in range(0, len(order), self.max_rows):
             part = order[begin : begin + self.max_rows]
-            output, length = self._decode([prompts[row] for row in part], sampling)
+            some = None if seeds is None else [seeds[row] for row in part]
+            output, length = self._decode([prompts[row] for row in part], sampling, some)
             completions[torch.tensor(part, device=input_ids.device)] = output.to(input_ids.device)
             used = max(used, length)
         self.decoder.free_scratch()
@@ -184,13 +205,13 @@ class FastGenerate:
         )
 
     def _decode(
-        self, prompts: list[tuple[int, ...]], sampling: Sampling
+        self, prompts: list[tuple[int, ...]], sampling: Sampling, seeds: Sequence[int] | None
     ) -> tuple[torch.Tensor, int]:
         """Sample one batch; returns its output and the columns in use."""
         longest = max(map(len, prompts))
         # Whole blocks of 64 slots, as the attention kernel reads them.
         capacity = -(-(longest + sampling.max_new_tokens) // 64) * 64
-        batch = _Batch(self.decoder, len(prompts), capacity, sampling)
+        batch = _Batch(self.decoder, len(prompts), capacity, sampling, seeds)
         batch.accept(self._prefill(prompts, batch))
         step, done = batch.step, 1
         if self.use_graphs and sampling.max_new_tokens > 2:

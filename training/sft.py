@@ -125,8 +125,11 @@ def build_sft_trainer(
     lengths = row_lengths(tokenizer, rows)
     check_lengths(lengths, config.model.max_seq_length)
     steps = count_steps(stage, len(tasks), world_size())
-    num_batches = world_size() * stage.gradient_accumulation_steps * steps
-    order = order_rows(lengths, stage.per_device_train_batch_size, num_batches, config.seed)
+    # One batch of the order is what all processes take at a time, so the rows of a step depend on
+    # the batch of all of them alone, not on their number.
+    batch_size = world_size() * stage.per_device_train_batch_size
+    num_batches = stage.gradient_accumulation_steps * steps
+    order = order_rows(lengths, batch_size, num_batches, config.seed)
 
     class OrderedTrainer(SFTTrainer):
         """TRL's trainer with the rows in our order, one pass: a resume skips to where it was."""

@@ -108,6 +108,9 @@ def run_trainer(trainer: Any, resume: bool) -> dict[str, float]:
         remove_checkpoints(folder, only_incomplete=resume)
     state.wait_for_everyone()
     checkpoint = latest_complete(folder) if resume else None
+    if trainer.args.device.type == "cpu":
+        # Under torchrun accelerate numbers the CPU too, and torch.load knows no place "cpu:0".
+        trainer.args._setup_devices = torch.device("cpu")
     if not trainer.args.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
     else:
