@@ -18,6 +18,7 @@ from training.rollouts import (
     choose_tokens,
     detach_fast_generate,
 )
+from training.watch import SamplingEntropy
 from training.weights import Experts, find_core
 
 LENGTHS = (300, 300, 7, 150, 128, 127, 129)
@@ -363,3 +364,27 @@ def test_a_streamer_goes_to_the_replaced_generate_with_what_was_given(loaded):
     assert set(calls[0]) == {"input_ids", "streamer", "max_new_tokens"}
     detach_fast_generate(model)
     del model.generate
+
+
+def test_entropy_is_that_of_the_sampled_tokens(loaded):
+    model, tokenizer = loaded
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    fast = attach_fast_generate(model)
+    torch.manual_seed(0)
+    settings = {"do_sample": True, "temperature": 0.7, "max_new_tokens": 9, "top_k": 5}
+    output = fast(input_ids=ids, pad_token_id=tokenizer.pad_token_id, **settings)
+    entropies = []
+    for row in output:
+        scores = (model(input_ids=row[None]).logits[0].float() / 0.7).log_softmax(-1)
+        per_token = -(scores.exp() * scores).sum(-1)
+        stops = torch.isin(row[3:], torch.tensor(model.generation_config.eos_token_id)).nonzero()
+        length = int(stops[0]) + 1 if len(stops) else 9
+        entropies.append(per_token[2 : 2 + length])
+    expected = torch.cat(entropies).mean().item()
+    assert fast.mean_entropy == pytest.approx(expected, rel=1e-4)
+    fast(input_ids=ids, max_new_tokens=2, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    assert fast.mean_entropy == pytest.approx(expected, rel=1e-4)
+    for given, wanted in (({}, fast.mean_entropy), ({"entropy": 9.0}, 9.0)):
+        SamplingEntropy().on_log(None, None, None, logs=given, model=model)
+        assert given == {"entropy": wanted}
+    detach_fast_generate(model)

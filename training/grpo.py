@@ -24,7 +24,7 @@ from training.rewards import CompletionScorer, RewardFunction, make_reward_funct
 from training.sft import check_lengths, order_rows, row_lengths
 from training.stage import common_arguments, round_up, run_trainer, world_size
 from training.streaming import drop_rows, store_rows
-from training.watch import HeldOutWatch, SampleRollouts, Watchdog
+from training.watch import HeldOutWatch, SampleRollouts, SamplingEntropy, Watchdog
 
 REFERENCE_ADAPTER = "ref"
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -135,7 +135,7 @@ def build_grpo_trainer(
     )
     scorer = CompletionScorer(tokenizer, db)
     logger = RunLogger(config, "grpo")
-    callbacks = [logger, SampleRollouts(scorer, logger)]
+    callbacks = [SamplingEntropy(), logger, SampleRollouts(scorer, logger)]
     if stage.eval_steps:
         callbacks.append(HeldOutWatch(config, logger, tokenizer, validation_tasks, db))
     # The marker comes last: a checkpoint is whole only when everything about its step is written.

@@ -93,9 +93,16 @@ class _Batch:
         shape = (rows, sampling.max_new_tokens)
         self.output = torch.full(shape, sampling.pad_id, dtype=torch.long, device=device)
         self._stops = torch.tensor(sampling.stop_ids, dtype=torch.long, device=device)
+        self.entropy = torch.zeros((), device=device)
+        self.num_tokens = torch.zeros((), dtype=torch.long, device=device)
 
     def accept(self, logits: torch.Tensor) -> None:
         """Choose a token per row and record it; ended rows get padding."""
+        if self._sampling.temperature:
+            scores = (logits / self._sampling.temperature).log_softmax(-1)
+            live = ~self.ended
+            self.entropy -= ((scores.exp() * scores).sum(-1) * live).sum()
+            self.num_tokens += live.sum()
         chosen = choose_tokens(logits, self._sampling, self._generators)
         chosen = torch.where(self.ended, self._sampling.pad_id, chosen)
         self.output.index_copy_(1, self.column, chosen[:, None])
@@ -110,7 +117,10 @@ class _Batch:
 
     def state(self) -> tuple[torch.Tensor, ...]:
         """Return what a step changes besides the cache, to undo warm-up steps."""
-        return self.tokens, self.positions, self.ended, self.column, self.output
+        return (
+            self.tokens, self.positions, self.ended, self.column, self.output, self.entropy,
+            self.num_tokens,
+        )
 
 
 class FastGenerate:
@@ -123,7 +133,8 @@ class FastGenerate:
         row_seeds: Seeds of the next call's rows, one each, so that what a row draws does not depend
             on the rows beside it: processes that share out a batch draw what one would. On a CPU
             only, as a CUDA graph draws for all rows at once; None draws from torch's own generator.
-        last_stats: Rows, tokens and seconds of the last call.
+        mean_entropy: Nats per token of the last call that sampled, at its temperature; greedy
+            calls leave it as it is.
     """
 
     def __init__(
@@ -138,7 +149,7 @@ class FastGenerate:
         on_gpu = self.decoder.device.type == "cuda"
         self.use_graphs = on_gpu if use_graphs is None else use_graphs
         self.row_seeds: list[int] | None = None
-        self.last_stats: dict[str, float] = {}
+        self.mean_entropy: float | None = None
 
     @torch.no_grad()
     def __call__(
@@ -176,13 +187,18 @@ class FastGenerate:
         order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), prompts[row]))
         width = sampling.max_new_tokens
         completions = input_ids.new_full((len(prompts), width), sampling.pad_id)
-        used = 0
+        used, num_tokens, entropy = 0, 0, 0.0
         for begin in range(0, len(order), self.max_rows):
             part = order[begin : begin + self.max_rows]
             some = None if seeds is None else [seeds[row] for row in part]
-            output, length = self._decode([prompts[row] for row in part], sampling, some)
-            completions[torch.tensor(part, device=input_ids.device)] = output.to(input_ids.device)
+            batch, length = self._decode([prompts[row] for row in part], sampling, some)
+            rows = torch.tensor(part, device=input_ids.device)
+            completions[rows] = batch.output.to(input_ids.device)
             used = max(used, length)
+            num_tokens += int(batch.num_tokens)
+            entropy += float(batch.entropy)
+        if num_tokens:
+            self.mean_entropy = entropy / num_tokens
         self.decoder.free_scratch()
         return torch.cat([input_ids, completions[:, :used]], dim=1)
 
@@ -206,8 +222,8 @@ class FastGenerate:
 
     def _decode(
         self, prompts: list[tuple[int, ...]], sampling: Sampling, seeds: Sequence[int] | None
-    ) -> tuple[torch.Tensor, int]:
-        """Sample one batch; returns its output and the columns in use."""
+    ) -> tuple[_Batch, int]:
+        """Sample one batch; returns it and the columns of its output in use."""
         longest = max(map(len, prompts))
         # Whole blocks of 64 slots, as the attention kernel reads them.
         capacity = -(-(longest + sampling.max_new_tokens) // 64) * 64
@@ -223,7 +239,7 @@ class FastGenerate:
             done += steps
             if bool(batch.ended.all()):
                 break
-        return batch.output, done
+        return batch, done
 
     def _prefill(self, prompts: list[tuple[int, ...]], batch: _Batch) -> torch.Tensor:
         """Read every distinct prompt once; returns logits `[rows, vocabulary]`."""

@@ -181,6 +181,19 @@ class SampleRollouts(TrainerCallback):
             self.logger.text(f"rollouts/{name}", text, state.global_step)
 
 
+class SamplingEntropy(TrainerCallback):
+    """Adds the policy's entropy to the log row where the trainer leaves it out, as Unsloth's does.
+
+    It is that of the tokens as they were sampled, which fast sampling measures on its way.
+    """
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict, model: Any, **_: Any) -> None:
+        """Add the entropy; the row goes to the logger next."""
+        entropy = getattr(model.generate, "mean_entropy", None)
+        if entropy is not None and "train_runtime" not in logs:
+            logs.setdefault("entropy", entropy)
+
+
 class HeldOutWatch(TrainerCallback):
     """Looks at held-out tasks every N steps, keeps the best adapter, stops when it gets no better.
 
