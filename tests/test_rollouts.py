@@ -353,17 +353,38 @@ def test_trl_samples_through_it(tmp_path_factory: pytest.TempPathFactory, tmp_pa
     assert ratios[0] == 0.0
 
 
-def test_a_streamer_goes_to_the_replaced_generate_with_what_was_given(loaded):
-    model, _ = loaded
-    calls = []
-    model.generate = lambda **settings: calls.append(settings) or "streamed"
+class Listener:
+    """A streamer that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.puts = self.ended = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        self.tokens += value.flatten().tolist()
+        self.puts += 1
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 9])
+def test_a_streamer_hears_each_token_up_to_the_stop(loaded, num_tokens):
+    model, tokenizer = loaded
     fast = attach_fast_generate(model)
-    ids = torch.tensor([[1, 2]])
-    assert fast(input_ids=ids, streamer=object(), max_new_tokens=3) == "streamed"
-    # Unsloth's generate fails on a None in the place of settings.
-    assert set(calls[0]) == {"input_ids", "streamer", "max_new_tokens"}
+    ids = torch.tensor([[1, 2, 3]])
+    settings = {"max_new_tokens": num_tokens, "pad_token_id": tokenizer.pad_token_id}
+    listener = Listener()
+    output = fast(input_ids=ids, streamer=listener, **settings)
+    assert listener.tokens == output[0].tolist() and listener.ended == 1
+    assert listener.puts == 1 + num_tokens, "the prompt at once, then token by token"
+    if num_tokens == 9:
+        stop = output[0, 5].item()
+        listener = Listener()
+        fast(input_ids=ids, streamer=listener, eos_token_id=[stop], **settings)
+        length = 3 + output[0, 3:].tolist().index(stop) + 1
+        assert listener.tokens == output[0, :length].tolist(), "no padding after the stop"
     detach_fast_generate(model)
-    del model.generate
 
 
 def test_entropy_is_that_of_the_sampled_tokens(loaded):

@@ -7,7 +7,6 @@ graph, and a batch ends when its last row ends. Left out on purpose: beam search
 prompt caches that outlive a call (each call leaves the GPU memory to the training step).
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,8 @@ from training.decoder import Cache, Decoder
 
 CHECK_EVERY_STEPS = 16
 """Decode steps between two looks whether every row has ended (a look waits for the GPU)."""
+STREAM_EVERY_STEPS = 4
+"""Decode steps between two looks while a streamer waits for words."""
 PREFILL_TOKENS = 4096
 """Prompt tokens read in one forward pass."""
 
@@ -115,6 +116,15 @@ class _Batch:
         self.accept(self._decoder.step(self.tokens, self.positions, self.cache))
         self.positions += 1
 
+    def tell(self, streamer: Any, begin: int, end: int) -> int:
+        """Give a streamer the first row's tokens from `begin`, up to its stop; return where."""
+        row = self.output[0, :end].cpu()
+        stops = torch.isin(row, self._stops.cpu()).nonzero()
+        end = int(stops[0]) + 1 if len(stops) else end
+        for token in row[begin:end]:
+            streamer.put(token[None])
+        return end
+
     def state(self) -> tuple[torch.Tensor, ...]:
         """Return what a step changes besides the cache, to undo warm-up steps."""
         return (
@@ -162,18 +172,15 @@ class FastGenerate:
             input_ids: `[B, L]` prompts, padded on the left.
             attention_mask: `[B, L]`, 0 on padding.
             generation_config: transformers' settings; the model's own when None.
-            **overrides: Settings that replace those of the config. A `streamer` wants each token as
-                it comes, which no graph can give: then the replaced `generate` does the work.
+            **overrides: Settings that replace those of the config. A `streamer` is given the tokens
+                of a single row a few at a time, as they are decoded.
 
         Returns:
             `[B, L + n]` prompts and completions, padded on the right after a stop token.
         """
-        if overrides.get("streamer") is not None:
-            plain = self.replaced or functools.partial(type(self._model).generate, self._model)
-            # Unsloth's generate takes no None in the place of settings that were not given.
-            given = {"attention_mask": attention_mask, "generation_config": generation_config}
-            overrides |= {name: value for name, value in given.items() if value is not None}
-            return plain(input_ids=input_ids, **overrides)
+        streamer = overrides.pop("streamer", None)
+        if streamer is not None:
+            streamer.put(input_ids.cpu())
         sampling = self._sampling(generation_config, overrides)
         seeds, self.row_seeds = self.row_seeds, None
         if attention_mask is None:
@@ -191,7 +198,7 @@ class FastGenerate:
         for begin in range(0, len(order), self.max_rows):
             part = order[begin : begin + self.max_rows]
             some = None if seeds is None else [seeds[row] for row in part]
-            batch, length = self._decode([prompts[row] for row in part], sampling, some)
+            batch, length = self._decode([prompts[row] for row in part], sampling, some, streamer)
             rows = torch.tensor(part, device=input_ids.device)
             completions[rows] = batch.output.to(input_ids.device)
             used = max(used, length)
@@ -199,6 +206,8 @@ class FastGenerate:
             entropy += float(batch.entropy)
         if num_tokens:
             self.mean_entropy = entropy / num_tokens
+        if streamer is not None:
+            streamer.end()
         self.decoder.free_scratch()
         return torch.cat([input_ids, completions[:, :used]], dim=1)
 
@@ -221,7 +230,8 @@ class FastGenerate:
         )
 
     def _decode(
-        self, prompts: list[tuple[int, ...]], sampling: Sampling, seeds: Sequence[int] | None
+        self, prompts: list[tuple[int, ...]], sampling: Sampling, seeds: Sequence[int] | None,
+        streamer: Any,
     ) -> tuple[_Batch, int]:
         """Sample one batch; returns it and the columns of its output in use."""
         longest = max(map(len, prompts))
@@ -232,14 +242,17 @@ class FastGenerate:
         step, done = batch.step, 1
         if self.use_graphs and sampling.max_new_tokens > 2:
             step = record_step(batch)
-        while done < sampling.max_new_tokens:
-            steps = min(CHECK_EVERY_STEPS, sampling.max_new_tokens - done)
+        told = 0
+        while True:
+            if streamer is not None:
+                told = batch.tell(streamer, told, done)
+            if done == sampling.max_new_tokens or bool(batch.ended.all()):
+                return batch, done
+            every = CHECK_EVERY_STEPS if streamer is None else STREAM_EVERY_STEPS
+            steps = min(every, sampling.max_new_tokens - done)
             for _ in range(steps):
                 step()
             done += steps
-            if bool(batch.ended.all()):
-                break
-        return batch, done
 
     def _prefill(self, prompts: list[tuple[int, ...]], batch: _Batch) -> torch.Tensor:
         """Read every distinct prompt once; returns logits `[rows, vocabulary]`."""
