@@ -32,6 +32,8 @@ train: install
 	@mkdir -p $(OUTPUT_DIR)
 	$(BIN)/python -m papermill $(NOTEBOOK) $(OUTPUT_DIR)/notebook.ipynb -p PRESET $(PRESET) -p OUTPUT_DIR $(OUTPUT_DIR) \
 		--log-output --no-progress-bar --no-request-save-on-cell-execute
+	@# Text that came in pieces would show a line break at each of them.
+	@$(BIN)/python -m nbconvert --log-level WARN --to notebook --inplace --coalesce-streams $(OUTPUT_DIR)/notebook.ipynb
 	@echo "done: $(OUTPUT_DIR) holds the adapter (final_model), the merged model, plots and evaluation.json"
 
 test: install

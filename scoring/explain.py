@@ -24,7 +24,7 @@ def _short(value: object) -> str:
 def describe_changes(
     db: RetailDatabase, changed_records: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
-    """Return one line per changed field: record, field, value before, value after.
+    """Return one line per changed field: record, field, value before, value after (or added).
 
     Args:
         db: The store before the calls.
@@ -37,9 +37,16 @@ def describe_changes(
             before = stores[kind][record_id]
             for name in record:
                 if record[name] != before.get(name):
-                    change = f"{_short(before.get(name))} -> {_short(record[name])}"
+                    change = _describe_change(before.get(name), record[name])
                     lines.append(f"{kind}/{record_id}.{name}: {change}")
     return lines
+
+
+def _describe_change(before: object, after: object) -> str:
+    # Of a list that grew, start to start cut off would show the same text twice.
+    if isinstance(before, list) and isinstance(after, list) and after[: len(before)] == before:
+        return f"added {_short(after[len(before):])}"
+    return f"{_short(before)} -> {_short(after)}"
 
 
 def format_score(score: Score) -> str:

@@ -7,6 +7,7 @@ Left out: mending rows, and the written analysis with plots (report).
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -109,9 +110,8 @@ class AuditReport:
             file=out,
         )
         for title, counts in (("splits", "splits"), ("calls", "num_calls"), ("tools", "tools")):
-            cells = ", ".join(f"{name} {count}" for name, count in self.mix[counts].items())
-            print(f"{title:<22} {cells}", file=out)
-        print("wording               ", *(f"{k} {v}" for k, v in self.wording.items()), file=out)
+            print(_wrapped(title, self.mix[counts]), file=out)
+        print(_wrapped("wording", self.wording), file=out)
         for reason in self.reasons[:MAX_PRINTED]:
             print(
                 f"{self.path}:{reason.line}: {reason.task_id}: {reason.kind}: {reason.reason}",
@@ -129,6 +129,15 @@ class AuditReport:
         from tasks.report import write_report  # plots need matplotlib, an audit does not
 
         write_report([self], path)
+
+
+def _wrapped(title: str, figures: dict) -> str:
+    """Return named figures as lines of at most 100 columns, aligned with the counts above."""
+    # A name and its figure stay on one line: the blank between them is not one to break at.
+    cells = ", ".join(f"{name}\N{NO-BREAK SPACE}{figure}" for name, figure in figures.items())
+    head = f"{title:<22} "
+    text = textwrap.fill(cells, 100, initial_indent=head, subsequent_indent=" " * len(head))
+    return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def row_fault(text: str) -> tuple[str, Fault]:

@@ -175,6 +175,9 @@ def test_json_and_text_agree(planted, capsys):
     printed = capsys.readouterr().out
     for name in ("num_tasks", "num_valid", *COUNT_OF_CHECK.values()):
         assert f"{name:<22} {data[name]:>7}\n" in printed
+    # The mix is wrapped for a notebook's width, never between a name and its figure.
+    for name, count in audit.mix["tools"].items():
+        assert re.search(rf"^.{{0,80}}{name} {count}(,|$)", printed, re.M)
 
 
 # -- files of other origin ---------------------------------------------------------------------

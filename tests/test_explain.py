@@ -35,6 +35,7 @@ def test_gold_shows_its_calls_its_change_and_the_full_reward(task, db):
     text = explain_completion(task, gold_completion(task), db)
     order_id = task.gold_actions[1]["arguments"]["order_id"]
     assert f"orders/{order_id}.status: pending -> cancelled" in text
+    assert f'orders/{order_id}.payment_history: added [{{"transaction_type": "refund"' in text
     assert f"reward {max_reward(task):g} of {max_reward(task):g}" in text
     assert "refused" not in text
 

@@ -83,6 +83,20 @@ def test_is_committed_executed_small_and_clean(code_cells):
     assert "it/s]" not in text, "a progress bar is committed"
 
 
+def test_text_of_a_cell_is_in_one_piece(code_cells):
+    """Pieces are shown with a line break between them; `make train` joins them (nbconvert --coalesce-streams)."""
+    for cell in code_cells:
+        names = [output.get("name", output.output_type) for output in cell.outputs]
+        assert not [pair for pair in zip(names, names[1:]) if pair[0] == pair[1] == "stdout"], cell.source
+
+
+def test_each_plot_is_described_and_explained(cells):
+    for cell, after in zip(cells, cells[1:]):
+        if cell.cell_type == "code" and "display(Image(" in cell.source:
+            assert 'alt="' in cell.source
+            assert after.cell_type == "markdown" and not after.source.startswith("#"), cell.source
+
+
 @pytest.mark.slow
 def test_runs_from_start_to_end(tmp_path):
     """Execute every cell with two steps a stage; the run folder then holds what a run leaves."""

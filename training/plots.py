@@ -14,8 +14,10 @@ from training.callbacks import MetricsTable
 from training.evaluation import STAGE_NAMES
 
 COLORS = {"base": "#9aa0a6", "sft": "#4c78a8", "sft_grpo": "#e4572e"}
-SIZE = (9.0, 4.5)
+SIZE = (9.0, 4.8)
 """Width and height in inches; at 110 dots an inch the text stays legible in a notebook."""
+SMALL = 9
+"""Points of legends and of crowded tick labels; the rest has matplotlib's 10 and 12."""
 DPI = 110
 RATES = (
     "exact_match_rate", "db_match_rate", "action_precision", "action_recall", "action_f1",
@@ -33,6 +35,7 @@ def _figure(num_axes: int = 1) -> tuple[Figure, list[Axes]]:
     axes = [figure.add_subplot(1, num_axes, index + 1) for index in range(num_axes)]
     for axis in axes:
         axis.grid(alpha=0.3)
+        axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
@@ -57,8 +60,11 @@ def _curve(axis: Axes, rows: list[dict], name: str, label: str, color: str) -> b
 
 def _save(figure: Figure, folder: Path, name: str) -> Path:
     for axis in figure.axes:
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(frameon=False, fontsize=8)
+        count = len(axis.get_legend_handles_labels()[0])
+        if count:
+            # Below the axis: inside it, a legend covers whatever the run happens to draw there.
+            axis.legend(frameon=False, fontsize=SMALL, loc="upper center", ncols=min(count, 3),
+                        bbox_to_anchor=(0.5, -0.12), columnspacing=1.0, handlelength=1.4)
     path = folder / "plots" / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path)
@@ -66,7 +72,7 @@ def _save(figure: Figure, folder: Path, name: str) -> Path:
 
 
 def plot_loss(folder: Path) -> Path | None:
-    """Draw the SFT loss and token accuracy, the GRPO loss beside them.
+    """Draw the SFT loss, the GRPO loss beside it.
 
     Args:
         folder: Folder of the run.
@@ -78,8 +84,9 @@ def plot_loss(folder: Path) -> Path | None:
     drawn = _curve(left, _rows(folder, "sft"), "loss", "SFT loss", COLORS["sft"])
     drawn |= _curve(right, _rows(folder, "grpo"), "loss", "GRPO loss", COLORS["sft_grpo"])
     left.set_title("SFT: cross-entropy of gold completions")
+    left.set_ylabel("nats per token")
     right.set_title("GRPO: policy loss (near 0 by design)")
-    left.set_ylabel("loss")
+    right.set_ylabel("loss (advantage-weighted)")
     return _save(figure, folder, "loss") if drawn else None
 
 
@@ -97,13 +104,14 @@ def plot_rewards(folder: Path) -> Path | None:
     drawn = _curve(left, rows, "rewards/tool_reward/mean", "tool_reward", COLORS["sft"])
     _curve(left, rows, "reward", "weighted sum", COLORS["base"])
     left.set_title("Reward per rollout")
-    left.set_ylabel("mean reward")
-    _curve(right, rows, "rewards/outcome_reward/mean", "outcome_reward (rollouts)", COLORS["sft"])
+    left.set_ylabel("points, mean of the batch")
+    _curve(right, rows, "rewards/outcome_reward/mean", "outcome_reward (sampled)", COLORS["sft"])
     points = [(r["step"], r["heldout/db_match"]) for r in rows if "heldout/db_match" in r]
     if points:
         right.plot(*zip(*points, strict=True), "o-", color=COLORS["sft_grpo"],
                    label="held-out db match (greedy)")
     right.set_title("Does the store end as gold leaves it?")
+    right.set_ylabel("share of completions")
     right.set_ylim(0, 1.02)
     return _save(figure, folder, "rewards") if drawn else None
 
@@ -121,11 +129,13 @@ def plot_health(folder: Path) -> Path | None:
     figure, (left, right) = _figure(2)
     drawn = _curve(left, rows, "kl_to_sft", "KL to the SFT adapter", COLORS["sft_grpo"])
     drawn |= _curve(left, rows, "entropy", "entropy", COLORS["sft"])
-    left.set_title("Nats per token")
+    left.set_title("How far the policy moved")
+    left.set_ylabel("nats per token")
     _curve(right, rows, "frac_reward_zero_std", "groups without spread", COLORS["base"])
-    _curve(right, rows, "completions/clipped_ratio", "completions cut off", COLORS["sft_grpo"])
-    _curve(right, rows, "rollouts/parsed", "completions that parse", COLORS["sft"])
-    right.set_title("Share of the batch")
+    _curve(right, rows, "completions/clipped_ratio", "cut off", COLORS["sft_grpo"])
+    _curve(right, rows, "rollouts/parsed", "parse", COLORS["sft"])
+    right.set_title("What the batch is made of")
+    right.set_ylabel("share of the batch")
     right.set_ylim(-0.02, 1.02)
     return _save(figure, folder, "health") if drawn else None
 
@@ -156,8 +166,9 @@ def plot_evaluation(folder: Path) -> Path | None:
     middle = width * (len(metrics) - 1) / 2
     axis.set_xticks([index + middle for index in range(len(RATES))])
     names = [name.replace("_", "\n", 1).replace("_", " ") for name in RATES]
-    axis.set_xticklabels(names, fontsize=8)
+    axis.set_xticklabels(names, fontsize=SMALL)
     axis.set_ylim(0, 1.02)
+    axis.set_ylabel("rate, 0 to 1")
     counts = "/".join(str(n) for n in sorted({m["num_tasks"] for m in metrics.values()}))
     axis.set_title(f"{counts} held-out tasks, 95 % bootstrap intervals")
     return _save(figure, folder, "evaluation")
@@ -180,7 +191,7 @@ def plot_failures(folder: Path) -> Path | None:
     height = 0.8 / len(per_tool)
     kinds = sorted({kind for counts in failures.values() for kind in counts})
     last = list(per_tool.values())[-1]
-    tools = sorted(last, key=lambda name: last[name]["called"])
+    tools = sorted(last, key=lambda name: -last[name]["called"])
     for position, stage in enumerate(per_tool):
         shift = position * height
         color, label = COLORS.get(stage), STAGE_NAMES.get(stage, stage)
@@ -191,12 +202,17 @@ def plot_failures(folder: Path) -> Path | None:
         shares = [row["correct"] / row["called"] if row["called"] else 0.0 for row in rows]
         right.barh([index + shift for index in range(len(tools))], shares, height, color=color)
     middle = height * (len(per_tool) - 1) / 2
-    left.set_yticks([index + middle for index in range(len(kinds))], kinds, fontsize=8)
-    left.set_title("Completions that fail to parse" if kinds else "Every completion parses")
+    left.set_yticks([index + middle for index in range(len(kinds))], kinds, fontsize=SMALL)
+    left.set_title("Answers that are no plan" if kinds else "Every answer is a plan")
+    left.set_xlabel("answers")
     names = [f"{name} ({last[name]['called']})" for name in tools]
-    right.set_yticks([index + middle for index in range(len(tools))], names, fontsize=7)
+    right.set_yticks([index + middle for index in range(len(tools))], names, fontsize=SMALL)
     right.set_xlim(0, 1)
-    right.set_title("Share of a tool's calls that are correct\n(calls of the last stage)")
+    right.set_title("Calls that are correct\n(number: calls of the last stage)")
+    right.set_xlabel("share of the tool's calls")
+    for axis in (left, right):
+        axis.invert_yaxis()  # the first stage on top, as the legend has it
+    figure.set_figheight(6.0)  # sixteen tools of three bars
     return _save(figure, folder, "failures")
 
 
