@@ -18,6 +18,8 @@ EPILOG = """examples:
   python train_script.py --preset cpu --output-dir outputs/run2 --resume
   torchrun --nproc_per_node=2 train_script.py --preset 80gb
   python train_script.py chat --model outputs/tau_bench_rl/final_model
+  python train_script.py export --model outputs/tau_bench_rl/final_model --format mxfp4 \\
+      --output outputs/mxfp4_model
   python train_script.py sweep --help
 """
 
@@ -50,6 +52,26 @@ def build_chat_parser() -> argparse.ArgumentParser:
         prog="train_script.py chat", description="Talk to a trained model and see its calls run."
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="model or adapter folder")
+    return parser
+
+
+def build_export_parser() -> argparse.ArgumentParser:
+    """Return the parser of the export command."""
+    parser = argparse.ArgumentParser(
+        prog="train_script.py export",
+        description="Write a trained model for serving, load it again and compare the two.",
+    )
+    parser.add_argument("--model", required=True, metavar="DIR", help="adapter or model folder")
+    parser.add_argument(
+        "--format", required=True, choices=("16bit", "mxfp4", "gguf"),
+        help="16bit (2 bytes a parameter; 4 on a CPU), mxfp4 (experts in 4.25 bits), or gguf (mxfp4 "
+        "and a model.gguf beside it)",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--llama-cpp", default="llama.cpp", metavar="DIR",
+        help="llama.cpp's sources, whose converter gguf needs (llama.cpp)",
+    )
     return parser
 
 
@@ -101,6 +123,13 @@ def chat(arguments: argparse.Namespace) -> int:
     return run_chat(arguments.model)
 
 
+def export(arguments: argparse.Namespace) -> int:
+    """Write a trained model for serving; return the exit code."""
+    from training.export import run_export
+
+    return run_export(arguments.model, arguments.format, arguments.output, arguments.llama_cpp)
+
+
 def sweep(arguments: argparse.Namespace) -> int:
     """Search for better settings; return the exit code."""
     from training.sweep import run_sweep
@@ -120,6 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["chat"]:
         command, arguments = chat, build_chat_parser().parse_args(words[1:])
+    elif words[:1] == ["export"]:
+        command, arguments = export, build_export_parser().parse_args(words[1:])
     elif words[:1] == ["sweep"]:
         from training.sweep_space import build_sweep_parser
 

@@ -122,8 +122,8 @@ def test_merge_replaces_an_earlier_merge(trained, stage: ModelStage, tmp_path: P
 
 def test_merge_without_disk_space_says_so(trained, stage: ModelStage, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(model_module.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ModelError, match="GiB of disk.*merge_model=false"):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(ModelError, match="GB of disk.*merge_model=false"):
         merge_and_save(*trained, tmp_path / "merged", stage)
     assert not (tmp_path / "merged").exists()
 

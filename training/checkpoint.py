@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import platform
 import re
+import shutil
 import struct
 from pathlib import Path
 
@@ -50,6 +51,27 @@ def check_checkpoint(
         _check_safetensors(folder / name)
 
 
+def check_disk_space(folder: Path, needed_bytes: float, doing: str, remedy: str) -> None:
+    """Refuse to start writing what the disk cannot take.
+
+    Args:
+        folder: Where it will be written; need not exist yet.
+        needed_bytes: Size of what will be written.
+        doing: What needs the room, as in "merging".
+        remedy: What else would help besides freeing some.
+
+    Raises:
+        ModelError: Says how much is needed and how much is free.
+    """
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise ModelError(
+            f"{folder}: {doing} needs {needed_bytes / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are "
+            f"free; free some, {remedy}"
+        )
+
+
 def check_adapter(adapter_dir: Path, stage: ModelStage) -> None:
     """Refuse an adapter folder that is missing, damaged, or made with other settings.
 
@@ -78,6 +100,13 @@ def holds_fused_experts(folder: Path) -> bool:
         with (folder / "model.safetensors").open("rb") as file:
             names = set(json.loads(file.read(struct.unpack("<Q", file.read(8))[0])))
     return any(name.endswith("mlp.experts.gate_up_proj") for name in names)
+
+
+def holds_packed_experts(folder: Path) -> bool:
+    """Say whether a folder is a checkpoint with experts in MXFP4; False for a hub name."""
+    path = folder / "config.json"
+    settings = read_json_file(path).get("quantization_config") if path.is_file() else None
+    return bool(settings) and settings.get("quant_method") == "mxfp4"
 
 
 def read_json_file(path: Path) -> dict:

@@ -7,7 +7,6 @@ Left out on purpose: full fine-tuning, 8-bit weights, pushing to a hub.
 """
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +19,10 @@ from training.checkpoint import (
     ModelError,
     check_adapter,
     check_checkpoint,
+    check_disk_space,
     count_parameters,
     holds_fused_experts,
+    holds_packed_experts,
     read_json_file,
 )
 from training.merge import write_merged
@@ -213,16 +214,19 @@ def _load_unsloth(stage: ModelStage, with_lora: bool) -> tuple[Any, Any]:
 
 def _load_transformers(stage: ModelStage, with_lora: bool) -> tuple[Any, Any]:
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Mxfp4Config
 
     on_gpu = stage.device != "cpu" and torch.cuda.is_available()
     kwargs = {} if stage.experts_implementation == "auto" else {
         "experts_implementation": stage.experts_implementation
     }
+    if holds_packed_experts(Path(stage.model_name)):
+        kwargs["quantization_config"] = Mxfp4Config(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(
         stage.model_name, dtype=_dtype(stage), attn_implementation="eager", **kwargs
     )
-    model = model.to("cuda" if on_gpu else "cpu")
+    # The dtype once more: experts come out of MXFP4 in bfloat16, which holds them exactly.
+    model = model.to("cuda" if on_gpu else "cpu", _dtype(stage))
     tokenizer = AutoTokenizer.from_pretrained(stage.model_name)
     if with_lora:
         experts = stage.lora_reach == "attention+experts"
@@ -326,14 +330,10 @@ def merge_and_save(model: Any, tokenizer: Any, folder: str | Path, stage: ModelS
     """
     folder = Path(folder)
     dtype = torch.bfloat16 if uses_unsloth(stage) else torch.float32
-    needed = count_trainable(model)[1] * dtype.itemsize * 1.02
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise ModelError(
-            f"{folder}: merging needs {needed / 2**30:.1f} GiB of disk, {free / 2**30:.1f} are "
-            "free; free some, choose another --output-dir, or use --set merge_model=false"
-        )
+    check_disk_space(
+        folder, count_trainable(model)[1] * dtype.itemsize * 1.02, "merging",
+        "choose another --output-dir, or use --set merge_model=false",
+    )
     write_merged(model, folder, dtype)
     tokenizer.save_pretrained(str(folder))
     return folder
