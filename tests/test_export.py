@@ -94,15 +94,18 @@ def test_names_shapes_and_settings_are_those_of_the_released_model(packed_dir: P
     assert "lm_head" in config["quantization_config"]["modules_to_not_convert"]
 
 
-@pytest.mark.parametrize("export_format", ["16bit", "mxfp4"])
+@pytest.mark.parametrize("export_format", ["16bit", "mxfp4", "gguf"])
 def test_disk_space_is_asked_for_first(trained, stage, tmp_path, monkeypatch, export_format):
-    packed = export_format == "mxfp4"
-    needed = export_bytes(trained[0], torch.float32, packed)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": needed - 1}))
+    needed = export_bytes(trained[0], torch.float32, packed=export_format != "16bit")
+    needed *= 2 if export_format == "gguf" else 1
+    disk = type("Usage", (), {"free": needed - 1})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: disk)
     with pytest.raises(ModelError, match="export needs .* GB of disk, .* GB are free") as caught:
         export_model(*trained, tmp_path / "model", stage, export_format)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
-    monkeypatch.undo()
+    if export_format == "gguf":
+        return
+    disk.free = needed + 1
     export_model(*trained, tmp_path / "model", stage, export_format)
     written = sum(path.stat().st_size for path in (tmp_path / "model").glob("*.safetensors"))
     # Beyond the weights there are the headers of the files, of which a tiny model has many.
@@ -134,7 +137,7 @@ def test_gguf_is_made_by_the_converter_of_llama_cpp(trained, stage, tmp_path: Pa
     assert (tmp_path / "out" / "model.gguf").read_bytes() == b"GGUF"
     assert holds_packed_experts(tmp_path / "out")
     converter.write_text("raise ImportError('No module named gguf')")
-    with pytest.raises(ModelError, match="failed: ImportError: No module named gguf; use --format"):
+    with pytest.raises(ModelError, match="named gguf; use --format mxfp4$"):
         export_model(*trained, tmp_path / "other", stage, "gguf", str(tmp_path))
     assert not (tmp_path / "other").exists()
 
