@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import configs
+import versions
 
 EPILOG = """examples:
   python train_script.py --preset cpu
@@ -110,6 +111,8 @@ def train(arguments: argparse.Namespace) -> int:
         return 2
     from training.pipeline import run_pipeline
 
+    if arguments.preset == "auto" and os.environ.get("RANK", "0") == "0":
+        print(configs.describe_device())
     run_pipeline(config, arguments.resume)
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"done: {config.output_dir} holds final_model, evaluation.json and plots")
@@ -137,6 +140,20 @@ def sweep(arguments: argparse.Namespace) -> int:
     return run_sweep(arguments)
 
 
+def check_versions() -> bool:
+    """Warn of packages that differ from their pins; say whether none is known not to work."""
+    gpu = versions.has_gpu_stack()
+    broken = versions.find_broken(gpu)
+    if os.environ.get("RANK", "0") == "0":
+        for line in versions.component_lines(gpu):
+            # The broken one is told below, with what happens.
+            if (" WRONG" in line or " MISSING" in line) and line.split()[0] != broken.split(" ")[0]:
+                print(f"warning: {line}", file=sys.stderr)
+    if broken:
+        print(f"error: {broken}", file=sys.stderr)
+    return not broken
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -157,6 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command, arguments = sweep, build_sweep_parser().parse_args(words[1:])
     else:
         command, arguments = train, build_parser().parse_args(words)
+    if not check_versions():
+        return 1
     # The errors that name what the user has to change, as the classes that carry such messages.
     from data_reader import DatasetError
     from envs.retail import DatabaseError

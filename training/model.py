@@ -20,11 +20,13 @@ from training.checkpoint import (
     check_adapter,
     check_checkpoint,
     check_disk_space,
+    check_hub,
     count_parameters,
     holds_fused_experts,
     holds_packed_experts,
     read_json_file,
 )
+from training.memory import smaller_loading
 from training.merge import write_merged
 from training.rollouts import attach_fast_generate
 
@@ -77,10 +79,12 @@ def load_model(
             )
     elif _looks_local(stage.model_name):
         raise ModelError(f"{folder}: no such folder; set model.model_name to a folder or hub name")
+    else:
+        check_hub(stage.model_name)
     if adapter_dir is not None:
         check_adapter(Path(adapter_dir), stage)
     load = _load_unsloth if uses_unsloth(stage) else _load_transformers
-    with memory_guard("loading the model", "model.load_in_4bit=true or a smaller model"):
+    with memory_guard("loading the model", smaller_loading(stage, with_sampling=False)):
         try:
             model, tokenizer = load(stage, trainable or adapter_dir is not None)
         except (OSError, ConnectionError) as error:
@@ -93,7 +97,7 @@ def load_model(
     if stage.sampling != "plain":
         resident = stage.sampling == "fast-resident"
         try:
-            with memory_guard("preparing fast sampling", "--set model.sampling=fast"):
+            with memory_guard("fast sampling", smaller_loading(stage, with_sampling=True)):
                 attach_fast_generate(model, stage.sampling_rows, resident)
         except (TypeError, ValueError) as error:
             raise ModelError(f"{error}; use --set model.sampling=plain") from error
@@ -177,7 +181,9 @@ def _dtype(stage: ModelStage) -> torch.dtype:
         return getattr(torch, stage.dtype)
     if stage.device == "cpu" or not torch.cuda.is_available():
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    # Older GPUs emulate bfloat16, far slower than they compute in float16.
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float16
 
 
 def _load_unsloth(stage: ModelStage, with_lora: bool) -> tuple[Any, Any]:
@@ -379,14 +385,18 @@ def memory_guard(doing: str, remedy: str) -> Iterator[None]:
 
     Args:
         doing: What was going on, as in "GRPO".
-        remedy: The setting to try, as in "--set grpo.generation_batch_size=32".
+        remedy: What to try, as `training.memory` says it.
 
     Raises:
         ModelError: In place of the out-of-memory error.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        # Kernels outside of torch's allocator say it in a plain RuntimeError.
+        text = str(error).lower()
+        full = isinstance(error, torch.OutOfMemoryError)
+        if not full and not ("out of memory" in text and "cuda" in text):
+            raise
         peak = torch.cuda.max_memory_allocated() / 2**30
-        text = f"{doing} ran out of GPU memory at {peak:.1f} GiB; try {remedy}"
-        raise ModelError(text) from error
+        raise ModelError(f"{doing} ran out of GPU memory at {peak:.1f} GiB; try {remedy}") from error
