@@ -342,7 +342,7 @@ def from_dict(settings: dict) -> RunConfig:
 
 
 def pick_preset() -> tuple[str, str]:
-    """Choose a preset by the memory of the GPU.
+    """Choose a preset by what the first GPU can do and by its memory.
 
     Returns:
         The preset's name and one sentence that says why.
@@ -354,11 +354,19 @@ def pick_preset() -> tuple[str, str]:
         return "cpu", "no CUDA GPU is visible, so the small model that ships here is trained"
     properties = torch.cuda.get_device_properties(0)
     gib = properties.total_memory / 2**30
-    found = f"{properties.name} has {gib:.0f} GiB"
+    count = torch.cuda.device_count()
+    found = f"{properties.name} has {gib:.1f} GiB"
+    if count > 1:
+        found = f"the first of {count} GPUs, {found} (docs/MULTI_GPU.md tells how to use them all)"
+    if properties.major < 7:
+        capability = f"{properties.major}.{properties.minor}"
+        return "cpu", f"{found}, but compute capability {capability} is too old for Triton (7.0)"
     if gib < 14:
         return "cpu", f"{found}, too little for 20 B parameters in 4-bit (about 14 GiB)"
-    if gib < 20:
+    if gib < 21:
         return "t4", f"{found}: short completions and an attention-only adapter fit"
+    if properties.major < 8:
+        return "t4", f"{found} but no bfloat16, which fast sampling and the larger presets need"
     if gib < 70:
         return "24gb", f"{found}: the 20B model in 4-bit with an adapter on the experts fits"
     return "80gb", f"{found}: room for large generate calls, which set the pace of GRPO"

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import configs
+import versions
 
 EPILOG = """examples:
   python train_script.py --preset cpu
@@ -18,6 +19,8 @@ EPILOG = """examples:
   python train_script.py --preset cpu --output-dir outputs/run2 --resume
   torchrun --nproc_per_node=2 train_script.py --preset 80gb
   python train_script.py chat --model outputs/tau_bench_rl/final_model
+  python train_script.py export --model outputs/tau_bench_rl/final_model --format mxfp4 \\
+      --output outputs/mxfp4_model
   python train_script.py sweep --help
 """
 
@@ -50,6 +53,26 @@ def build_chat_parser() -> argparse.ArgumentParser:
         prog="train_script.py chat", description="Talk to a trained model and see its calls run."
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="model or adapter folder")
+    return parser
+
+
+def build_export_parser() -> argparse.ArgumentParser:
+    """Return the parser of the export command."""
+    parser = argparse.ArgumentParser(
+        prog="train_script.py export",
+        description="Write a trained model for serving, load it again and compare the two.",
+    )
+    parser.add_argument("--model", required=True, metavar="DIR", help="adapter or model folder")
+    parser.add_argument(
+        "--format", required=True, choices=("16bit", "mxfp4", "gguf"),
+        help="16bit (2 bytes a parameter; 4 on a CPU), mxfp4 (experts in 4.25 bits), or gguf (mxfp4 "
+        "and a model.gguf beside it)",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--llama-cpp", default="llama.cpp", metavar="DIR",
+        help="llama.cpp's sources, whose converter gguf needs (llama.cpp)",
+    )
     return parser
 
 
@@ -88,6 +111,8 @@ def train(arguments: argparse.Namespace) -> int:
         return 2
     from training.pipeline import run_pipeline
 
+    if arguments.preset == "auto" and os.environ.get("RANK", "0") == "0":
+        print(configs.describe_device())
     run_pipeline(config, arguments.resume)
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"done: {config.output_dir} holds final_model, evaluation.json and plots")
@@ -101,11 +126,32 @@ def chat(arguments: argparse.Namespace) -> int:
     return run_chat(arguments.model)
 
 
+def export(arguments: argparse.Namespace) -> int:
+    """Write a trained model for serving; return the exit code."""
+    from training.export import run_export
+
+    return run_export(arguments.model, arguments.format, arguments.output, arguments.llama_cpp)
+
+
 def sweep(arguments: argparse.Namespace) -> int:
     """Search for better settings; return the exit code."""
     from training.sweep import run_sweep
 
     return run_sweep(arguments)
+
+
+def check_versions() -> bool:
+    """Warn of packages that differ from their pins; say whether none is known not to work."""
+    gpu = versions.has_gpu_stack()
+    broken = versions.find_broken(gpu)
+    if os.environ.get("RANK", "0") == "0":
+        for line in versions.component_lines(gpu):
+            # The broken one is told below, with what happens.
+            if (" WRONG" in line or " MISSING" in line) and line.split()[0] != broken.split(" ")[0]:
+                print(f"warning: {line}", file=sys.stderr)
+    if broken:
+        print(f"error: {broken}", file=sys.stderr)
+    return not broken
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,12 +166,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["chat"]:
         command, arguments = chat, build_chat_parser().parse_args(words[1:])
+    elif words[:1] == ["export"]:
+        command, arguments = export, build_export_parser().parse_args(words[1:])
     elif words[:1] == ["sweep"]:
         from training.sweep_space import build_sweep_parser
 
         command, arguments = sweep, build_sweep_parser().parse_args(words[1:])
     else:
         command, arguments = train, build_parser().parse_args(words)
+    if not check_versions():
+        return 1
     # The errors that name what the user has to change, as the classes that carry such messages.
     from data_reader import DatasetError
     from envs.retail import DatabaseError

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,19 +46,59 @@ def test_auto_is_resolved():
     assert configs.describe_device().startswith("preset ")
 
 
-@pytest.mark.parametrize(
-    ("gib", "preset"), [(None, "cpu"), (8, "cpu"), (15, "t4"), (22, "24gb"), (40, "24gb"),
-                        (79, "80gb"), (139, "80gb")]
-)
-def test_auto_goes_by_gpu_memory(monkeypatch, gib, preset):
+def fake_gpus(monkeypatch, gib, capability, count=1):
+    """Make torch see GPUs of this memory and compute capability; None is a machine without."""
     import torch
 
-    properties = type("Properties", (), {"name": "GPU", "total_memory": (gib or 0) * 2**30})
+    properties = SimpleNamespace(
+        name="GPU", total_memory=int((gib or 0) * 2**30), major=capability[0], minor=capability[1])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gib is not None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
-    name, reason = configs.pick_preset()
-    assert name == preset
-    assert "GPU" in reason
+
+
+@pytest.mark.parametrize(
+    ("gib", "capability", "preset", "reason"),
+    [
+        (None, (0, 0), "cpu", "no CUDA GPU is visible"),
+        (7.8, (8, 6), "cpu", "has 7.8 GiB, too little for 20 B"),
+        (11.9, (8, 6), "cpu", "has 11.9 GiB, too little"),
+        (15.9, (6, 0), "cpu", "compute capability 6.0 is too old"),  # P100
+        (14.6, (7, 5), "t4", "attention-only adapter"),  # T4
+        (16.0, (8, 9), "t4", "attention-only adapter"),
+        (20.0, (8, 6), "t4", "attention-only adapter"),  # GRPO of 24gb took 19.2 on top of CUDA's own
+        (22.0, (8, 6), "24gb", "adapter on the experts"),  # A10
+        (22.5, (8, 9), "24gb", "adapter on the experts"),  # L4
+        (24.0, (8, 6), "24gb", "adapter on the experts"),
+        (32.0, (7, 0), "t4", "no bfloat16"),  # V100
+        (44.5, (7, 5), "t4", "no bfloat16"),  # Quadro RTX 8000
+        (39.4, (8, 0), "24gb", "adapter on the experts"),
+        (44.5, (8, 9), "24gb", "adapter on the experts"),
+        (79.2, (9, 0), "80gb", "large generate calls"),
+        (119.7, (12, 1), "80gb", "large generate calls"),  # DGX Spark
+        (139.8, (9, 0), "80gb", "large generate calls"),
+    ],
+)
+def test_auto_goes_by_the_gpu_and_says_why(monkeypatch, gib, capability, preset, reason):
+    fake_gpus(monkeypatch, gib, capability)
+    assert get_preset("auto").preset == preset
+    told = configs.describe_device()
+    assert told.startswith(f"preset {preset}: ") and reason in told and "\n" not in told
+    assert "docs/MULTI_GPU.md" not in told
+
+
+def test_auto_with_several_gpus_goes_by_the_first_and_says_so(monkeypatch):
+    fake_gpus(monkeypatch, 14.6, (7, 5), count=2)
+    assert configs.describe_device().startswith("preset t4: the first of 2 GPUs, GPU has 14.6 GiB")
+    assert "docs/MULTI_GPU.md" in configs.describe_device()
+
+
+@pytest.mark.parametrize("name", ["24gb", "80gb"])
+def test_presets_with_fast_sampling_are_only_picked_with_bfloat16(name):
+    """`t4` is for float16, which has no fast sampling; the others would be refused there."""
+    assert get_preset(name).model.sampling == "fast"
+    t4 = get_preset("t4").model
+    assert (t4.dtype, t4.sampling) == ("float16", "plain")
 
 
 def test_settings_are_frozen():

@@ -25,6 +25,8 @@ DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 def parse_train(words):
     if words[:1] == ["chat"]:
         train_script.build_chat_parser().parse_args(words[1:])
+    elif words[:1] == ["export"]:
+        train_script.build_export_parser().parse_args(words[1:])
     elif words[:1] == ["sweep"]:
         build_sweep_parser().parse_args(words[1:])
     else:

@@ -10,14 +10,13 @@ import torch
 from configs import ModelStage
 from tests.tiny_random import make_model_dir
 from training import model as model_module
-from training.checkpoint import ModelError, check_environment, count_parameters, read_pins
+from training.checkpoint import ModelError, check_environment, count_parameters
 from training.model import (
     compare_logits,
     count_trainable,
     load_for_evaluation,
     load_model,
     logits_on,
-    memory_guard,
     merge_and_save,
     save_adapter,
 )
@@ -122,8 +121,8 @@ def test_merge_replaces_an_earlier_merge(trained, stage: ModelStage, tmp_path: P
 
 def test_merge_without_disk_space_says_so(trained, stage: ModelStage, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(model_module.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ModelError, match="GiB of disk.*merge_model=false"):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(ModelError, match="GB of disk.*merge_model=false"):
         merge_and_save(*trained, tmp_path / "merged", stage)
     assert not (tmp_path / "merged").exists()
 
@@ -170,6 +169,7 @@ def test_unreachable_hub_is_one_line(stage: ModelStage, monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("We couldn't connect to the hub\nand more lines")
 
+    monkeypatch.setattr(model_module, "check_hub", lambda name: None)
     monkeypatch.setattr(model_module, "_load_transformers", refuse)
     with pytest.raises(ModelError, match="check the network") as caught:
         load_model(replace(stage, model_name="someone/small-model"))
@@ -212,24 +212,12 @@ def test_fast_sampling_is_attached_on_request(stage: ModelStage):
         load_model(replace(stage, sampling="fast", dtype="float16"))
 
 
-def test_out_of_memory_names_the_next_setting(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
-    with pytest.raises(ModelError, match="GRPO ran out of GPU memory at 3.0 GiB; try --set x=1"):
-        with memory_guard("GRPO", "--set x=1"):
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-
 def test_parameter_counts():
     assert count_parameters("unsloth/gpt-oss-20b") == 20_000_000_000
     assert count_parameters("someone/model") == 0
 
 
-def test_environment_lines(tmp_path: Path, monkeypatch):
+def test_environment_lines():
     lines = check_environment()
     assert lines[0].startswith("python 3.")
     assert any(line.startswith("torch ") for line in lines)
-    (tmp_path / "requirements-cpu.txt").write_text("torch==0.1  # old\npeft\n")
-    (tmp_path / "requirements.txt").write_text("torch==0.1\n")
-    assert read_pins(tmp_path / "requirements-cpu.txt") == {"torch": "0.1"}
-    monkeypatch.setattr("training.checkpoint.ROOT", tmp_path)
-    assert any("WRONG, the pin is 0.1" in line for line in check_environment())

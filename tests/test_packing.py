@@ -18,7 +18,7 @@ from tiny_random import make_model_dir
 
 from configs import ModelStage
 from training import model as model_module
-from training import packing
+from training import checkpoint, packing
 from training.checkpoint import ModelError, list_weight_files
 from training.model import load_model
 
@@ -139,8 +139,8 @@ def test_load_model_packs_at_4bit(folder: Path, monkeypatch):
 
 def test_no_disk_is_one_line_and_leaves_nothing(folder: Path, monkeypatch):
     usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(packing.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ModelError, match="needs .* GiB of disk.*load_in_4bit=false"):
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ModelError, match="needs .* GB of disk.*load_in_4bit=false"):
         packing.pack_checkpoint(folder)
     assert [path.name for path in folder.parent.iterdir()] == ["base"]
 

@@ -4,23 +4,21 @@ Left out on purpose: checksums of the weights (minutes for 20 B parameters); a t
 found by its length, which the safetensors header gives.
 """
 
-import importlib.metadata
 import json
 import platform
 import re
+import shutil
 import struct
 from pathlib import Path
 
+import httpx
 import torch
 
+import versions
 from configs import ModelStage
 
-ROOT = Path(__file__).resolve().parent.parent
-COMPONENTS = (
-    "torch", "unsloth", "unsloth_zoo", "trl", "transformers", "peft", "bitsandbytes", "accelerate",
-    "datasets",
-)
-GPU_ONLY = ("unsloth", "unsloth_zoo", "bitsandbytes")
+HUB_TIMEOUT_S = 10.0
+"""Seconds that the model hub has to answer."""
 
 
 class ModelError(ValueError):
@@ -43,6 +41,27 @@ def check_checkpoint(
     read_json_file(folder / config)
     for path in list_weight_files(folder, weights):
         _check_safetensors(path)
+
+
+def check_disk_space(folder: Path, needed_bytes: float, doing: str, remedy: str) -> None:
+    """Refuse to start writing what the disk cannot take.
+
+    Args:
+        folder: Where it will be written; need not exist yet.
+        needed_bytes: Size of what will be written.
+        doing: What needs the room, as in "merging".
+        remedy: What else would help besides freeing some.
+
+    Raises:
+        ModelError: Says how much is needed and how much is free.
+    """
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise ModelError(
+            f"{folder}: {doing} needs {needed_bytes / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are "
+            f"free; free some, {remedy}"
+        )
 
 
 def check_adapter(adapter_dir: Path, stage: ModelStage) -> None:
@@ -71,6 +90,13 @@ def list_weight_files(folder: Path, weights: str = "model.safetensors") -> list[
         return [folder / weights]
     names = sorted(set(read_json_file(index_path)["weight_map"].values()))
     return [folder / name for name in names]
+
+
+def holds_packed_experts(folder: Path) -> bool:
+    """Say whether a folder is a checkpoint with experts in MXFP4; False for a hub name."""
+    path = folder / "config.json"
+    settings = read_json_file(path).get("quantization_config") if path.is_file() else None
+    return bool(settings) and settings.get("quant_method") == "mxfp4"
 
 
 def read_json_file(path: Path) -> dict:
@@ -103,6 +129,34 @@ def _check_safetensors(path: Path) -> None:
         )
 
 
+def check_hub(name: str) -> None:
+    """Ask the model hub for a model once, so that a hub that is away costs seconds.
+
+    transformers asks five times for each file, 20 s a file, before it gives up.
+
+    Args:
+        name: Hub name.
+
+    Raises:
+        ModelError: The hub does not know the name, or does not answer and no copy is cached here.
+    """
+    from huggingface_hub import HfApi, constants
+
+    # Unsloth takes another model of the same name (`-unsloth-bnb-4bit` behind it), cached under that.
+    cached = Path(constants.HF_HUB_CACHE).glob(
+        f"models--*--{name.rpartition('/')[2]}*/snapshots/*/config.json")
+    if constants.HF_HUB_OFFLINE or any(cached):
+        return
+    try:
+        HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise ModelError(
+            f"{name}: not a folder here, and the model hub did not give it ({reason}); check the "
+            "network and the name, or set model.model_name to a folder"
+        ) from error
+
+
 def count_parameters(model_name: str) -> int:
     """Estimate a model's parameters from its config, or from a hub name such as `gpt-oss-20b`.
 
@@ -124,16 +178,6 @@ def count_parameters(model_name: str) -> int:
     return config.get("num_hidden_layers", 0) * (experts + attention) + 2 * width * vocabulary
 
 
-def read_pins(path: Path) -> dict[str, str]:
-    """Return the exact pins (`name==version`) of a requirements file."""
-    pins = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        match = re.match(r"([A-Za-z0-9_.-]+)==([^\s;#]+)", line)
-        if match:
-            pins[match.group(1).replace("-", "_")] = match.group(2)
-    return pins
-
-
 def check_environment() -> list[str]:
     """Describe Python, the hardware and every component against its pin, one line each.
 
@@ -141,8 +185,6 @@ def check_environment() -> list[str]:
         Lines such as `trl 1.14.2 (pinned)`; a line with WRONG names the command that mends it.
     """
     has_gpu = torch.cuda.is_available()
-    file_name = "requirements.txt" if has_gpu else "requirements-cpu.txt"
-    pins = read_pins(ROOT / file_name)
     lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()}"]
     if has_gpu:
         properties = torch.cuda.get_device_properties(0)
@@ -154,21 +196,4 @@ def check_environment() -> list[str]:
         )
     else:
         lines.append("no CUDA GPU: the small model that ships here is trained on the CPU")
-    for name in COMPONENTS:
-        if name in GPU_ONLY and not has_gpu:
-            continue
-        lines.append(_component_line(name, pins.get(name), file_name))
-    return lines
-
-
-def _component_line(name: str, pin: str | None, file_name: str) -> str:
-    try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return f"{name} MISSING: pip install -r {file_name}"
-    # Wheels for one CUDA version carry it as a local part: 2.11.0+cu130 is 2.11.0.
-    if pin is None:
-        return f"{name} {version}"
-    if version.split("+")[0] == pin.split("+")[0]:
-        return f"{name} {version} (pinned)"
-    return f"{name} {version} WRONG, the pin is {pin}: pip install -r {file_name}"
+    return lines + versions.component_lines(has_gpu)

@@ -1,6 +1,7 @@
-"""Keep GPU memory within bounds where Unsloth's own estimate leaves the experts out.
+"""Keep GPU memory within bounds: rows of Unsloth's passes, and the setting to try when it ran out.
 
-Left out on purpose: changes to Unsloth itself; a setting of its trainer is set for one call.
+Left out on purpose: changes to Unsloth itself (a setting of its trainer is set for one call), and
+lowering settings by itself: a run whose batch changed in secret would be another run.
 """
 
 import contextlib
@@ -9,6 +10,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+
+from configs import GrpoStage, ModelStage, RunConfig, SftStage
+
+SHORTEST_COMPLETION = 256
+"""Tokens below which gold completions would be cut (95 % of them have at most 180)."""
+FEWEST_ROWS = 8
+"""Completions decoded at once below which the weights are most of the memory."""
+SMALLER_PRESET = {"80gb": "24gb", "24gb": "t4", "t4": "cpu"}
 
 
 @contextlib.contextmanager
@@ -48,3 +57,122 @@ def limit_forward_rows(trainer: Any, rows: int) -> None:
             trainer.args.unsloth_grpo_mini_batch = None
 
     trainer._get_per_token_logps_and_entropies = compute_in_parts
+
+
+def next_smaller(config: RunConfig, doing: str) -> dict[str, object]:
+    """Return the next setting that takes less GPU memory, the one that costs the least first.
+
+    Args:
+        config: The settings that ran out of memory.
+        doing: "SFT", "GRPO" or "evaluation".
+
+    Returns:
+        Overrides for `configs.with_overrides`, valid as they are; empty when only a smaller preset or
+        a larger GPU is left.
+    """
+    model = config.model
+    if doing == "SFT":
+        return _smaller_batch("sft", config.sft) or _smaller_model(model)
+    if model.sampling == "fast-resident":
+        return {"model.sampling": "fast"}
+    if doing == "evaluation":
+        if config.evaluation.batch_size > 1:
+            return {"evaluation.batch_size": config.evaluation.batch_size // 2}
+        return _smaller_model(model)
+    return (
+        _smaller_generate_call(config.grpo)
+        or _fewer_rows(model)
+        or _smaller_batch("grpo", config.grpo)
+        or _smaller_model(model)
+        or _shorter_completions(config.grpo)
+    )
+
+
+def smaller_setting(config: RunConfig, doing: str) -> str:
+    """Say what to try after running out of memory, as options of the command line.
+
+    Args:
+        config: The settings that ran out of memory.
+        doing: As in `next_smaller`.
+
+    Returns:
+        Such as "--set grpo.generation_batch_size=32"; at the end of the ladder the next smaller
+        preset by name.
+    """
+    changes = next_smaller(config, doing)
+    if changes:
+        return _options(changes)
+    preset = SMALLER_PRESET.get(config.preset)
+    if preset == "cpu":
+        return "a GPU with more memory, or --preset cpu (the small model that ships here)"
+    return f"--preset {preset}, or a GPU with more memory" if preset else "a GPU with more memory"
+
+
+def smaller_loading(model: ModelStage, with_sampling: bool) -> str:
+    """Say what to try when the model alone does not fit.
+
+    Args:
+        model: The settings that ran out of memory.
+        with_sampling: Whether it was loaded, and fast sampling did not fit beside it.
+
+    Returns:
+        As `smaller_setting`.
+    """
+    slower = {"fast-resident": "fast", "fast": "plain"}.get(model.sampling)
+    if with_sampling and slower:
+        return _options({"model.sampling": slower})
+    changes = _smaller_model(model)
+    return _options(changes) if changes else "a smaller preset, or a GPU with more memory"
+
+
+def _options(changes: dict[str, object]) -> str:
+    return " ".join(f"--set {name}={_text(value)}" for name, value in changes.items())
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _smaller_generate_call(stage: GrpoStage) -> dict[str, object]:
+    """At most half as many completions a call, still whole steps and whole groups."""
+    step = stage.completions_per_step
+    for size in range(stage.generation_batch_size // 2 // step * step, 0, -step):
+        if size % stage.num_generations == 0:
+            return {"grpo.generation_batch_size": size}
+    return {}
+
+
+def _fewer_rows(model: ModelStage) -> dict[str, object]:
+    if model.sampling == "plain" or model.sampling_rows <= FEWEST_ROWS:
+        return {}
+    return {"model.sampling_rows": max(FEWEST_ROWS, model.sampling_rows // 2)}
+
+
+def _smaller_batch(name: str, stage: SftStage | GrpoStage) -> dict[str, object]:
+    """Half as many rows a pass and twice the passes: the same optimizer step in less memory."""
+    rows = stage.per_device_train_batch_size
+    if rows == 1:
+        return {}
+    # An odd number of rows has no half; one at a time is as many rows a step.
+    factor = 2 if rows % 2 == 0 else rows
+    return {
+        f"{name}.per_device_train_batch_size": rows // factor,
+        f"{name}.gradient_accumulation_steps": stage.gradient_accumulation_steps * factor,
+    }
+
+
+def _smaller_model(model: ModelStage) -> dict[str, object]:
+    for name, value in (
+        ("load_in_4bit", True), ("gradient_checkpointing", True), ("offload_embedding", True),
+        ("lora_reach", "attention"),
+    ):
+        if getattr(model, name) != value:
+            return {f"model.{name}": value}
+    return {}
+
+
+def _shorter_completions(stage: GrpoStage) -> dict[str, object]:
+    longest = stage.max_completion_length
+    if longest <= SHORTEST_COMPLETION:
+        return {}
+    return {"grpo.max_completion_length": max(SHORTEST_COMPLETION, longest // 2)}

@@ -7,7 +7,6 @@ Left out on purpose: full fine-tuning, 8-bit weights, pushing to a hub.
 """
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +20,13 @@ from training.checkpoint import (
     ModelError,
     check_adapter,
     check_checkpoint,
+    check_disk_space,
+    check_hub,
     count_parameters,
+    holds_packed_experts,
     read_json_file,
 )
+from training.memory import smaller_loading
 from training.merge import write_merged
 from training.packing import holds_fused_experts, pack_checkpoint
 from training.rollouts import attach_fast_generate
@@ -75,10 +78,12 @@ def load_model(
                 stage = replace(stage, model_name=str(pack_checkpoint(folder)))
     elif _looks_local(stage.model_name):
         raise ModelError(f"{folder}: no such folder; set model.model_name to a folder or hub name")
+    else:
+        check_hub(stage.model_name)
     if adapter_dir is not None:
         check_adapter(Path(adapter_dir), stage)
     load = _load_unsloth if uses_unsloth(stage) else _load_transformers
-    with memory_guard("loading the model", "model.load_in_4bit=true or a smaller model"):
+    with memory_guard("loading the model", smaller_loading(stage, with_sampling=False)):
         try:
             model, tokenizer = load(stage, trainable or adapter_dir is not None)
         except (OSError, ConnectionError) as error:
@@ -91,7 +96,7 @@ def load_model(
     if stage.sampling != "plain":
         resident = stage.sampling == "fast-resident"
         try:
-            with memory_guard("preparing fast sampling", "--set model.sampling=fast"):
+            with memory_guard("fast sampling", smaller_loading(stage, with_sampling=True)):
                 attach_fast_generate(model, stage.sampling_rows, resident)
         except (TypeError, ValueError) as error:
             raise ModelError(f"{error}; use --set model.sampling=plain") from error
@@ -183,7 +188,9 @@ def _dtype(stage: ModelStage) -> torch.dtype:
         return getattr(torch, stage.dtype)
     if stage.device == "cpu" or not torch.cuda.is_available():
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    # Older GPUs emulate bfloat16, far slower than they compute in float16.
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float16
 
 
 def _load_unsloth(stage: ModelStage, with_lora: bool) -> tuple[Any, Any]:
@@ -220,16 +227,19 @@ def _load_unsloth(stage: ModelStage, with_lora: bool) -> tuple[Any, Any]:
 
 def _load_transformers(stage: ModelStage, with_lora: bool) -> tuple[Any, Any]:
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Mxfp4Config
 
     on_gpu = stage.device != "cpu" and torch.cuda.is_available()
     kwargs = {} if stage.experts_implementation == "auto" else {
         "experts_implementation": stage.experts_implementation
     }
+    if holds_packed_experts(Path(stage.model_name)):
+        kwargs["quantization_config"] = Mxfp4Config(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(
         stage.model_name, dtype=_dtype(stage), attn_implementation="eager", **kwargs
     )
-    model = model.to("cuda" if on_gpu else "cpu")
+    # The dtype once more: experts come out of MXFP4 in bfloat16, which holds them exactly.
+    model = model.to("cuda" if on_gpu else "cpu", _dtype(stage))
     tokenizer = AutoTokenizer.from_pretrained(stage.model_name)
     if with_lora:
         experts = stage.lora_reach == "attention+experts"
@@ -333,14 +343,10 @@ def merge_and_save(model: Any, tokenizer: Any, folder: str | Path, stage: ModelS
     """
     folder = Path(folder)
     dtype = torch.bfloat16 if uses_unsloth(stage) else torch.float32
-    needed = count_trainable(model)[1] * dtype.itemsize * 1.02
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise ModelError(
-            f"{folder}: merging needs {needed / 2**30:.1f} GiB of disk, {free / 2**30:.1f} are "
-            "free; free some, choose another --output-dir, or use --set merge_model=false"
-        )
+    check_disk_space(
+        folder, count_trainable(model)[1] * dtype.itemsize * 1.02, "merging",
+        "choose another --output-dir, or use --set merge_model=false",
+    )
     write_merged(model, folder, dtype)
     tokenizer.save_pretrained(str(folder))
     return folder
@@ -386,14 +392,18 @@ def memory_guard(doing: str, remedy: str) -> Iterator[None]:
 
     Args:
         doing: What was going on, as in "GRPO".
-        remedy: The setting to try, as in "--set grpo.generation_batch_size=32".
+        remedy: What to try, as `training.memory` says it.
 
     Raises:
         ModelError: In place of the out-of-memory error.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        # Kernels outside of torch's allocator say it in a plain RuntimeError.
+        text = str(error).lower()
+        full = isinstance(error, torch.OutOfMemoryError)
+        if not full and not ("out of memory" in text and "cuda" in text):
+            raise
         peak = torch.cuda.max_memory_allocated() / 2**30
-        text = f"{doing} ran out of GPU memory at {peak:.1f} GiB; try {remedy}"
-        raise ModelError(text) from error
+        raise ModelError(f"{doing} ran out of GPU memory at {peak:.1f} GiB; try {remedy}") from error

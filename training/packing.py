@@ -17,11 +17,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from training.artifacts import RunError, build_folder, is_complete, read_json, write_json_atomic
-from training.checkpoint import ModelError, list_weight_files, read_json_file
+from training.checkpoint import (
+    ModelError, check_disk_space, list_weight_files, read_json_file,
+)
 from training.weights import KINDS
 
 BLOCK_SIZE = 64
 """Weights that share one scale."""
+PACKED_SHARE = 0.36
+"""Size of the copy of 20 B parameters to its source: 15 of 42 GB, with some to spare."""
 SOURCE_NAME = "packed_from.json"
 QUANTIZATION = {
     "quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False,
@@ -71,13 +75,10 @@ def pack_checkpoint(folder: Path) -> Path:
     if is_complete(target) and read_json(target / SOURCE_NAME, {}) == source:
         print(f"{folder}: 16-bit experts, taken from their 4-bit copy {target.name}")
         return target
-    needed = sum(size for size, _ in source.values()) * 0.36
-    free = shutil.disk_usage(folder.parent).free
-    if free < needed:
-        raise ModelError(
-            f"{target}: the 4-bit copy of {folder.name} needs {needed / 2**30:.1f} GiB of disk, "
-            f"{free / 2**30:.1f} are free; free some, or use --set model.load_in_4bit=false"
-        )
+    needed = sum(size for size, _ in source.values()) * PACKED_SHARE
+    check_disk_space(
+        target, needed, "the 4-bit copy", "or use --set model.load_in_4bit=false"
+    )
     print(f"{folder}: 16-bit experts, packing them to 4-bit once, into {target.name}")
     try:
         build_folder(target, lambda part: _write_packed(folder, files, part, source))

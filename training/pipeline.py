@@ -21,6 +21,7 @@ from accelerate import PartialState
 from transformers import set_seed
 
 import configs
+import versions
 from data_reader import Task
 from envs.retail import RetailDatabase
 from training.artifacts import (
@@ -29,7 +30,7 @@ from training.artifacts import (
 )
 from training.evaluation import Evaluation, evaluate_model, print_table, record_differences
 from training.grpo import run_grpo
-from training.memory import report_peak
+from training.memory import report_peak, smaller_setting
 from training.model import load_model, memory_guard, merge_and_save, save_adapter
 from training.rewards import CompletionScorer, RewardFunction, make_reward_functions
 from training.run_data import load_tasks
@@ -105,8 +106,12 @@ def prepare_run(config: configs.RunConfig, resume: bool = False) -> Run:
     Raises:
         DatasetError: A task file is missing, faulty or too small.
         DatabaseError: The store cannot be read.
-        RunError: The folder cannot be written, or holds a run with other settings.
+        RunError: The folder cannot be written or holds a run with other settings, or a package has
+            a version that is known not to work.
     """
+    broken = versions.find_broken(versions.has_gpu_stack())
+    if broken:
+        raise RunError(broken)
     if config.model.num_threads:
         torch.set_num_threads(config.model.num_threads)
     if not config.show_progress:
@@ -230,7 +235,8 @@ def evaluate_stage(run: Run, model: Any, tokenizer: Any, stage: str) -> Evaluati
         RunError: The disk is full, or the folder's evaluation is of other tasks.
     """
     try:
-        with memory_guard("evaluation", "--set evaluation.batch_size=8"), report_peak("evaluation"):
+        remedy = smaller_setting(run.config, "evaluation")
+        with memory_guard("evaluation", remedy), report_peak("evaluation"):
             return evaluate_model(model, tokenizer, run.test, run.db, run.config, stage)
     except OSError as error:
         if is_disk_full(error, run.folder):
@@ -257,8 +263,7 @@ def train_sft(run: Run, model: Any, tokenizer: Any) -> Path:
     if is_complete(folder):
         _take_up_adapter(model, folder)
         return folder
-    remedy = "--set sft.per_device_train_batch_size=1 --set sft.gradient_accumulation_steps=16"
-    with memory_guard("SFT", remedy), report_peak("SFT"):
+    with memory_guard("SFT", smaller_setting(run.config, "SFT")), report_peak("SFT"):
         run_sft(model, tokenizer, run.train, run.config, resume=run.resume)
     _save_stage_adapter(run, model, tokenizer, folder)
     return folder
@@ -289,8 +294,7 @@ def train_grpo(
     if is_complete(folder):
         _take_up_adapter(model, folder)
         return folder
-    remedy = "--set grpo.per_device_train_batch_size=1 --set grpo.gradient_accumulation_steps=16"
-    with memory_guard("GRPO", remedy), report_peak("GRPO"):
+    with memory_guard("GRPO", smaller_setting(run.config, "GRPO")), report_peak("GRPO"):
         run_grpo(
             model, tokenizer, run.train, run.db, run.config,
             validation_tasks=run.validation, resume=run.resume, make_rewards=make_rewards,
