@@ -402,6 +402,7 @@ _CPU = RunConfig(
 
 # beta is 0 on GPUs: Unsloth takes the base model as the reference, not the adapter as SFT left it,
 # so the KL term would pull SFT's gain back; it also took half of a step (docs/GPU.md).
+_LOOKS = {"eval_steps": 48, "num_eval_tasks": 128, "early_stopping_patience": 6}
 _PRESETS = {
     "cpu": _CPU,
     "t4": RunConfig(
@@ -417,7 +418,9 @@ _PRESETS = {
     ),
     "24gb": RunConfig(
         model=ModelStage(sampling="fast", sampling_rows=64),
-        grpo=GrpoStage(generation_batch_size=64, save_steps=12, beta=0.0),
+        grpo=GrpoStage(
+            generation_batch_size=64, save_steps=12, beta=0.0, **_LOOKS,
+        ),
         evaluation=EvaluationStage(num_tasks=256, batch_size=64),
         preset="24gb",
     ),
@@ -427,7 +430,7 @@ _PRESETS = {
         ),
         grpo=GrpoStage(
             per_device_train_batch_size=8, gradient_accumulation_steps=2, generation_batch_size=128,
-            beta=0.0,
+            beta=0.0, **_LOOKS,
         ),
         evaluation=EvaluationStage(num_tasks=0, batch_size=128),
         preset="80gb",

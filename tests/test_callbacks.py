@@ -12,7 +12,7 @@ from data_reader import gold_completion
 from envs.retail import RetailDatabase
 from harmony import render_completion
 from task_tester import score_completion
-from training.callbacks import MetricsTable
+from training.callbacks import MetricsTable, RunLogger
 from training.grpo import run_grpo
 from training.model import load_model
 from training.plots import plot_all
@@ -167,3 +167,18 @@ def test_kl_guard_stops_the_run(tmp_path, db):
     assert [row["step"] for row in read_rows(tmp_path / "run")] == ["1", "2"]
     record = json.loads((tmp_path / "run" / "warnings.jsonl").read_text().splitlines()[0])
     assert (record["kind"], record["step"]) == ("kl_guard", 2)
+
+
+def test_the_kl_is_named_by_its_reference_or_left_out(tmp_path, monkeypatch):
+    state = type("State", (), {"global_step": 1, "max_steps": 4, "is_world_process_zero": True})
+    for number, (beta, unsloth, wanted) in enumerate([
+        (0.01, False, {"kl_to_sft": "0.5"}), (0.01, True, {"kl_to_base": "0.5"}), (0.0, True, {}),
+    ]):
+        folder = tmp_path / str(number)
+        config = tiny_random.tiny_config(folder, grpo__beta=beta)
+        monkeypatch.setattr("training.callbacks.uses_unsloth", lambda stage: unsloth)
+        logger = RunLogger(config, "grpo")
+        logger.on_train_begin(None, state, None)
+        logger.record({"kl": 0.5, "loss": 1.0}, 1)
+        row = MetricsTable(folder / "run" / "metrics.csv").rows[0]
+        assert row == {"stage": "grpo", "step": "1", "loss": "1.0"} | wanted

@@ -16,9 +16,8 @@ from transformers import TrainerCallback
 
 import configs
 from training.artifacts import mark_complete, write_text_atomic
+from training.model import uses_unsloth
 
-RENAMED = {"kl": "kl_to_sft"}
-"""TRL's name to ours: the reference policy of the KL is the adapter as SFT left it."""
 UNSTEADY = ("num_tokens",)
 """Counters that TRL starts over at a resume; left out so that a resumed run's rows are the same."""
 
@@ -86,6 +85,17 @@ class MetricsTable:
         write_text_atomic(self.path, text.getvalue())
 
 
+def name_of_kl(config: configs.RunConfig) -> str | None:
+    """Return the name that tells the KL's reference policy; None when no KL is computed.
+
+    TRL keeps a copy of the adapter as SFT left it, Unsloth takes the base model. With `beta` 0 both
+    log a KL of 0 that nothing measured.
+    """
+    if not config.grpo.beta:
+        return None
+    return "kl_to_base" if uses_unsloth(config.model) else "kl_to_sft"
+
+
 class RunLogger(TrainerCallback):
     """Writes each log row to metrics.csv and TensorBoard, and a few of them to the screen."""
 
@@ -99,6 +109,7 @@ class RunLogger(TrainerCallback):
         self.folder = Path(config.output_dir)
         self.stage = stage
         self.prints = not config.show_progress
+        self.kl_name = name_of_kl(config)
         self.table: MetricsTable | None = None
         self.writer: SummaryWriter | None = None
 
@@ -117,7 +128,7 @@ class RunLogger(TrainerCallback):
             self.record(logs, state.global_step)
         every = max(1, math.ceil(state.max_steps / args.logging_steps / 12)) * args.logging_steps
         if self.table and self.prints and "loss" in logs and state.global_step % every == 0:
-            shown = ("loss", "reward", "rollouts/db_match", "kl")
+            shown = ("loss", "reward", "rollouts/db_match", "kl" if self.kl_name else "entropy")
             figures = "  ".join(f"{n} {logs[n]:.4g}" for n in shown if logs.get(n) is not None)
             print(f"{self.stage} step {state.global_step}/{state.max_steps}  {figures}")
 
@@ -126,8 +137,9 @@ class RunLogger(TrainerCallback):
         if self.table is None or self.writer is None:
             return
         figures = {
-            RENAMED.get(name, name): value for name, value in metrics.items()
+            (self.kl_name if name == "kl" else name): value for name, value in metrics.items()
             if isinstance(value, int | float) and name not in UNSTEADY
+            and (name != "kl" or self.kl_name)
         }
         self.table.add(self.stage, step, figures)
         for name, value in figures.items():

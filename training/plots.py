@@ -128,6 +128,7 @@ def plot_health(folder: Path) -> Path | None:
     rows = _rows(folder, "grpo")
     figure, (left, right) = _figure(2)
     drawn = _curve(left, rows, "kl_to_sft", "KL to the SFT adapter", COLORS["sft_grpo"])
+    drawn |= _curve(left, rows, "kl_to_base", "KL to the base model", COLORS["sft_grpo"])
     drawn |= _curve(left, rows, "entropy", "entropy", COLORS["sft"])
     left.set_title("How far the policy moved")
     left.set_ylabel("nats per token")

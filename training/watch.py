@@ -75,10 +75,10 @@ def _length_collapse(rows: list[Row]) -> str | None:
 
 
 def _kl_blow_up(rows: list[Row]) -> str | None:
-    values = _column(rows, "kl_to_sft")
+    values = _column(rows, "kl_to_sft") or _column(rows, "kl_to_base")
     if values and values[-1] > 0.5 and values[-1] > 5 * max(fmean(values[-11:-1] or [0.0]), 1e-9):
         return (
-            f"the KL to the SFT adapter jumped to {values[-1]:.2f}: lower grpo.learning_rate, "
+            f"the KL to the reference policy jumped to {values[-1]:.2f}: lower grpo.learning_rate, "
             "raise grpo.beta, or set grpo.max_kl to stop in time"
         )
     return None
@@ -313,7 +313,7 @@ class Watchdog(TrainerCallback):
         if self.max_kl and kl is not None and kl > self.max_kl:
             control.should_training_stop = True
             message = (
-                f"stopped: the KL to the SFT adapter is {kl:.3f}, above grpo.max_kl="
+                f"stopped: the KL to the reference policy is {kl:.3f}, above grpo.max_kl="
                 f"{self.max_kl:g}; lower grpo.learning_rate or raise grpo.beta"
             )
             self._warn(Finding("kl_guard", message), state.global_step)
