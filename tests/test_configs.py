@@ -121,7 +121,7 @@ def test_settings_are_frozen():
         ({"grpo.num_generations": "1"}, "grpo.num_generations is 1"),
         ({"grpo.generation_batch_size": "24"}, "grpo.generation_batch_size is 24"),
         ({"grpo.max_completion_length": "4096"}, "grpo.max_completion_length is 4096"),
-        ({"grpo.early_stopping_patience": "2"}, "grpo.eval_steps"),
+        ({"grpo.early_stopping_patience": "2", "grpo.eval_steps": "0"}, "grpo.eval_steps"),
         ({"grpo.max_kl": "0.1", "grpo.beta": "0"}, "grpo.beta"),
         ({"grpo.tool_reward_weight": "0", "grpo.outcome_reward_weight": "0"}, "tool_reward_weight"),
         ({"grpo.save_total_limit": "1"}, "grpo.save_total_limit is 1"),
