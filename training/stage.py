@@ -16,6 +16,7 @@ import configs
 from training.artifacts import (
     disk_full_error, is_disk_full, latest_complete, remove_checkpoints,
 )
+from training.model import uses_unsloth
 
 
 def common_arguments(
@@ -64,7 +65,9 @@ def common_arguments(
         # TRL adds the router's load-balancing loss by default; the router is frozen under LoRA, and
         # the term would move the adapter away from the task.
         "router_aux_loss_coef": 0.0,
-        "ddp_find_unused_parameters": False,
+        # Without Unsloth every adapter weight gets a gradient in every step. With it an expert that no
+        # token was sent to may get none, which DDP would wait for; Unsloth decides when left to it.
+        "ddp_find_unused_parameters": None if uses_unsloth(config.model) else False,
     }
 
 
