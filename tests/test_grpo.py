@@ -68,6 +68,18 @@ def test_invented_tools_share_one_column(db):
     assert [name for name in metrics if name.startswith("tools/")] == ["tools/unknown"]
 
 
+def test_parts_and_parse_failures_are_logged_where_there_are_none(db):
+    task = tiny_random.make_tasks(1)[0]
+    good = summarize_batch([score_completion(task, gold_completion(task), db)])
+    bad = summarize_batch([score_completion(task, "no plan", db)])
+    for prefix in ("reward_parts/", "parse_failures/"):
+        names = [name for name in good if name.startswith(prefix)]
+        assert names == [name for name in bad if name.startswith(prefix)]
+    assert good["parse_failures/not_json"] == 0.0 and bad["parse_failures/not_json"] == 1.0
+    assert good["reward_parts/unparsable"] == 0.0 and bad["reward_parts/unparsable"] == -1.0
+    assert good["reward_parts/action_name"] == 1.0 and bad["reward_parts/action_name"] == 0.0
+
+
 def test_curriculum_goes_from_easy_to_hard_in_the_first_pass():
     levels = ["hard", "easy", "medium", "easy"]
     tasks = [Task("q", [{"name": "n", "arguments": {}}], "f", f"t{n}", tags={"difficulty": level})

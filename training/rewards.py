@@ -7,13 +7,14 @@ reward and the metrics cannot disagree. Left out on purpose: any parsing of its 
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import fields
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
 import harmony
 from data_reader import Task, task_from_json
 from envs.retail import TOOL_SCHEMAS, RetailDatabase
-from task_tester import Score, score_completion
+from task_tester import ParseKind, RewardWeights, Score, score_completion
 
 RewardFunction = Callable[..., list[float]]
 MAX_KNOWN = 8192
@@ -86,8 +87,9 @@ def summarize_batch(scores: list[Score]) -> dict[str, float]:
 
     Returns:
         Means of the reward's parts (`reward_parts/*`), shares of completions that fail to parse by
-        kind (`parse_failures/*`), exact match, db match and parse shares, and for each tool that
-        was called the share of its calls that were correct (`tools/*`).
+        kind (`parse_failures/*`), both 0.0 where there is none; exact match, db match and parse
+        shares; and for each tool that was called the share of its calls that were correct
+        (`tools/*`).
     """
     count = len(scores)
     metrics = {
@@ -95,12 +97,13 @@ def summarize_batch(scores: list[Score]) -> dict[str, float]:
         "rollouts/db_match": sum(s.db_match for s in scores) / count,
         "rollouts/parsed": sum(s.parse_error is None for s in scores) / count,
     }
-    parts: Counter[str] = Counter()
-    for score in scores:
-        parts.update(score.parts)
-    metrics |= {f"reward_parts/{name}": value / count for name, value in sorted(parts.items())}
-    kinds = Counter(s.parse_error for s in scores if s.parse_error)
-    metrics |= {f"parse_failures/{kind}": n / count for kind, n in sorted(kinds.items())}
+    # Every part and every kind, each time: the trainer averages what is logged, so a name left out
+    # where it is 0 would be averaged over the other batches of the row alone, and come out too high.
+    for part in fields(RewardWeights):
+        points = sum(score.parts.get(part.name, 0.0) for score in scores)
+        metrics[f"reward_parts/{part.name}"] = points / count
+    for kind in get_args(ParseKind):
+        metrics[f"parse_failures/{kind}"] = sum(s.parse_error == kind for s in scores) / count
     called: Counter[str] = Counter()
     correct: Counter[str] = Counter()
     for score in scores:
