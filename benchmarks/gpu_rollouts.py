@@ -198,7 +198,7 @@ def differences(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> dict[st
 
 @torch.no_grad()
 def compare_logprobs(
-    model: Any, fast: FastGenerate, trainer: Any, batch: dict[str, Any], rows: int = 8
+    model: Any, fast: FastGenerate, trainer: Any, batch: dict[str, Any], rows: int = 4
 ) -> dict[str, Any]:
     """Compare log-probabilities of sampled tokens: update, sampler, and a plain forward.
 
@@ -343,7 +343,7 @@ def main() -> None:
     meter.note("logprobs_within_tolerance", within)
     del trainer, batch
     seeds = configs.with_overrides(config, {
-        "grpo.max_steps": 3, "grpo.per_device_train_batch_size": 2,
+        "grpo.max_steps": 2, "grpo.per_device_train_batch_size": 2,
         "grpo.gradient_accumulation_steps": 8, "grpo.generation_batch_size": 0,
     })
     figures, _, _ = measure_grpo(run, model, tokenizer, seeds, plain)
