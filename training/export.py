@@ -151,6 +151,9 @@ def export_model(
         raise
     except ValueError as error:
         raise ModelError(f"{folder}: {error}; use --format 16bit") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise ModelError(f"{folder}: cannot be written ({reason}); choose another --output") from error
 
 
 def _convert_to_gguf(part: Path, converter: Path) -> None:
