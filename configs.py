@@ -333,12 +333,15 @@ def from_dict(settings: dict) -> RunConfig:
         settings: The parsed JSON.
 
     Raises:
-        ConfigError: A value is out of its range.
+        ConfigError: A value is out of its range, or the fields are not those of this version.
     """
     stages = {f.name: f.default_factory for f in dataclasses.fields(RunConfig)
               if f.default_factory is not dataclasses.MISSING}
-    parts = {name: stage(**settings[name]) for name, stage in stages.items()}
-    return RunConfig(**(settings | parts))
+    try:
+        parts = {name: stage(**settings[name]) for name, stage in stages.items()}
+        return RunConfig(**(settings | parts))
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"settings of another version of this project: {error}") from error
 
 
 def pick_preset() -> tuple[str, str]:

@@ -183,7 +183,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command(arguments)
     except KeyboardInterrupt:
-        print("stopped; start again with --resume to go on", file=sys.stderr)
+        again = "; start again with --resume to go on" if command is train else ""
+        print(f"\nstopped{again}", file=sys.stderr)
         return 130
     except (DatasetError, DatabaseError) as error:
         lines = str(error).splitlines()
@@ -193,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from training.artifacts import RunError
         from training.checkpoint import ModelError
 
-        if not isinstance(error, RunError | ModelError):
+        if not isinstance(error, RunError | ModelError | configs.ConfigError):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -23,7 +23,7 @@ NEEDED = (*(name for name in COMPONENTS if name not in GPU_ONLY), "tensorboard",
 """What a run imports sooner or later; plots are drawn at its end, hours in."""
 KNOWN_TO_BREAK = (
     ("trl", "==1.15.0", (False,), "training crashes on a machine without triton"),
-    ("trl", ">=1.16", (True,), "Unsloth refuses it"),
+    ("trl", ">1.15.0", (True,), "Unsloth refuses it"),
     ("transformers", ">5.17.0", (True,), "Unsloth refuses it"),
     ("datasets", ">=5", (True,), "Unsloth refuses it"),
     ("datasets", "<4.7", (True, False), "TRL refuses it"),

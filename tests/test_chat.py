@@ -54,6 +54,24 @@ def test_control_tokens_in_a_message_are_refused_and_the_chat_goes_on(capsys, tm
     assert "customer: hello" in shown
 
 
+def test_lines_that_cannot_be_sent_are_told_in_one_line_and_the_chat_goes_on(
+    capsys, tmp_path, loaded
+):
+    write_json_atomic(tmp_path / "config.json", {"settings": CONFIG_SETTINGS})
+    save_adapter(*loaded, tmp_path / "final_model")
+    # What Python makes of a byte that is no UTF-8, as a pasted Latin-1 word has it.
+    broken = b"caf\xe9".decode("utf-8", "surrogateescape")
+    lines = ["", "  \n", "please cancel my order. " * 2000 + "\n", broken + "\n", "hello\n"]
+    assert run_chat(str(tmp_path / "final_model"), lines) == 0
+    shown = capsys.readouterr().out.splitlines()
+    answers = [line for line in shown if line.startswith("not sent: ")]
+    assert len(answers) == 2 and shown.count("customer: hello") == 1
+    assert "1000 fit beside an answer" in answers[0] and len(answers[0]) < 200
+    assert answers[1] == "not sent: the line is not valid UTF-8 text"
+    # Nothing of them is shown as if it had been sent.
+    assert sum(line.startswith("customer: ") for line in shown) == 1
+
+
 def test_settings_come_from_the_run_that_made_the_model(tmp_path):
     settings = {**CONFIG_SETTINGS, "data": {**CONFIG_SETTINGS["data"], "prompt_style": "full"}}
     write_json_atomic(tmp_path / "config.json", {"settings": settings})

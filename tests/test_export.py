@@ -13,7 +13,7 @@ from training import export as export_module
 from training import mxfp4
 from training.checkpoint import ModelError, holds_packed_experts, read_json_file
 from training.export import (
-    CHECK_QUERIES, CONVERTER, export_bytes, export_model, reload_logits, round_experts_in_place,
+    CONVERTER, check_prompts, export_bytes, export_model, reload_logits, round_experts_in_place,
 )
 from training.model import (
     compare_logits, load_for_evaluation, load_model, logits_on, merge_and_save, save_adapter,
@@ -162,17 +162,24 @@ def test_the_command_exports_an_adapter_and_a_merged_model(
 ):
     save_adapter(*trained, tmp_path / "final_model")
     # The random model counts bytes as tokens; the prompts of the shipped policy would take minutes.
-    monkeypatch.setattr(export_module, "_prompt", lambda query, style: query)
+    monkeypatch.setattr(export_module, "check_prompts", lambda style: PROMPTS)
     for source, lines in ((tmp_path / "final_model", 1), (merged_dir, 2)):
         command = ["export", "--model", str(source), "--format", "mxfp4",
                    "--output", str(tmp_path / "out")]
         assert train_script.main(command) == 0
         shown = capsys.readouterr().out
         assert "GB as mxfp4" in shown and shown.count("against the") == lines, shown
-        assert f"of {len(CHECK_QUERIES)} prompts" in shown
+        assert "of 3 prompts" in shown
     last = shown.splitlines()[-1]
     assert "experts rounded in memory: same likeliest token in 100%" in last
     assert float(last.split("differ by ")[1].split()[0]) < 1e-5
+
+
+def test_fixed_prompts_end_where_models_differ():
+    prompts = check_prompts("brief")
+    assert len(prompts) == len(set(prompts)) == 7
+    assert sum(prompt.endswith("assistant") for prompt in prompts) == 1
+    assert sum(prompt.endswith('{"name":"') for prompt in prompts) == 3
 
 
 @pytest.mark.parametrize(

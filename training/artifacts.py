@@ -45,10 +45,17 @@ def write_json_atomic(path: Path, value: object) -> None:
 
 
 def read_json(path: Path, default: object) -> object:
-    """Return the JSON of a file, or `default` when there is no such file."""
+    """Return the JSON of a file, or `default` when there is no such file.
+
+    Raises:
+        RunError: The file is cut short or damaged.
+    """
     if not path.exists():
         return default
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path}: not valid JSON ({error}); copy it again") from error
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -68,7 +75,10 @@ def mark_complete(folder: Path) -> None:
 def is_complete(folder: Path) -> bool:
     """Say whether a folder was marked whole and still holds every file at its full size."""
     marker = folder / COMPLETE_NAME
-    return marker.is_file() and read_json(marker, {}) == _sizes(folder)
+    try:
+        return marker.is_file() and read_json(marker, {}) == _sizes(folder)
+    except RunError:
+        return False
 
 
 def build_folder(target: Path, build: Callable[[Path], object]) -> None:

@@ -30,24 +30,50 @@ def example_query(db: RetailDatabase) -> str:
     return EXAMPLE_QUERY.format(order_id=order["order_id"], email=email)
 
 
+def encode_query(tokenizer: Any, query: str, config: configs.RunConfig) -> torch.Tensor:
+    """Return the prompt of a query as token ids, shape `[1, T]`.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        query: What the customer writes.
+        config: `data.prompt_style`, `model.max_seq_length` and `evaluation.max_new_tokens` are used.
+
+    Raises:
+        ValueError: The query holds a special token of the harmony format, is no valid text, or
+            leaves no room for the answer.
+    """
+    try:
+        query.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError("the line is not valid UTF-8 text") from error
+    task = Task(query=query, gold_actions=[], gold_final="", task_id="chat")
+    prompt = harmony.render_prompt(plan_messages(task, config.data.prompt_style))
+    # Its own warning of long texts speaks of the tokenizer; the limit here is the training's.
+    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"]
+    room = config.model.max_seq_length - config.evaluation.max_new_tokens
+    if ids.shape[1] > room:
+        raise ValueError(
+            f"{ids.shape[1]} tokens with the store's policy, {room} fit beside an answer "
+            "(model.max_seq_length - evaluation.max_new_tokens); write a shorter message"
+        )
+    return ids
+
+
 @torch.no_grad()
 def stream_answer(
-    model: Any, tokenizer: Any, query: str, config: configs.RunConfig, stream: TextIO
+    model: Any, tokenizer: Any, ids: torch.Tensor, config: configs.RunConfig, stream: TextIO
 ) -> str:
-    """Answer a query greedily, writing the completion as it is decoded.
+    """Answer a prompt greedily, writing the completion as it is decoded.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        query: What the customer writes.
-        config: `data.prompt_style` and `evaluation.max_new_tokens` are used.
+        ids: The prompt of `encode_query`.
+        config: `evaluation.max_new_tokens` is used.
         stream: Where the words go.
 
     Returns:
         The final message's text; empty when there is none.
-
-    Raises:
-        ValueError: The query holds a special token of the harmony format.
     """
     from transformers import TextStreamer
 
@@ -58,9 +84,6 @@ def stream_answer(
             stream.write(text + ("\n" if stream_end else ""))
             stream.flush()
 
-    task = Task(query=query, gold_actions=[], gold_final="", task_id="chat")
-    prompt = harmony.render_prompt(plan_messages(task, config.data.prompt_style))
-    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
     ids = ids.to(model.device)
     was_training = model.training
     model.eval()
@@ -84,10 +107,14 @@ def quick_test(
         db: The store; not changed.
         config: The run's settings.
         query: What the customer writes; empty takes a cancellation that the store accepts.
+
+    Raises:
+        ValueError: The query cannot be sent, see `encode_query`.
     """
     query = query or example_query(db)
-    print(f"customer: {query}\nmodel:    ", end="")
-    final = stream_answer(model, tokenizer, query, config, sys.stdout)
+    ids = encode_query(tokenizer, query, config)
+    print(f"customer: {query}\nmodel:    ", end="", flush=True)
+    final = stream_answer(model, tokenizer, ids, config, sys.stdout)
     print(explain_calls(final, db))
 
 

@@ -35,12 +35,16 @@ from training.weights import KINDS, Experts, find_core
 FORMATS = ("16bit", "mxfp4", "gguf")
 CONVERTER = "convert_hf_to_gguf.py"
 """llama.cpp's program that reads a folder in the released model's layout."""
-CHECK_QUERIES = (
-    "Hi, I need to cancel my order #W2611340, I no longer need it. My email is a.b@example.com.",
-    "I am mia_garcia_4516. Please change the address of order #W5490111 to 12 Oak Street, Austin.",
-    "How much would the t-shirt 9523456873 and the lamp 7453605304 cost together?",
+_BEGUN = '<|channel|>final<|message|>{"tool_calls":[{"name":"'
+CHECKS = (
+    ("Hi, I need to cancel my order #W2611340, I no longer need it. My email is a.b@example.com.",
+     ("", _BEGUN, _BEGUN + 'find_user_id_by_email","arguments":{"email":"')),
+    ("I am mia_garcia_4516. Please change the address of order #W5490111 to 12 Oak Street, Austin.",
+     (_BEGUN, _BEGUN + 'get_order_details","arguments":{"order_id":"#W')),
+    ("How much would the t-shirt at 46.85 and the lamp at 153.23 cost together?",
+     (_BEGUN, _BEGUN + 'calculate","arguments":{"expression":"')),
 )
-"""Fixed customers' words whose next-token logits are compared; they need not be in the store."""
+"""Fixed customers' words, and answers begun: the token that follows is where models differ."""
 
 
 def run_export(
@@ -73,7 +77,7 @@ def run_export(
             "name its folder with --llama-cpp, or use --format mxfp4"
         )
     config = config_of_model(model_dir)
-    prompts = [_prompt(query, config.data.prompt_style) for query in CHECK_QUERIES]
+    prompts = check_prompts(config.data.prompt_style)
     stage = replace(config.model, sampling="plain")
     if Path(model_dir).is_dir() and not (Path(model_dir) / "adapter_config.json").is_file():
         check_checkpoint(Path(model_dir))
@@ -99,9 +103,18 @@ def run_export(
     return 0
 
 
-def _prompt(query: str, style: str) -> str:
-    task = Task(query=query, gold_actions=[], gold_final="", task_id="export")
-    return harmony.render_prompt(plan_messages(task, style))
+def check_prompts(style: str) -> list[str]:
+    """Return the fixed prompts whose next-token logits are compared.
+
+    Args:
+        style: `data.prompt_style` that the model was trained with.
+    """
+    prompts = []
+    for query, answers in CHECKS:
+        task = Task(query=query, gold_actions=[], gold_final="", task_id="export")
+        prompt = harmony.render_prompt(plan_messages(task, style))
+        prompts += [prompt + answer for answer in answers]
+    return prompts
 
 
 def _told(before: torch.Tensor, after: torch.Tensor) -> str:
@@ -150,6 +163,9 @@ def export_model(
         raise
     except ValueError as error:
         raise ModelError(f"{folder}: {error}; use --format 16bit") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise ModelError(f"{folder}: cannot be written ({reason}); choose another --output") from error
 
 
 def _convert_to_gguf(part: Path, converter: Path) -> None:

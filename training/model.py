@@ -72,12 +72,13 @@ def load_model(
     folder = Path(stage.model_name)
     if folder.is_dir():
         check_checkpoint(folder)
+        read_json_file(folder / "tokenizer.json")
         if uses_unsloth(stage) and stage.load_in_4bit and holds_fused_experts(folder):
             # Unsloth would fill the experts of this layout with random values at 4-bit.
             with PartialState().local_main_process_first():
                 stage = replace(stage, model_name=str(pack_checkpoint(folder)))
     elif _looks_local(stage.model_name):
-        raise ModelError(f"{folder}: no such folder; set model.model_name to a folder or hub name")
+        raise ModelError(f"{folder}: no such folder; correct the path, or give a hub name")
     else:
         check_hub(stage.model_name)
     if adapter_dir is not None:
@@ -324,6 +325,24 @@ def save_adapter(model: Any, tokenizer: Any, folder: str | Path) -> Path:
     return folder
 
 
+def check_merge_space(model: Any, folder: Path, stage: ModelStage) -> None:
+    """Refuse a merge that the disk has no room for.
+
+    Args:
+        model: The model.
+        folder: Where the merged model will be written.
+        stage: The settings the model was loaded with.
+
+    Raises:
+        ModelError: Says how much is needed and how much is free.
+    """
+    bytes_each = 2 if uses_unsloth(stage) else 4
+    check_disk_space(
+        folder, count_trainable(model)[1] * bytes_each * 1.02, "the merged model",
+        "choose another --output-dir, or use --set merge_model=false",
+    )
+
+
 def merge_and_save(model: Any, tokenizer: Any, folder: str | Path, stage: ModelStage) -> Path:
     """Fold the adapter into 16-bit weights (32-bit on a CPU) and write a complete model.
 
@@ -342,11 +361,8 @@ def merge_and_save(model: Any, tokenizer: Any, folder: str | Path, stage: ModelS
         ModelError: The disk has too little room.
     """
     folder = Path(folder)
+    check_merge_space(model, folder, stage)
     dtype = torch.bfloat16 if uses_unsloth(stage) else torch.float32
-    check_disk_space(
-        folder, count_trainable(model)[1] * dtype.itemsize * 1.02, "merging",
-        "choose another --output-dir, or use --set merge_model=false",
-    )
     write_merged(model, folder, dtype)
     tokenizer.save_pretrained(str(folder))
     return folder

@@ -31,7 +31,9 @@ from training.artifacts import (
 from training.evaluation import Evaluation, evaluate_model, print_table, record_differences
 from training.grpo import run_grpo
 from training.memory import report_peak, smaller_setting
-from training.model import load_model, memory_guard, merge_and_save, save_adapter
+from training.model import (
+    check_merge_space, load_model, memory_guard, merge_and_save, save_adapter,
+)
 from training.rewards import CompletionScorer, RewardFunction, make_reward_functions
 from training.run_data import load_tasks
 from training.sft import run_sft
@@ -198,10 +200,15 @@ def load_run_model(run: Run) -> tuple[Any, Any]:
         The model and its tokenizer.
 
     Raises:
-        ModelError: The model is missing or does not fit this machine.
+        ModelError: The model is missing or does not fit this machine, or the disk has no room for
+            the merged model at the end.
     """
     set_seed(run.config.seed)
-    return load_model(run.config.model)
+    model, tokenizer = load_model(run.config.model)
+    merged_dir = run.folder / "merged_model"
+    if run.config.merge_model and not is_complete(merged_dir):
+        check_merge_space(model, merged_dir, run.config.model)
+    return model, tokenizer
 
 
 def _take_up_adapter(model: Any, folder: Path) -> None:

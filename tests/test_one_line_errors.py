@@ -1,0 +1,348 @@
+"""What a user sees when something is wrong: one line that says what to do, before time is spent."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+import tiny_random
+import torch
+
+import train_script
+import versions
+from configs import ModelStage
+from training import model as model_module
+from training import pipeline
+from training.artifacts import RunError, is_complete, mark_complete
+from training.checkpoint import ModelError
+from training.model import load_model, save_adapter
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("errors")
+    tiny_random.tiny_config(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter_dir(folder: Path) -> Path:
+    config = tiny_random.tiny_config(folder)
+    return save_adapter(*load_model(config.model), folder / "adapter")
+
+
+def train_words(folder: Path, *more: str) -> list[str]:
+    return ["--preset", "cpu", "--dataset", str(folder / "tasks.jsonl"), "--output-dir",
+            str(folder / "run"), "--set", f"model.model_name={folder / 'model'}", *more]
+
+
+def error_of(capsys, words: list[str], code: int = 1) -> str:
+    """Run a command that must fail with one line; return the line."""
+    assert train_script.main(words) == code
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    return error
+
+
+def refuse_to_load(*args, **kwargs):
+    raise AssertionError("a model was loaded although the command cannot succeed")
+
+
+# -- packages ----------------------------------------------------------------------------------
+
+
+def test_another_version_than_the_pin_is_told_first_and_tried(folder, tmp_path, capsys, monkeypatch):
+    for name in ("requirements.txt", "requirements-cpu.txt"):
+        (tmp_path / name).write_text("trl==0.1\ntransformers==5.17.0\n")
+    monkeypatch.setattr(versions, "ROOT", tmp_path)
+    words = train_words(folder, "--set", "model.model_name=models/none")
+    assert train_script.main(words) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("warning: trl ") and "WRONG, the pin is 0.1: pip install -r" in first
+    assert second.startswith("error: models/none: no such folder")
+
+
+GOOD = {
+    "torch": "2.11.0+cu130", "trl": "1.14.2", "transformers": "5.17.0", "peft": "0.21.2",
+    "accelerate": "1.15.0", "datasets": "4.8.5", "tensorboard": "2.21.0", "matplotlib": "3.11.2",
+}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "changed", "told"),
+    [
+        (False, {}, ""),
+        (True, {}, ""),
+        (False, {"trl": "1.15.0"}, "trl 1.15.0: training crashes on a machine without triton"),
+        (True, {"trl": "1.15.0"}, ""),  # ran on an H100
+        (True, {"trl": "1.16.0"}, "trl 1.16.0: Unsloth refuses it"),
+        (False, {"trl": "1.16.0"}, ""),  # ran on a CPU
+        (True, {"datasets": "5.0.0"}, "datasets 5.0.0: Unsloth refuses it"),
+        (False, {"datasets": "5.2.0"}, ""),
+        (False, {"datasets": "4.6.1"}, "datasets 4.6.1: TRL refuses it"),
+        (True, {"transformers": "5.23.0"}, "transformers 5.23.0: Unsloth refuses it"),
+        (True, {"torch": "2.15.0+cu130"}, "torch 2.15.0+cu130: Unsloth refuses it"),
+        (False, {"matplotlib": None}, "matplotlib is not installed"),
+        (True, {"peft": None}, "peft is not installed"),
+    ],
+)
+def test_versions_that_are_known_to_break(monkeypatch, gpu, changed, told):
+    monkeypatch.setattr(versions, "_installed", lambda name: (GOOD | changed).get(name))
+    found = versions.find_broken(gpu)
+    if not told:
+        assert found == ""
+        return
+    file_name = "requirements.txt" if gpu else "requirements-cpu.txt"
+    assert found.startswith(told) and found.endswith(f"pip install -r {file_name}")
+    assert "\n" not in found
+
+
+def test_a_version_known_to_break_ends_the_command_and_the_notebook(folder, capsys, monkeypatch):
+    installed = versions._installed
+    monkeypatch.setattr(
+        versions, "_installed", lambda name: "1.15.0" if name == "trl" else installed(name))
+    monkeypatch.setattr(versions, "has_gpu_stack", lambda: False)
+    monkeypatch.setattr(pipeline, "load_model", refuse_to_load)
+    error = error_of(capsys, train_words(folder))
+    assert "trl 1.15.0: training crashes" in error and "pip install -r requirements-cpu.txt" in error
+    with pytest.raises(RunError, match="trl 1.15.0"):
+        pipeline.prepare_run(tiny_random.tiny_config(folder))
+
+
+# -- hardware ----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there, so nothing is refused")
+@pytest.mark.parametrize("command", [[], ["chat"], ["export"]])
+def test_20b_without_a_gpu(folder, capsys, command):
+    name = "unsloth/gpt-oss-20b"
+    words = {
+        0: train_words(folder, "--set", f"model.model_name={name}"),
+        1: [*command, "--model", name],
+    }[len(command)]
+    if command == ["export"]:
+        words += ["--format", "mxfp4", "--output", str(folder / "exported")]
+    error = error_of(capsys, words)
+    assert "needs a CUDA GPU and none is visible; use the preset cpu" in error
+
+
+@pytest.mark.parametrize(
+    ("gib", "in_4bit", "told"),
+    [(8.0, True, "needs 14 GiB of GPU memory, Small GPU has 8.0; use the preset cpu"),
+     (24.0, False, "has 24.0; use model.load_in_4bit=true or a larger GPU")],
+)
+def test_too_small_a_gpu(monkeypatch, gib, in_4bit, told):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Small GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_properties",
+                        lambda index: SimpleNamespace(total_memory=gib * 2**30))
+    for name in ("_load_transformers", "_load_unsloth", "check_hub"):
+        monkeypatch.setattr(model_module, name, refuse_to_load)
+    with pytest.raises(ModelError) as caught:
+        load_model(ModelStage(model_name="unsloth/gpt-oss-20b", load_in_4bit=in_4bit))
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stage", "function", "told"),
+    [
+        ("SFT", "run_sft", "try --set sft.per_device_train_batch_size=2 "
+         "--set sft.gradient_accumulation_steps=2"),
+        ("GRPO", "run_grpo", "try --set model.sampling_rows=64"),
+        ("evaluation", "evaluate_model", "try --set evaluation.batch_size=1"),
+    ],
+)
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("CUDA error: out of memory"),
+])
+def test_out_of_memory_names_the_next_smaller_setting(
+    folder, tmp_path, monkeypatch, stage, function, told, error
+):
+    run = pipeline.prepare_run(tiny_random.tiny_config(folder, output_dir=str(tmp_path / "run")))
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(pipeline, function, fail)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
+    steps = {
+        "SFT": lambda: pipeline.train_sft(run, None, None),
+        "GRPO": lambda: pipeline.train_grpo(run, None, None),
+        "evaluation": lambda: pipeline.evaluate_stage(run, None, None, "base"),
+    }
+    with pytest.raises(ModelError) as caught:
+        steps[stage]()
+    assert str(caught.value) == f"{stage} ran out of GPU memory at 3.0 GiB; {told}"
+
+
+def test_another_runtime_error_is_no_lack_of_memory():
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        with model_module.memory_guard("SFT", "x"):
+            raise RuntimeError("CUDA error: shapes do not match")
+
+
+# -- disk --------------------------------------------------------------------------------------
+
+
+def test_no_disk_for_the_merge_is_told_before_training(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=50_000))
+    monkeypatch.setattr(pipeline, "evaluate_model", refuse_to_load)
+    words = train_words(folder, "--output-dir", str(tmp_path / "run"))
+    error = error_of(capsys, words)
+    assert "merged_model: the merged model needs 0.0 GB of disk, 0.0 GB are free" in error
+    assert "choose another --output-dir, or use --set merge_model=false" in error
+    # The remedy is one: without the merge the same disk is enough to go on.
+    config = tiny_random.tiny_config(folder, output_dir=str(tmp_path / "run"), merge_model=False)
+    assert pipeline.load_run_model(pipeline.prepare_run(config))
+
+
+@pytest.mark.parametrize("below", ["FILE", "FILE/deep"])
+def test_an_export_that_cannot_be_written(folder, tmp_path, capsys, below):
+    (tmp_path / "FILE").write_text("")
+    error = error_of(capsys, ["export", "--model", str(folder / "model"), "--format", "16bit",
+                              "--output", str(tmp_path / below)])
+    assert "choose another --output" in error
+
+
+# -- model hub ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [(httpx.ConnectError("[Errno -2] Name or service not known"), "Name or service not known"),
+     (httpx.ConnectTimeout(""), "ConnectTimeout"),
+     (OSError("401 Client Error\nRepository Not Found"), "(401 Client Error); check")],
+)
+def test_a_hub_that_does_not_answer_is_asked_once(
+    folder, tmp_path, capsys, monkeypatch, failure, told
+):
+    calls = []
+
+    def model_info(self, name, timeout):
+        calls.append((name, timeout))
+        raise failure
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(model_module, "_load_transformers", refuse_to_load)
+    error = error_of(capsys, train_words(folder, "--set", "model.model_name=someone/none"))
+    assert told in error and "check the network and the name" in error
+    assert calls == [("someone/none", 10.0)]
+
+
+def test_a_cached_model_needs_no_hub(tmp_path, monkeypatch):
+    def model_info(*args, **kwargs):
+        raise AssertionError("asked although there is a copy here")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--unsloth--gpt-oss-20b-unsloth-bnb-4bit" / "snapshots" / "1"
+    snapshot.mkdir(parents=True)
+    with pytest.raises(AssertionError):  # an empty folder, as a broken download leaves, is no copy
+        model_module.check_hub("openai/gpt-oss-20b")
+    (snapshot / "config.json").write_text("{}")
+    model_module.check_hub("openai/gpt-oss-20b")
+
+
+# -- checkpoints cut in half -------------------------------------------------------------------
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("model.safetensors", "copy the checkpoint again"), ("config.json", "not valid JSON"),
+     ("tokenizer.json", "not valid JSON")],
+)
+@pytest.mark.parametrize("how", ["cut", "missing"])
+def test_a_model_cut_in_half(folder, tmp_path, capsys, monkeypatch, name, told, how):
+    monkeypatch.setattr(model_module, "_load_transformers", refuse_to_load)
+    damaged = Path(shutil.copytree(folder / "model", tmp_path / "model"))
+    if how == "cut":
+        cut(damaged / name)
+    else:
+        (damaged / name).unlink()
+        told = "missing"
+    for words in (
+        train_words(folder, "--set", f"model.model_name={damaged}"),
+        ["chat", "--model", str(damaged)],
+        ["export", "--model", str(damaged), "--format", "16bit", "--output", str(tmp_path / "out")],
+    ):
+        error = error_of(capsys, words)
+        assert str(damaged / name) in error and told in error and "again" in error
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_an_adapter_cut_in_half(adapter_dir, tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setattr(model_module, "_load_transformers", refuse_to_load)
+    damaged = Path(shutil.copytree(adapter_dir, tmp_path / "final_model"))
+    cut(damaged / name)
+    error = error_of(capsys, ["chat", "--model", str(damaged)])
+    assert str(damaged / name) in error and "again" in error
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("{", "config.json: not valid JSON"),
+     ('{"settings": {"model": {}}}', "settings of another version of this project: 'data'"),
+     ('{"settings": {"model": {"gone": 1}}}', "settings of another version")],
+)
+def test_a_run_whose_settings_cannot_be_read(adapter_dir, tmp_path, capsys, text, told):
+    moved = Path(shutil.copytree(adapter_dir, tmp_path / "run" / "final_model"))
+    (tmp_path / "run" / "config.json").write_text(text)
+    assert told in error_of(capsys, ["chat", "--model", str(moved)])
+
+
+def test_a_marker_cut_in_half_is_no_whole_folder(tmp_path):
+    (tmp_path / "weights").write_text("1234")
+    mark_complete(tmp_path)
+    assert is_complete(tmp_path)
+    cut(tmp_path / "complete.json")
+    assert not is_complete(tmp_path)
+
+
+def test_an_adapter_whose_base_is_gone(adapter_dir, tmp_path, capsys):
+    moved = Path(shutil.copytree(adapter_dir, tmp_path / "final_model"))
+    config = json.loads((moved / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "models/not-here"
+    (moved / "adapter_config.json").write_text(json.dumps(config))
+    assert "models/not-here: no such folder" in error_of(capsys, ["chat", "--model", str(moved)])
+
+
+# -- stopped by hand ---------------------------------------------------------------------------
+
+
+def test_ctrl_c_ends_a_chat_with_one_line(folder):
+    command = [sys.executable, "-u", str(ROOT / "train_script.py"), "chat", "--model",
+               str(folder / "model")]
+    chat = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    for line in chat.stdout:
+        if "Ctrl-D" in line:
+            break
+    time.sleep(0.5)
+    chat.send_signal(signal.SIGINT)
+    _, error = chat.communicate(timeout=60)
+    assert chat.returncode == 130
+    assert error.splitlines()[-1] == "stopped" and "Traceback" not in error, error
+
+
+def test_ctrl_c_in_training_names_resume(folder, capsys, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "prepare_run", stop)
+    assert train_script.main(train_words(folder)) == 130
+    assert capsys.readouterr().err.strip() == "stopped; start again with --resume to go on"
