@@ -4,7 +4,7 @@
 
 A file of each size is made by repeating the rows of 3.5k.jsonl under new task ids, in a temporary
 folder. Each size then runs in a process of its own through the pipeline's functions, with the small
-model that ships here: check and split the file, four steps of SFT, four steps of GRPO, each of which
+model that ships here: check and split the file, four steps of SFT, four steps of GRPO. Each stage
 writes and tokenizes only the rows that it shows. Sizes up to 10,000 also prepare a whole epoch of
 SFT (TRL tokenizes row by row, some hundred a second), and are measured again with tasks and rows in
 lists, for comparison.
