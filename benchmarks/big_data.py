@@ -3,10 +3,11 @@
     python benchmarks/big_data.py [--num-tasks 10000] [--num-tasks 200000] [--num-tasks 1000000]
 
 A file of each size is made by repeating the rows of 3.5k.jsonl under new task ids, in a temporary
-folder. Each size then runs in a process of its own through the pipeline's functions: check and
-split the file, write the SFT rows, four steps of GRPO, with the small model that ships here. Sizes
-up to 200,000 also go through TRL's own preparation of the SFT rows (row by row, about 1,000 a
-second) and four steps of SFT, and are measured again with tasks and rows in lists, for comparison.
+folder. Each size then runs in a process of its own through the pipeline's functions, with the small
+model that ships here: check and split the file, four steps of SFT, four steps of GRPO. Each stage
+writes and tokenizes only the rows that it shows. Sizes up to 10,000 also prepare a whole epoch of
+SFT (TRL tokenizes row by row, some hundred a second), and are measured again with tasks and rows in
+lists, for comparison.
 Memory is the process's own (anonymous) pages, sampled every 10 ms: pages of mapped files are the
 system's cache and are given back when memory is short. Says nothing about learning.
 """
@@ -30,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 RESULTS_PATH = ROOT / "benchmarks" / "results" / "big_data.json"
 SOURCE_PATH = ROOT / "3.5k.jsonl"
 DEFAULT_SIZES = (10_000, 200_000, 1_000_000)
-LARGEST_IN_FULL = 200_000
+LARGEST_IN_FULL = 10_000
 
 
 def write_copies(path: Path, num_tasks: int) -> None:
@@ -110,19 +111,17 @@ def measure(path: Path, folder: Path, in_full: bool) -> dict:
     Args:
         path: Task file.
         folder: Run folder.
-        in_full: Whether TRL prepares the SFT rows and four steps of SFT are made.
+        in_full: Whether a whole epoch of SFT is prepared too.
     """
     import datasets
 
     import configs
-    from data_reader import sft_rows
     from training import pipeline
     from training.grpo import build_grpo_trainer, run_grpo
     from training.model import load_model
     from training.rewards import make_reward_functions
-    from training.sft import build_sft_trainer, order_rows, row_lengths, run_sft
+    from training.sft import build_sft_trainer, run_sft
     from training.stage import run_trainer
-    from training.streaming import store_rows
 
     datasets.disable_progress_bars()
     # Small batches, so that the memory of a step does not hide the memory of the data.
@@ -148,25 +147,25 @@ def measure(path: Path, folder: Path, in_full: bool) -> dict:
     def split() -> None:
         state["train"], _, _, state["db"] = pipeline.load_tasks(config)
 
-    def write_rows() -> None:
-        rows = store_rows(sft_rows(state["train"], "brief"), folder / "rows_only")
-        order_rows(row_lengths(tokenizer, rows), 2, len(rows) // 2, config.seed)
-        shutil.rmtree(folder / "rows_only")
-
     def prepare_sft() -> None:
         state["trainer"] = build_sft_trainer(model, tokenizer, state["train"], config)
+
+    def prepare_epoch() -> None:
+        build_sft_trainer(
+            model, tokenizer, state["train"], configs.with_overrides(config, {"sft.max_steps": -1})
+        )
 
     def prepare_grpo() -> None:
         state["trainer"] = build_grpo_trainer(
             model, tokenizer, state["train"], state["db"], config, [], make_reward_functions
         )
 
-    phases = {"check_and_split": split, "sft_rows_lengths_and_order": write_rows}
-    if in_full:
-        phases["sft_with_tokens_by_trl"] = prepare_sft
-        phases["sft_four_steps"] = lambda: run_trainer(state["trainer"], resume=False)
+    phases: dict[str, Callable[[], object]] = {"check_and_split": split, "sft_rows": prepare_sft}
+    phases["sft_four_steps"] = lambda: run_trainer(state["trainer"], resume=False)
     phases["grpo_rows"] = prepare_grpo
     phases["grpo_four_steps"] = lambda: run_trainer(state["trainer"], resume=False)
+    if in_full:
+        phases["sft_rows_of_an_epoch"] = prepare_epoch
     result = run_phases(Sampler(folder), phases)
     return result | {"num_train_tasks": len(state["train"])}
 
@@ -234,7 +233,7 @@ def main() -> int:
             print(f"{num_tasks} tasks", file=sys.stderr, flush=True)
             entry = {"file_mib": round(path.stat().st_size / 2**20, 1)}
             in_full = num_tasks <= LARGEST_IN_FULL
-            kind = "in_full" if in_full else "rows_and_grpo"
+            kind = "in_full" if in_full else "few_steps"
             entry["on_disk"] = measure_in_child(kind, path, Path(name) / "run")
             if in_full:
                 entry["in_memory"] = measure_in_child("in_memory", path, Path(name) / "lists")

@@ -1,15 +1,16 @@
 """Measure training on one and on two GPUs (or CPU processes), the batch of each held fixed.
 
-    python benchmarks/scaling.py --model MODEL --preset 80gb --output benchmarks/results/scaling.json
+    python benchmarks/scaling.py --model MODEL --output benchmarks/results/scaling.json
     python benchmarks/scaling.py --preset cpu --output /tmp/scaling.json     # to try it
 
 Each number of GPUs is a launch of its own: plain Python for one, as one GPU is used, torchrun for
-more. It loads the model and runs a few steps of SFT and of GRPO through the pipeline's own trainers.
-Every process writes its figures as soon as they are known, so a launch that fails or runs out of
-time still gives what it had, and its row says why it ended. Rows of other numbers of GPUs that the output
-holds already stay, so that each launch may be a command of its own. `tasks_per_s` is tasks of GRPO, sampling
-and scoring included; `tokens_per_s` is sampled tokens while sampling. Medians leave out the first
-steps, which compile. Says nothing about learning: more GPUs take a larger batch in each step.
+more. It loads the model and runs a few steps of SFT and of GRPO through the pipeline's own
+trainers. Every process writes its figures as soon as they are known, so a launch that fails or runs
+out of time still gives what it had, and its row says why it ended. Rows of other numbers of GPUs
+that the output holds already stay, so that each launch may be a command of its own. `tasks_per_s`
+is tasks of GRPO, sampling and scoring included; `tokens_per_s` is sampled tokens while sampling.
+Medians leave out the first steps, which compile. Says nothing about learning: more GPUs take a
+larger batch in each step.
 """
 
 import argparse
@@ -269,7 +270,7 @@ def launch(arguments: argparse.Namespace, count: int) -> dict[str, Any]:
 
 
 def make_row(count: int, folder: Path, error: str) -> dict[str, Any]:
-    """Put together what the processes of a launch wrote: rates add up, the slowest sets the time."""
+    """Put together what the processes wrote: rates add up, the slowest one sets the time."""
     ranks = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("rank-*.json"))]
     row: dict[str, Any] = {"gpus": count}
     rules: dict[str, Callable] = {

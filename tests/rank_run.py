@@ -46,6 +46,8 @@ def start_ranks(config: configs.RunConfig, log_dir: Path, world_size: int) -> li
         if not process_id:
             names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
             values = (rank, rank, world_size, "localhost", port)
+            # Left unset, accelerate gives each process a thread for every core.
+            os.environ["OMP_NUM_THREADS"] = "1"
             if world_size > 1:
                 os.environ.update(zip(names, map(str, values), strict=True))
             resume_run.be_child(log_dir / f"rank-{rank}.txt", lambda: run_rank(config, log_dir))

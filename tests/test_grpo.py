@@ -6,7 +6,7 @@ import tiny_random
 import torch
 from datasets import Dataset
 
-from data_reader import Task, gold_completion, grpo_rows, task_to_json
+from data_reader import Task, gold_completion, grpo_rows, task_from_json, task_to_json
 from envs.retail import RetailDatabase
 from harmony import render_completion
 from task_tester import score_completion
@@ -88,6 +88,16 @@ def test_curriculum_goes_from_easy_to_hard_in_the_first_pass():
     assert [levels[n] for n in order[:4]] == ["easy", "easy", "medium", "hard"]
     assert sorted(order[4:]) == [0, 1, 2, 3]
     assert order_by_difficulty(tasks, 6, seed=0) == order[:6]
+
+
+def test_the_curriculum_is_what_the_trainer_shows(folder, db):
+    config = tiny_random.tiny_config(folder, grpo__curriculum=True, grpo__max_steps=4)
+    model, tokenizer = load_model(config.model)
+    tasks = tiny_random.make_tasks(20)
+    trainer = build_grpo_trainer(model, tokenizer, tasks, db, config, [], make_reward_functions)
+    shown = [task_from_json(text) for text in trainer.train_dataset["task"]]
+    wanted = order_by_difficulty(tasks, 8, config.seed)
+    assert [task.task_id for task in shown] == [tasks[number].task_id for number in wanted]
 
 
 def test_tasks_of_one_generate_call_are_of_like_length(folder, db):

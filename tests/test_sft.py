@@ -8,7 +8,7 @@ from harmony import render_completion
 from training.artifacts import RunError
 from training.model import load_model
 from training.sft import (
-    build_sft_trainer, check_lengths, count_steps, order_rows, row_lengths, run_sft,
+    build_sft_trainer, check_lengths, choose_rows, count_steps, order_rows, row_lengths, run_sft,
 )
 
 
@@ -61,14 +61,28 @@ def test_a_row_that_would_be_cut_is_refused(loaded):
         check_lengths(lengths, longest, reserve=9)
 
 
+def lay_out(lengths: list[int], num_batches: int, seed: int) -> list[int]:
+    shown, blocks = choose_rows(len(lengths), 4, num_batches, seed)
+    places = order_rows(blocks, [lengths[row] for row in shown], 4, num_batches)
+    return [shown[place] for place in places]
+
+
 def test_rows_are_laid_out_in_batches_of_like_length():
     lengths = [(7 * n) % 100 for n in range(70)]
-    order = order_rows(lengths, batch_size=4, num_batches=35, seed=1)
+    order = lay_out(lengths, 35, seed=1)
     assert sorted(order) == sorted([*range(70), *range(70)]), "two passes, each row twice"
     spans = [max(part) - min(part) for part in (
         [lengths[row] for row in order[start:start + 4]] for start in range(0, 140, 4))]
     assert sum(spans) / len(spans) < 20
-    assert order == order_rows(lengths, 4, 35, seed=1) != order_rows(lengths, 4, 35, seed=2)
+    assert order == lay_out(lengths, 35, seed=1) != lay_out(lengths, 35, seed=2)
+
+
+def test_a_short_run_asks_for_few_rows_and_shows_what_a_long_one_shows_first():
+    lengths = [(7 * n) % 1000 for n in range(5000)]
+    shown, _ = choose_rows(5000, 4, num_batches=5, seed=1)
+    assert len(shown) == 16 * 4 and list(shown) == sorted(set(shown))
+    assert lay_out(lengths, 5, seed=1) == lay_out(lengths, 1000, seed=1)[:20]
+    assert list(choose_rows(5000, 4, num_batches=0, seed=1)[0]) == []
 
 
 def test_steps_of_an_epoch(folder):

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import configs
 from data_reader import Task, grpo_rows
 from envs.retail import RetailDatabase
@@ -21,9 +23,9 @@ from training.memory import limit_forward_rows
 from training.model import uses_unsloth
 from training.resampling import Resampler
 from training.rewards import CompletionScorer, RewardFunction, make_reward_functions
-from training.sft import check_lengths, order_rows, row_lengths
+from training.sft import check_lengths, choose_rows, order_rows, row_lengths
 from training.stage import common_arguments, round_up, run_trainer, world_size
-from training.streaming import drop_rows, store_rows
+from training.streaming import drop_rows, select_tasks, store_rows
 from training.watch import HeldOutWatch, SampleRollouts, SamplingEntropy, Watchdog
 
 REFERENCE_ADAPTER = "ref"
@@ -107,14 +109,19 @@ def build_grpo_trainer(
         world_size() * stage.completions_per_step * stage.steps_per_generation
         // stage.num_generations
     )
-    rows = store_rows(grpo_rows(tasks, config.data.prompt_style), rows_dir(config))
+    order: Sequence[int]
+    if stage.curriculum:
+        numbers = order_by_difficulty(tasks, generations * tasks_per_generation, config.seed)
+        shown, order = np.unique(np.array(numbers, np.int64), return_inverse=True)
+    else:
+        shown, blocks = choose_rows(len(tasks), tasks_per_generation, generations, config.seed)
+    chosen = select_tasks(tasks, shown)
+    rows = store_rows(grpo_rows(chosen, config.data.prompt_style), rows_dir(config))
     lengths = row_lengths(tokenizer, rows)
     check_lengths(lengths, config.model.max_seq_length, stage.max_completion_length)
-    if stage.curriculum:
-        order = order_by_difficulty(tasks, generations * tasks_per_generation, config.seed)
-    else:
+    if not stage.curriculum:
         # TRL pads a whole generate call to its longest prompt: like lengths go together.
-        order = order_rows(lengths, tasks_per_generation, generations, config.seed)
+        order = order_rows(blocks, lengths, tasks_per_generation, generations)
     arguments = GRPOConfig(
         **common_arguments(config, stage, Path(config.output_dir), model) | {"max_steps": steps},
         num_train_epochs=1,

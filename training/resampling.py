@@ -91,7 +91,7 @@ class Resampler:
             if not dead:
                 break
             names = [f"{name}/{round_number}/{numbers[index]}" for index in dead]
-            drawn = [self._draw(name) for name in names]
+            drawn = [self._draw(name, trainer.processing_class) for name in names]
             fresh = self._sample(
                 [row["prompt"] for row in drawn for _ in range(size)],
                 [row["task"] for row in drawn for _ in range(size)], trainer, names,
@@ -107,10 +107,15 @@ class Resampler:
             "logprobs": None,
         }
 
-    def _draw(self, name: str) -> dict[str, str]:
-        """Return the row of a task drawn for a group."""
-        task = self.tasks[random.Random(name).randrange(len(self.tasks))]
-        return next(grpo_rows([task], self.config.data.prompt_style))
+    def _draw(self, name: str, tokenizer: Any) -> dict[str, str]:
+        """Return the row of a task drawn for a group, one that leaves room for a completion."""
+        draws = random.Random(name)
+        room = self.config.model.max_seq_length - self.config.grpo.max_completion_length
+        while True:
+            task = self.tasks[draws.randrange(len(self.tasks))]
+            row = next(grpo_rows([task], self.config.data.prompt_style))
+            if len(tokenizer(text=row["prompt"])["input_ids"]) <= room:
+                return row
 
     def _sample(
         self, prompts: list[str], tasks: list[str], trainer: Any, names: Iterable[str]

@@ -10,14 +10,28 @@ import random
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 import configs
 from data_reader import Task, sft_rows
 from training.artifacts import RunError
 from training.callbacks import CheckpointMarker, RunLogger
 from training.stage import common_arguments, run_trainer, world_size
-from training.streaming import ROWS_PER_BATCH, drop_rows, store_rows
+from training.streaming import ROWS_PER_BATCH, drop_rows, select_tasks, store_rows
+
+
+BATCHES_PER_BLOCK = 16
+
+
+class Block(NamedTuple):
+    """Rows that are sorted by length together."""
+
+    rows: array
+    """Their numbers, shuffled."""
+    batches: list[int]
+    """The order in which the batches come that the sorted rows are cut into."""
 
 
 def row_lengths(tokenizer: Any, rows: Any) -> Sequence[int]:
@@ -51,8 +65,50 @@ def check_lengths(lengths: Sequence[int], max_seq_length: int, reserve: int = 0)
         )
 
 
+def choose_rows(
+    num_rows: int, batch_size: int, num_batches: int, seed: int
+) -> tuple[array, list[Block]]:
+    """Choose the rows that a run shows; only these are ever written, measured and tokenized.
+
+    Args:
+        num_rows: Rows there are.
+        batch_size: Rows per forward pass of all processes.
+        num_batches: Forward passes of the run.
+        seed: Seed of the shuffles.
+
+    Returns:
+        The numbers of the rows, ascending, each once; and the blocks that they come in, whose rows
+        are places among these numbers.
+    """
+    draws = random.Random(seed)
+    blocks: list[Block] = []
+    missing = batch_size * num_batches
+    left_over = array("I")  # four bytes a row: a list of numbers would take forty
+    while missing > 0:
+        rows = array("I", range(num_rows))
+        draws.shuffle(rows)
+        rows = left_over + rows
+        whole = len(rows) - len(rows) % batch_size
+        left_over = rows[whole:]
+        for start in range(0, whole, BATCHES_PER_BLOCK * batch_size):
+            if missing <= 0:
+                break
+            block = rows[start:min(start + BATCHES_PER_BLOCK * batch_size, whole)]
+            batches = list(range(len(block) // batch_size))
+            draws.shuffle(batches)
+            blocks.append(Block(block, batches))
+            missing -= len(block)
+    every = np.concatenate([np.zeros(0, np.uint32), *(block.rows for block in blocks)])
+    shown = np.unique(every)
+    places = [
+        Block(array("I", np.searchsorted(shown, block.rows).tolist()), block.batches)
+        for block in blocks
+    ]
+    return array("I", shown.tolist()), places
+
+
 def order_rows(
-    lengths: Sequence[int], batch_size: int, num_batches: int, seed: int
+    blocks: Sequence[Block], lengths: Sequence[int], batch_size: int, num_batches: int
 ) -> Sequence[int]:
     """Lay out the rows of a whole run in batches of about the same length.
 
@@ -60,29 +116,19 @@ def order_rows(
     of a block are shuffled, so little padding is computed and no batch is predictable.
 
     Args:
-        lengths: Tokens of each row.
-        batch_size: Rows per forward pass.
-        num_batches: Forward passes of the run.
-        seed: Seed of the shuffles.
+        blocks: What `choose_rows` returned.
+        lengths: Tokens of each row that is shown.
+        batch_size: As for `choose_rows`.
+        num_batches: As for `choose_rows`.
 
     Returns:
-        `batch_size * num_batches` row numbers.
+        `batch_size * num_batches` places among the rows that are shown.
     """
-    ordered = array("I")  # four bytes a row: a list of numbers would take forty
-    block_size = 16 * batch_size
-    draws = random.Random(seed)
-    left_over = array("I")
-    while len(ordered) < batch_size * num_batches:
-        rows = array("I", range(len(lengths)))
-        draws.shuffle(rows)
-        rows = left_over + rows
-        whole = len(rows) - len(rows) % batch_size
-        left_over = rows[whole:]
-        for start in range(0, whole, block_size):
-            block = sorted(rows[start:min(start + block_size, whole)], key=lengths.__getitem__)
-            batches = [block[i:i + batch_size] for i in range(0, len(block), batch_size)]
-            draws.shuffle(batches)
-            ordered.extend(row for batch in batches for row in batch)
+    ordered = array("I")
+    for block in blocks:
+        rows = sorted(block.rows, key=lengths.__getitem__)
+        for batch in block.batches:
+            ordered.extend(rows[batch * batch_size:(batch + 1) * batch_size])
     return ordered[:batch_size * num_batches]
 
 
@@ -121,15 +167,17 @@ def build_sft_trainer(
     from trl import SFTConfig, SFTTrainer
 
     stage = config.sft
-    rows = store_rows(sft_rows(tasks, config.data.prompt_style), rows_dir(config))
-    lengths = row_lengths(tokenizer, rows)
-    check_lengths(lengths, config.model.max_seq_length)
     steps = count_steps(stage, len(tasks), world_size())
     # One batch of the order is what all processes take at a time, so the rows of a step depend on
     # the batch of all of them alone, not on their number.
     batch_size = world_size() * stage.per_device_train_batch_size
     num_batches = stage.gradient_accumulation_steps * steps
-    order = order_rows(lengths, batch_size, num_batches, config.seed)
+    shown, blocks = choose_rows(len(tasks), batch_size, num_batches, config.seed)
+    chosen = select_tasks(tasks, shown)
+    rows = store_rows(sft_rows(chosen, config.data.prompt_style), rows_dir(config))
+    lengths = row_lengths(tokenizer, rows)
+    check_lengths(lengths, config.model.max_seq_length)
+    order = order_rows(blocks, lengths, batch_size, num_batches)
 
     class OrderedTrainer(SFTTrainer):
         """TRL's trainer with the rows in our order, one pass: a resume skips to where it was."""

@@ -65,8 +65,8 @@ def common_arguments(
         # TRL adds the router's load-balancing loss by default; the router is frozen under LoRA, and
         # the term would move the adapter away from the task.
         "router_aux_loss_coef": 0.0,
-        # Without Unsloth every adapter weight gets a gradient in every step. With it an expert that no
-        # token was sent to may get none, which DDP would wait for; Unsloth decides when left to it.
+        # Without Unsloth every adapter weight gets a gradient in every step. With it an expert that
+        # no token was sent to may get none, and DDP would wait for it: Unsloth decides.
         "ddp_find_unused_parameters": None if uses_unsloth(config.model) else False,
     }
 
