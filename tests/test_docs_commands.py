@@ -34,13 +34,13 @@ NOTEBOOK = ROOT / "gpt_oss_20b_tau_bench_rl_training.ipynb"
 FIRST = ("README.md", "模型訓練指南.md", "模型測試指南.md")
 """Documents in the order in which a user reads them; the others follow by name."""
 INLINE = r"(?:%pip|accelerate|jupyter|make|pip|python|tensorboard|torchrun|trl|vllm) \S"
-SHORT_FILES = {"dataset.jsonl": 200, "3.5k.jsonl": 300}
+SHORT_FILES = {"dataset.jsonl": 100, "3.5k.jsonl": 120}
 SHORT_SETTINGS = {
     "sft.max_steps": 1, "sft.per_device_train_batch_size": 2, "grpo.max_steps": 1,
-    "grpo.per_device_train_batch_size": 8, "grpo.gradient_accumulation_steps": 1,
-    "grpo.max_completion_length": 8, "grpo.num_eval_tasks": 4, "evaluation.num_tasks": 4,
-    "evaluation.max_new_tokens": 16, "evaluation.num_bootstrap": 50, "show_progress": "false",
-    "sft.logging_steps": 1, "model.num_threads": 1,
+    "grpo.per_device_train_batch_size": 4, "grpo.gradient_accumulation_steps": 1,
+    "grpo.num_generations": 4, "grpo.max_completion_length": 8, "grpo.num_eval_tasks": 2,
+    "evaluation.num_tasks": 2, "evaluation.max_new_tokens": 8, "evaluation.num_bootstrap": 50,
+    "sft.logging_steps": 1, "model.num_threads": 1, "show_progress": "false",
 }
 
 GPU = "needs a GPU and the 20B weights"
@@ -205,7 +205,7 @@ def run_tester(words: list[str], capsys: pytest.CaptureFixture) -> None:
 
 
 def run_generator(words: list[str], capsys: pytest.CaptureFixture) -> None:
-    count = 80
+    count = 60
     if "--reword" in words:
         count = 1
         # Both steps understand a refusal; what they do with real answers is tests/test_llm.py's.
