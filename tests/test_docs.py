@@ -308,12 +308,16 @@ def notebook_output():
 def test_results_table_is_that_of_the_executed_notebook():
     names = {"exact match": "exact_match_rate", "store as gold leaves it (db match)": "db_match_rate",
              "action F1": "action_f1", "JSON parse success": "json_parse_success"}
-    output = notebook_output()
+    output, final = notebook_output(), {}
     estimate = r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]"
     for title, name in names.items():
         (row,) = re.findall(rf"^\| {re.escape(title)} \| ((?:{estimate}(?: \| )?){{3}}) \|$", README, re.M)
         (found,) = re.findall(rf"^{name} +({estimate}) +({estimate}) +({estimate})$", output, re.M)
         assert tuple(row.split(" | ")) == found, title
+        final[title] = [float(figure) for figure in re.findall(r"[\d.]+", found[-1])]
+    guide = (ROOT / "docs" / "模型測試指南.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```json\n(.*?)^```", guide, re.M | re.S)
+    assert list(json.loads(example)["model"]["exact_match_rate"].values()) == final["exact match"]
     for title, name in (("exact match", "exact_match_rate"), ("db match", "db_match_rate")):
         (gain,) = re.findall(rf"SFT\+GRPO minus SFT, {name}: (\S+ \[\S+, \S+\]) \(paired\)", output)
         assert f"{title} {gain}" in README

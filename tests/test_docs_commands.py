@@ -29,6 +29,7 @@ import task_generator
 import task_tester
 import train_script
 from data_reader import task_from_json
+from envs.retail import RetailDatabase
 
 NOTEBOOK = ROOT / "gpt_oss_20b_tau_bench_rl_training.ipynb"
 FIRST = ("README.md", "模型訓練指南.md", "模型測試指南.md")
@@ -193,7 +194,13 @@ def run_tester(words: list[str], capsys: pytest.CaptureFixture) -> None:
     output = capsys.readouterr().out
     if words[0] == "evaluate":
         names = {path.name for path in Path(option(words, "--output")).iterdir()}
-        assert {"evaluation.json", "completions.jsonl"} <= names
+        assert {"evaluation.json", "completions.jsonl", "evaluation_details.json"} <= names
+        found = json.loads((Path(option(words, "--output")) / "evaluation.json").read_text())
+        (example,) = json_examples("docs/模型測試指南.md")
+        assert set(found) == set(example) and set(found["model"]) == metric_keys()
+        for name, shown in example["model"].items():
+            value = found["model"][name]
+            assert set(value) == set(shown) if isinstance(shown, dict) else isinstance(value, int)
     if "--json" in words:
         found = json.loads(output)
         if words[0] == "score":
@@ -364,4 +371,4 @@ def json_examples(name: str) -> list[dict]:
 
 def test_example_row_is_a_task_of_the_store():
     (row,) = json_examples("README.md")
-    assert task_from_json(json.dumps(row)).gold_actions == row["gold_actions"]
+    task_tester.replay_gold(task_from_json(json.dumps(row)), RetailDatabase.load())  # raises when refused
