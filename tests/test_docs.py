@@ -1,9 +1,11 @@
 """README and docs stay true: links resolve, the file tree matches, every command is one that exists.
 
-Commands of this project are parsed by their own argument parsers; the quick ones are run as written.
-Commands of other programs (docker, git, vllm, ...) are only checked for the files they name.
+Commands of this project are parsed by their own argument parsers (tests/test_docs_commands.py runs
+them), those of other programs (docker, git, vllm, ...) only checked for the files they name. Figures
+are compared with the results file, the executed notebook or the log entry that they come from.
 """
 
+import json
 import re
 import shlex
 import shutil
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import configs
 import task_generator
 import task_tester
 import train_script
@@ -134,18 +137,205 @@ def test_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("line", [
-    "python task_tester.py audit dataset.jsonl",
-    "python task_tester.py audit 3.5k.jsonl --json",
-    "python task_generator.py --num-tasks 50 --seed 7 --output {tmp}/mine.jsonl",
-    "python envs/retail/make_store.py --seed 11 --output-dir {tmp}/store",
-    "python task_tester.py score --tasks dataset.jsonl --completions {tmp}/c.jsonl --json",
-])
-def test_quick_commands_run(line, tmp_path):
-    (tmp_path / "c.jsonl").write_text('{"task_id": "retail-1-0", "completion": "no plan"}\n')
-    words = shlex.split(line.replace("{tmp}", str(tmp_path)))
-    done = subprocess.run(
-        [sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[-1000:]
+def inline_settings(text):
+    """Return the settings that inline code and commands name, such as `sft.max_steps=1`."""
+    return re.findall(r"\b((?:model|data|sft|grpo|evaluation)\.[a-z_]+)=([^\s`,|]+)", text)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_settings_exist_and_take_the_values(path):
+    text = path.read_text(encoding="utf-8")
+    for name, value in inline_settings(text):
+        if not value.startswith(("log:", "range:", "choice:", "資料夾", "值")):
+            # One that depends on others (patience on eval_steps) is checked in their company.
+            company = {"grpo.eval_steps": 12, "grpo.beta": 0.01, "grpo.num_generations": 2}
+            configs.with_overrides(configs.get_preset("cpu"), company | {name: fitting(name, value)})
+    stages = {name: getattr(configs.get_preset("cpu"), name) for name in ("model", "sft", "grpo")}
+    for stage, name in re.findall(r"`(model|sft|grpo)\.([a-z_]+)`", text):
+        assert hasattr(stages[stage], name), f"{path.name} names {stage}.{name}"
+
+
+def fitting(name, value):
+    """Return the value; a size of generate calls must be whole steps of the preset, so 64 stands in."""
+    return 64 if name == "grpo.generation_batch_size" and value.isdecimal() else value
+
+
+def test_testing_guide_names_every_test_file():
+    text = (ROOT / "docs" / "模型測試指南.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert named == {path.stem for path in (ROOT / "tests").glob("test_*.py")}
+
+
+# -- figures and their sources ------------------------------------------------------------------
+
+RESULTS = ROOT / "benchmarks" / "results"
+LOG = (ROOT / "LOG.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def millions(value):
+    return f"{value / 1e6:.0f} M"
+
+
+def whole(value):
+    return f"{value:,.0f}"
+
+
+def one_digit(value):
+    return f"{value:.1f}"
+
+
+def two_digits(value):
+    return f"{value:.2f}"
+
+
+def interval(estimate):
+    return "{value:.3f} [{low:.3f}, {high:.3f}]".format(**estimate)
+
+
+def difference(estimate):
+    return "{value:+.3f} [{low:+.3f}, {high:+.3f}]".format(**estimate)
+
+
+def ratio(pair):
+    """Return how many times less CPU time fast sampling takes."""
+    return f"{pair['plain_sampled_cpu_s'] / pair['fast_sampled_cpu_s']:.1f}"
+
+
+# Document, the words around the figure ({} stands for it), results file, path in it, how it is written.
+FIGURES = [
+    ("README.md", "{} three-call completions/s", "score_throughput", "completions_per_s_median", whole),
+    ("README.md", "3,500 tasks in {} s", "generator_speed", "runs/0/seconds", one_digit),
+    ("README.md", "{} tokens/s against", "gpu_rollouts", "ours/tokens_per_s", whole),
+    ("README.md", "against {} with transformers", "gpu_rollouts", "baseline/tokens_per_s", whole),
+    ("README.md", "8 completions in {} h", "gpu_rollouts", "full_grpo_hours", two_digits),
+    ("README.md", "{} with random rewards", "random_reward_control",
+     "random_minus_sft_paired/exact_match_rate", difference),
+    ("docs/GPU.md", "16 completions a call | **{} tokens/s**", "gpu_rollouts", "baseline/tokens_per_s",
+     whole),
+    ("docs/GPU.md", "**{} tokens/s**, 20.2 GiB", "gpu_rollouts", "ours/tokens_per_s", whole),
+    ("docs/GPU.md", "2,861 tokens/s**, {} GiB", "gpu_rollouts", "fast_generate/peak_gib", one_digit),
+    ("docs/GPU.md", "| {} tokens/s, 54.7 GiB", "gpu_rollouts", "fast_resident_generate/tokens_per_s",
+     whole),
+    ("docs/GPU.md", "4,985 tokens/s, {} GiB", "gpu_rollouts", "fast_resident_generate/peak_gib",
+     one_digit),
+    ("docs/GPU.md", "**{} tokens/s**, 18.1 GiB", "gpu_kernels", "sampling_24_layers/packed64/tok/s",
+     whole),
+    ("docs/GPU.md", "1,189 tokens/s**, {} GiB", "gpu_kernels", "sampling_24_layers/packed64/peak",
+     one_digit),
+    ("docs/GPU.md", "**{} s**: sampling", "gpu_rollouts", "ours/seconds_per_step", one_digit),
+    ("docs/GPU.md", "sampling {}, log-probabilities", "gpu_rollouts", "ours/sampling_seconds_per_step",
+     one_digit),
+    ("docs/GPU.md", "and rewards {}, update", "gpu_rollouts",
+     "ours/logprob_and_reward_seconds_per_step", one_digit),
+    ("docs/GPU.md", "update {} |", "gpu_rollouts", "ours/update_seconds_per_step", one_digit),
+    ("docs/GPU.md", "| {} s (sampling derived", "gpu_rollouts", "baseline/seconds_per_step", one_digit),
+    ("docs/GPU.md", "**{} hours**", "gpu_rollouts", "full_grpo_hours", two_digits),
+    ("docs/GPU.md", "(`24gb`) | {} /", "gpu_presets", "24gb/sft_peak_gib", one_digit),
+    ("docs/GPU.md", "/ {} GiB reserved", "gpu_presets", "24gb/grpo_peak_gib", one_digit),
+    ("docs/GPU.md", "(`t4`, float16) | {} GiB reserved", "gpu_presets", "t4/sft_peak_gib", one_digit),
+    ("docs/GPU.md", "experts ({} trainable", "gpu_presets", "24gb/trainable",
+     lambda value: f"{value / 1e6:.1f} M"),
+    ("docs/GPU.md", "attention alone {})", "gpu_presets", "t4/trainable",
+     lambda value: f"{value / 1e6:.1f} M"),
+    ("docs/GPU.md", "differ by {} at most", "gpu_kernels", "two_layer_run/merged_check/max_abs_diff",
+     two_digits),
+    ("docs/GPU.md", "({} times less CPU time", "cpu_sampling", "32 rows", ratio),
+    ("docs/GPU.md", "at 32 rows, {} at 128", "cpu_sampling", "128 rows", ratio),
+    ("docs/TRAINING_METHODOLOGY.md", "attention alone is {}", "gpu_presets", "t4/trainable", millions),
+    ("docs/TRAINING_METHODOLOGY.md", "with the experts {}", "gpu_presets", "24gb/trainable", millions),
+    ("docs/IMPLEMENTATION_SUMMARY.md", "peaks at {} GiB", "gpu_rollouts", "fast_generate/peak_gib",
+     one_digit),
+    ("docs/IMPLEMENTATION_SUMMARY.md", "against {} GiB with transformers", "gpu_rollouts",
+     "plain_generate/peak_gib", one_digit),
+    ("docs/IMPLEMENTATION_SUMMARY.md", "{} GiB against 20.2", "gpu_kernels",
+     "sampling_24_layers/streamed64/peak", one_digit),
+    ("docs/IMPLEMENTATION_SUMMARY.md", "18.1 GiB against {} GiB", "gpu_kernels",
+     "sampling_24_layers/streamed128/peak", one_digit),
+    ("docs/IMPLEMENTATION_SUMMARY.md", "{} GiB reserved after loading", "gpu_presets",
+     "t4/load_peak_gib", one_digit),
+    ("docs/IMPLEMENTATION_SUMMARY.md", "against {} GiB with the experts", "gpu_presets",
+     "24gb/load_peak_gib", one_digit),
+    ("docs/IMPLEMENTATION_SUMMARY.md", "all equal: {} of 128", "troubleshooting",
+     "groups/equal at temperature 1.0", two_digits),
+    ("docs/IMPLEMENTATION_SUMMARY.md", "against {} at 0.7", "troubleshooting",
+     "groups/equal at temperature 0.7", two_digits),
+    ("docs/IMPLEMENTATION_SUMMARY.md", "once: {} left", "troubleshooting",
+     "groups/equal at temperature 1.0, replaced once", two_digits),
+    ("docs/IMPLEMENTATION_SUMMARY.md", "{} after 20 steps", "troubleshooting",
+     "sft/20 steps/exact_match_rate", interval),
+    ("docs/IMPLEMENTATION_SUMMARY.md", "{} after 40", "troubleshooting",
+     "sft/40 steps/exact_match_rate", interval),
+    ("docs/IMPLEMENTATION_SUMMARY.md", "{} after 80", "troubleshooting",
+     "sft/80 steps/exact_match_rate", interval),
+    ("docs/IMPLEMENTATION_SUMMARY.md", "noise alone costs {}", "random_reward_control",
+     "random_minus_sft_paired/exact_match_rate/value", lambda value: f"{-value:.3f}"),
+    ("docs/IMPLEMENTATION_SUMMARY.md", "{} tokens/s against 140", "gpu_rollouts",
+     "ours/tokens_per_s", whole),
+    ("docs/IMPLEMENTATION_SUMMARY.md", "{} times less CPU time at 32", "cpu_sampling", "32 rows", ratio),
+    ("docs/IMPLEMENTATION_SUMMARY.md", "{} tokens/s against 1,511", "gpu_kernels",
+     "sampling_24_layers/streamed128/tok/s", whole),
+    ("docs/IMPLEMENTATION_SUMMARY.md", "tokens/s against {} at 64", "gpu_kernels",
+     "sampling_24_layers/streamed64/tok/s", whole),
+]
+
+
+def figure_at(name, path):
+    """Return what stands at a path such as "runs/0/seconds"; a key may hold a slash itself."""
+    found, words = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")), path.split("/")
+    while words:
+        if isinstance(found, list):
+            found = found[int(words.pop(0))]
+            continue
+        size = next(n for n in range(1, len(words) + 1) if "/".join(words[:n]) in found)
+        found = found["/".join(words[:size])]
+        words = words[size:]
+    return found
+
+
+@pytest.mark.parametrize(("document", "words", "name", "path", "write"), FIGURES,
+                         ids=[f"{row[0]}: {row[1]}" for row in FIGURES])
+def test_figure_is_that_of_its_results_file(document, words, name, path, write):
+    text = " ".join((ROOT / document).read_text(encoding="utf-8").split())
+    expected = words.format(write(figure_at(name, path)))
+    assert expected in text, f"{document} must say {expected!r}, as {name}.json has it at {path}"
+
+
+def notebook_output():
+    cells = json.loads((ROOT / "gpt_oss_20b_tau_bench_rl_training.ipynb").read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    return "".join("".join(output.get("text", [])) for output in outputs)
+
+
+def test_results_table_is_that_of_the_executed_notebook():
+    names = {"exact match": "exact_match_rate", "store as gold leaves it (db match)": "db_match_rate",
+             "action F1": "action_f1", "JSON parse success": "json_parse_success"}
+    output, final = notebook_output(), {}
+    estimate = r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]"
+    for title, name in names.items():
+        (row,) = re.findall(rf"^\| {re.escape(title)} \| ((?:{estimate}(?: \| )?){{3}}) \|$", README, re.M)
+        (found,) = re.findall(rf"^{name} +({estimate}) +({estimate}) +({estimate})$", output, re.M)
+        assert tuple(row.split(" | ")) == found, title
+        final[title] = [float(figure) for figure in re.findall(r"[\d.]+", found[-1])]
+    guide = (ROOT / "docs" / "模型測試指南.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```json\n(.*?)^```", guide, re.M | re.S)
+    assert list(json.loads(example)["model"]["exact_match_rate"].values()) == final["exact match"]
+    for title, name in (("exact match", "exact_match_rate"), ("db match", "db_match_rate")):
+        (gain,) = re.findall(rf"SFT\+GRPO minus SFT, {name}: (\S+ \[\S+, \S+\]) \(paired\)", output)
+        assert f"{title} {gain}" in README
+    (step,) = re.findall(r"the adapter of step (\d+) is kept", output)
+    (num_tasks,) = set(re.findall(r"^(\d+) held-out tasks, 95 %", output, re.M))
+    assert f"adapter of step {step} was kept" in README and f"{num_tasks} held-out tasks" in README
+    (parameters,) = re.findall(r"merged_model: 0 of ([\d,]+) parameters", output)
+    assert f"({int(parameters.replace(',', '')) / 1e6:.1f} M parameters" in README
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_other_measured_figures_are_in_the_log_or_a_result(path):
+    """Figures with intervals, and durations of whole runs, that no results file of FIGURES gives."""
+    text = " ".join(path.read_text(encoding="utf-8").split())
+    sources = " ".join((LOG + README).split()) if path.name != "README.md" else " ".join(LOG.split())
+    bound = {row[1].format(row[4](figure_at(row[2], row[3]))) for row in FIGURES}
+    sources += " ".join(bound) + (" " + notebook_output() if path.name == "README.md" else "")
+    for figure in re.findall(r"[+-]?\d\.\d{3} \[[+-]?\d\.\d{3}, [+-]?\d\.\d{3}\]|\d+ min \d+ s", text):
+        assert figure in sources, f"{path.name}: {figure} has no source"

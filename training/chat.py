@@ -118,12 +118,12 @@ def quick_test(
     print(explain_calls(final, db))
 
 
-def run_chat(model_dir: str, lines: Iterable[str] = sys.stdin) -> int:
+def run_chat(model_dir: str, lines: Iterable[str] | None = None) -> int:
     """Answer each line of the input until it ends.
 
     Args:
         model_dir: Model or adapter folder, or a hub name.
-        lines: Queries, one a line; empty ones are skipped.
+        lines: Queries, one a line; empty ones are skipped. None reads standard input.
 
     Returns:
         The exit code, 0.
@@ -136,7 +136,7 @@ def run_chat(model_dir: str, lines: Iterable[str] = sys.stdin) -> int:
     db = RetailDatabase.load(config.data.data_dir or None)
     model, tokenizer = load_for_evaluation(model_dir, config.model)
     print(f"One request a line, for example: {example_query(db)}\nEnd with Ctrl-D.")
-    for line in lines:
+    for line in sys.stdin if lines is None else lines:
         if line.strip():
             try:
                 quick_test(model, tokenizer, db, config, line.strip())
