@@ -100,6 +100,7 @@ def make_config(arguments: argparse.Namespace) -> configs.RunConfig:
         "output_dir": arguments.run_dir, "show_progress": False,
         "sft.max_steps": arguments.sft_steps, "grpo.max_steps": arguments.grpo_steps,
         "grpo.max_completion_length": arguments.completion_tokens,
+        "grpo.eval_steps": 0, "grpo.early_stopping_patience": 0,
         "evaluation.num_tasks": max(1, arguments.eval_tasks),
         "evaluation.max_new_tokens": arguments.completion_tokens,
     }

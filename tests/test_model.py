@@ -92,6 +92,35 @@ def test_saved_adapter_comes_back_equal(trained, stage: ModelStage, tmp_path: Pa
     assert compare_logits(before, logits_on(frozen, tokenizer, PROMPTS))["max_abs_diff"] == 0.0
 
 
+@pytest.mark.parametrize("reach", ["attention", "attention+experts"])
+def test_reach_of_an_adapter_is_read_from_its_weights(stage, tmp_path: Path, reach: str):
+    model, tokenizer = load_model(replace(stage, lora_reach=reach))
+    folder = save_adapter(model, tokenizer, tmp_path / "adapter")
+    path = folder / "adapter_config.json"
+    # Unsloth writes one regular expression in the place of a list.
+    config = json.loads(path.read_text()) | {"target_modules": "(?:.*?(?:self_attn|mlp).*?)"}
+    path.write_text(json.dumps(config))
+    loaded, _ = load_for_evaluation(str(folder), stage)
+    names = [name for name, _ in loaded.named_parameters() if "lora_" in name]
+    assert any("experts" in name for name in names) == (reach == "attention+experts")
+
+
+def test_logits_are_computed_without_compiled_code(stage: ModelStage):
+    model, tokenizer = load_model(stage, trainable=False)
+    before = logits_on(model, tokenizer, PROMPTS)
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    model.forward = torch.compile(model.forward, backend=backend)
+    assert torch.equal(logits_on(model, tokenizer, PROMPTS), before)
+    assert not compiled
+    model(input_ids=torch.tensor([[1, 2]]))
+    assert compiled, "outside of the comparison it is compiled"
+
+
 def test_adapter_changes_the_model(trained, stage: ModelStage):
     model, tokenizer = trained
     base, _ = load_model(stage, trainable=False)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import torch
+from safetensors import safe_open
 
 import versions
 from configs import ModelStage
@@ -90,6 +91,15 @@ def list_weight_files(folder: Path, weights: str = "model.safetensors") -> list[
         return [folder / weights]
     names = sorted(set(read_json_file(index_path)["weight_map"].values()))
     return [folder / name for name in names]
+
+
+def list_tensor_names(folder: Path, weights: str = "model.safetensors") -> list[str]:
+    """Return the names of all tensors of a checkpoint or an adapter."""
+    names = []
+    for path in list_weight_files(folder, weights):
+        with safe_open(str(path), framework="pt") as file:
+            names += file.keys()
+    return names
 
 
 def holds_packed_experts(folder: Path) -> bool:

@@ -24,6 +24,7 @@ from training.checkpoint import (
     check_hub,
     count_parameters,
     holds_packed_experts,
+    list_tensor_names,
     read_json_file,
 )
 from training.memory import smaller_loading
@@ -130,9 +131,10 @@ def load_for_evaluation(name_or_dir: str, stage: ModelStage) -> tuple[Any, Any]:
         model, tokenizer = load_model(replace(stage, model_name=name_or_dir), trainable=False)
         return model.eval(), tokenizer
     config = read_json_file(config_path)
-    experts = any("experts" in name for name in config.get("target_parameters") or ())
-    experts = experts or any("gate" in name for name in config["target_modules"])
-    reach = "attention+experts" if experts else "attention"
+    # PEFT and Unsloth write the targets in different ways; the weights' names tell for certain.
+    check_checkpoint(Path(name_or_dir), "adapter_model.safetensors", "adapter_config.json")
+    names = list_tensor_names(Path(name_or_dir), "adapter_model.safetensors")
+    reach = "attention+experts" if any(".experts." in name for name in names) else "attention"
     base = config["base_model_name_or_path"]
     if _looks_local(base) and not Path(base).is_dir():
         base = stage.model_name  # the adapter was trained on another machine
@@ -383,9 +385,12 @@ def logits_on(model: Any, tokenizer: Any, prompts: list[str]) -> torch.Tensor:
     was_training = model.training
     model.eval()
     rows = []
-    for prompt in prompts:
-        ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]])
-        rows.append(model(input_ids=ids.to(model.device)).logits[0, -1].float().cpu())
+    # What Unsloth compiled for training fails on its own guards here (StopIteration), and one row
+    # is not worth compiling for.
+    with torch.compiler.set_stance("force_eager"):
+        for prompt in prompts:
+            ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]])
+            rows.append(model(input_ids=ids.to(model.device)).logits[0, -1].float().cpu())
     model.train(was_training)
     return torch.stack(rows)
 

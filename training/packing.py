@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from training.artifacts import RunError, build_folder, is_complete, read_json, write_json_atomic
 from training.checkpoint import (
-    ModelError, check_disk_space, list_weight_files, read_json_file,
+    ModelError, check_disk_space, list_tensor_names, list_weight_files, read_json_file,
 )
 from training.weights import KINDS
 
@@ -39,16 +39,7 @@ QUANTIZATION = {
 
 def holds_fused_experts(folder: Path) -> bool:
     """Say whether a GPT-OSS checkpoint keeps all experts of a projection in one 16-bit tensor."""
-    first = list_weight_files(folder)
-    return any(
-        name.endswith("mlp.experts.gate_up_proj")
-        for path in first for name in _tensor_names(path)
-    )
-
-
-def _tensor_names(path: Path) -> list[str]:
-    with safe_open(str(path), framework="pt") as file:
-        return list(file.keys())
+    return any(name.endswith("mlp.experts.gate_up_proj") for name in list_tensor_names(folder))
 
 
 def packed_folder(folder: Path) -> Path:
