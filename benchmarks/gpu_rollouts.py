@@ -11,6 +11,7 @@ so compilation is left out.
 """
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -326,6 +327,7 @@ def main() -> None:
         resident, tokenizer, run.train[:16], 8, arguments.completion_tokens
     ))
     del resident
+    gc.collect()  # its parts refer to each other
     torch.cuda.empty_cache()
     meter.note("plain_generate", time_generate(
         plain, tokenizer, run.train[:2], 8, arguments.completion_tokens
