@@ -57,6 +57,8 @@ NOT_RUN = {
     "jupyter notebook gpt_oss_20b_tau_bench_rl_training.ipynb": "waits for a browser",
     "tensorboard --logdir outputs/tau_bench_rl": "`make tensorboard` is run and does the same",
     "vllm serve outputs/tau_bench_rl/merged_model": VLLM,
+    "vllm serve outputs/mxfp4_model": VLLM,
+    "vllm serve outputs/mxfp4_model --max-model-len 4096": VLLM,
     'pip install "vllm>=0.20.0,<=0.30.0"': NETWORK,
     "CUDA_VISIBLE_DEVICES=0 trl vllm-serve --model MODEL --port 8000 --max_model_len 2048 "
     "--gpu_memory_utilization 0.9": VLLM,
@@ -66,16 +68,26 @@ NOT_RUN = {
     "'{\"backend\": \"nccl\"}' --logprobs-mode processed_logprobs --max-logprobs -1": VLLM,
     "%pip install -r requirements.txt": NETWORK,
     "pip install -r requirements.txt": NETWORK,
+    "pip install --dry-run": NETWORK,
     "git clone REPOSITORY gpt-oss-retail && cd gpt-oss-retail": NETWORK,
+    "git clone REPOSITORY gpt-oss-retail": NETWORK,
+    "cd gpt-oss-retail": "changes into the clone of the line before",
+    "nvidia-smi": "needs a GPU",
     "docker build -f docker/Dockerfile.cuda -t gpt-oss-retail .": NETWORK,
     'docker run --gpus all --ipc=host -v "$PWD/outputs:/app/outputs" gpt-oss-retail': NETWORK,
     "docker build -f docker/Dockerfile.dgx-spark -t gpt-oss-retail-spark .": NETWORK,
+    'docker run --gpus all --ipc=host --ulimit memlock=-1 -v "$PWD/outputs:/app/outputs" '
+    "gpt-oss-retail-spark": NETWORK,
     "python train_script.py --preset 24gb --dataset dataset.jsonl --output-dir outputs/gpu": GPU,
-    "python train_script.py --preset t4 --output-dir outputs/tau_bench_rl --resume": GPU,
+    "python train_script.py --preset t4 --output-dir /content/drive/MyDrive/tau_bench_rl --resume": GPU,
+    "python train_script.py export --model outputs/tau_bench_rl/final_model --format gguf --llama-cpp "
+    "llama.cpp --output outputs/gguf_model": "needs llama.cpp; tests/test_export.py has a stand-in",
     "python benchmarks/gpu_rollouts.py --model MODEL --output benchmarks/results/gpu_rollouts.json": GPU,
     "python benchmarks/gpu_presets.py --model MODEL --output benchmarks/results/gpu_presets.json": GPU,
     "python benchmarks/gpu_pipeline.py --preset 80gb --merge --output benchmarks/results/gpu_pipeline.json":
         GPU,
+    "python benchmarks/scaling.py --model MODEL --preset 80gb --gpus 1,2 --output "
+    "benchmarks/results/scaling.json": GPU,
     "python benchmarks/cpu_sampling.py": "a minute of a fixed size; tests/test_docs.py runs its --help",
     "python -m pytest tests/test_gpu.py": GPU,
     "torchrun --standalone --nproc_per_node=2 train_script.py --preset 80gb": GPU,
@@ -188,6 +200,13 @@ def run_chat(words: list[str], capsys: pytest.CaptureFixture) -> None:
     assert "no plan (" in shown or "call 1: " in shown
 
 
+def run_export(words: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert train_script.main(words) == 0
+    output = capsys.readouterr().out
+    assert "against the model in memory: same likeliest token" in output
+    assert (Path(option(words, "--output")) / "config.json").is_file()
+
+
 def run_tester(words: list[str], capsys: pytest.CaptureFixture) -> None:
     shorter = ["--limit", "4"] if words[0] == "evaluate" else []
     assert task_tester.main(words + shorter) == 0
@@ -272,6 +291,7 @@ Runner = Callable[[list[str], pytest.CaptureFixture], None]
 RUNNERS: list[tuple[str, Runner]] = [
     ("python train_script.py chat", run_chat),
     ("python train_script.py sweep", run_sweep),
+    ("python train_script.py export", run_export),
     ("python train_script.py", run_train),
     ("python task_tester.py", run_tester),
     ("python task_generator.py", run_generator),
