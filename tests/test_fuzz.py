@@ -11,7 +11,7 @@ from example_tasks import call, make_tasks
 
 from data_reader import gold_completion
 from envs.retail import TOOL_SCHEMAS, RetailDatabase
-from harmony import SPECIAL_TOKENS, parse_completion
+from harmony import SPECIAL_TOKENS, find_special_token, parse_completion, render_completion
 from task_tester import score_completion
 
 DB = RetailDatabase.load()
@@ -47,9 +47,35 @@ def random_call(rng):
     return {"name": name, "arguments": {rng.choice("xyz"): random_value(rng)}}
 
 
+LOOK_ALIKES = str.maketrans({"a": "\u0430", "e": "\u0435", "o": "\u043e", "0": "\uff10", "_": "\uff3f"})
+
+
+def trick(rng, task):
+    """Return the gold answer with one of the known tricks played at a random place or number."""
+    gold, answer = task.gold_actions, gold_completion(task)
+    spot = rng.choice([i for i, letter in enumerate(answer) if letter == "{"])
+    again = rng.choice(['"tool_calls":[],', '"name":"think",', '"arguments":{},'])
+    nested = rng.choice([answer, {"tool_calls": gold}, [answer], gold])
+    spoiled = [dict(one) for one in gold]
+    chosen = rng.choice(spoiled)
+    chosen["arguments"] = dict.fromkeys(chosen["arguments"], nested)
+    start, end = sorted(rng.choices(range(len(answer) + 1), k=2))
+    return rng.choice([
+        json.dumps({"tool_calls": (gold * 64)[:rng.randrange(1, 66)]}),
+        json.dumps({"tool_calls": [*gold, *(call(name) for name in TOOL_SCHEMAS)]}),
+        rng.choice(["Sure! ", "", "```json\n"]) + answer + rng.choice([" Done.", "\n```", answer]),
+        answer[:spot + 1] + again + answer[spot + 1:],
+        answer + rng.choice(" x]}") * rng.choice([1, 19_000, 200_000]),
+        answer[:start] + answer[start:end].translate(LOOK_ALIKES) + answer[end:],
+        json.dumps({"tool_calls": spoiled}),
+    ])
+
+
 def random_completion(rng, task):
-    """Return one completion: scraps, a damaged gold answer, random calls, or gold and more."""
-    kind = rng.randrange(6)
+    """Return one completion: scraps, damaged gold, random calls, gold and more, or a trick."""
+    kind = rng.randrange(7)
+    if kind == 6:
+        return trick(rng, task)
     if kind == 0:
         return "".join(rng.choice(SCRAPS) for _ in range(rng.randrange(30)))
     if kind == 1:
@@ -74,15 +100,17 @@ def fuzz(num_completions, seed):
     for number in range(num_completions):
         task = TASKS[number % len(TASKS)]
         text = random_completion(rng, task)
+        # As the trainer scores: from the raw text, which is the answer in harmony or anything else.
+        raw = render_completion(text) if number % 2 and find_special_token(text) is None else text
         start_s = time.perf_counter()
-        score = score_completion(task, text, DB)
+        final = parse_completion(raw).final
+        score = score_completion(task, final, DB)
         seconds.append(time.perf_counter() - start_s)
         assert -1.0 <= score.reward <= score.max_reward, text
         assert score.outcome in (0.0, 1.0), text
         assert (score.reward == score.max_reward) == score.exact_match, text
         if score.parse_error is not None:
             assert (score.reward, score.outcome) == (-1.0, 0.0), text
-        parse_completion(text)
     return seconds
 
 
