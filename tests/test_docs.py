@@ -6,6 +6,7 @@ are compared with the results file, the executed notebook or the log entry that 
 """
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -74,6 +75,9 @@ def test_command_is_one_that_exists(name, line):
         targets = [word for word in words[1:] if "=" not in word]
         makefile = (ROOT / "Makefile").read_text()
         assert targets and all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
+        return
+    if words[0].endswith(".sh"):
+        assert os.access(ROOT / words[0], os.X_OK), f"{name}: no such program: {line}"
         return
     scripts = [i for i, word in enumerate(words) if word.endswith(".py") and not word.startswith("-")]
     if words[0] not in ("python", "torchrun", "accelerate") or not scripts:

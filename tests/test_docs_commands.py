@@ -82,6 +82,7 @@ NOT_RUN = {
     "python train_script.py --preset t4 --output-dir /content/drive/MyDrive/tau_bench_rl --resume": GPU,
     "python train_script.py export --model outputs/tau_bench_rl/final_model --format gguf --llama-cpp "
     "llama.cpp --output outputs/gguf_model": "needs llama.cpp; tests/test_export.py has a stand-in",
+    "benchmarks/gpu_all.sh MODEL outputs/gpu": GPU,
     "python benchmarks/gpu_rollouts.py --model MODEL --output benchmarks/results/gpu_rollouts.json": GPU,
     "python benchmarks/gpu_presets.py --model MODEL --output benchmarks/results/gpu_presets.json": GPU,
     "python benchmarks/gpu_pipeline.py --preset 80gb --merge --output benchmarks/results/gpu_pipeline.json":

@@ -11,7 +11,7 @@ from configs import ModelStage
 from tests.tiny_random import make_model_dir
 from training import export as export_module
 from training import mxfp4
-from training.checkpoint import ModelError, holds_packed_experts, read_json_file
+from training.checkpoint import ModelError, holds_mxfp4_experts, read_json_file
 from training.export import (
     CONVERTER, check_prompts, export_bytes, export_model, reload_logits, round_experts_in_place,
 )
@@ -135,7 +135,7 @@ def test_gguf_is_made_by_the_converter_of_llama_cpp(trained, stage, tmp_path: Pa
         "pathlib.Path(target).write_bytes(b'GGUF')\n")
     export_model(*trained, tmp_path / "out", stage, "gguf", str(tmp_path))
     assert (tmp_path / "out" / "model.gguf").read_bytes() == b"GGUF"
-    assert holds_packed_experts(tmp_path / "out")
+    assert holds_mxfp4_experts(tmp_path / "out")
     converter.write_text("raise ImportError('No module named gguf')")
     with pytest.raises(ModelError, match="named gguf; use --format mxfp4$"):
         export_model(*trained, tmp_path / "other", stage, "gguf", str(tmp_path))

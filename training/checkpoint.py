@@ -102,7 +102,7 @@ def list_tensor_names(folder: Path, weights: str = "model.safetensors") -> list[
     return names
 
 
-def holds_packed_experts(folder: Path) -> bool:
+def holds_mxfp4_experts(folder: Path) -> bool:
     """Say whether a folder is a checkpoint with experts in MXFP4; False for a hub name."""
     path = folder / "config.json"
     settings = read_json_file(path).get("quantization_config") if path.is_file() else None

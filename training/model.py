@@ -23,7 +23,7 @@ from training.checkpoint import (
     check_disk_space,
     check_hub,
     count_parameters,
-    holds_packed_experts,
+    holds_mxfp4_experts,
     list_tensor_names,
     read_json_file,
 )
@@ -236,7 +236,7 @@ def _load_transformers(stage: ModelStage, with_lora: bool) -> tuple[Any, Any]:
     kwargs = {} if stage.experts_implementation == "auto" else {
         "experts_implementation": stage.experts_implementation
     }
-    if holds_packed_experts(Path(stage.model_name)):
+    if holds_mxfp4_experts(Path(stage.model_name)):
         kwargs["quantization_config"] = Mxfp4Config(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(
         stage.model_name, dtype=_dtype(stage), attn_implementation="eager", **kwargs
