@@ -67,10 +67,10 @@ def test_evaluates(expression: str, expected: str) -> None:
     ],
 )
 def test_refuses_at_once(expression: str, reason: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(CalculatorError, match=re.escape(reason)):
         evaluate(expression)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_depth_limit_is_exact() -> None:

@@ -101,10 +101,10 @@ def test_construction_takes_constant_time() -> None:
     def best_time_s(database: RetailDatabase) -> float:
         times = []
         for _ in range(20):
-            start = time.perf_counter()
+            start = time.process_time()
             for _ in range(200):
                 Episode(database)
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
         return min(times)
 
     assert best_time_s(large) < 5 * best_time_s(small)
@@ -202,11 +202,11 @@ def test_only_tools_can_be_called(name: str) -> None:
 
 def test_long_lists_are_refused_at_once() -> None:
     episode = make_episode()
-    start = time.perf_counter()
+    start = time.process_time()
     for item_ids in ([RED] * 300_000, [str(number) for number in range(300_000)]):
         arguments = {"order_id": DELIVERED, "item_ids": item_ids, "payment_method_id": CARD}
         assert not episode.call("return_delivered_order_items", arguments).ok
-    assert time.perf_counter() - start < 3.0
+    assert time.process_time() - start < 3.0
 
 
 def test_a_lone_surrogate_can_be_stored_and_read_back() -> None:

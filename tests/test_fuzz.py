@@ -102,10 +102,10 @@ def fuzz(num_completions, seed):
         text = random_completion(rng, task)
         # As the trainer scores: from the raw text, which is the answer in harmony or anything else.
         raw = render_completion(text) if number % 2 and find_special_token(text) is None else text
-        start_s = time.perf_counter()
+        start_s = time.process_time()
         final = parse_completion(raw).final
         score = score_completion(task, final, DB)
-        seconds.append(time.perf_counter() - start_s)
+        seconds.append(time.process_time() - start_s)
         assert -1.0 <= score.reward <= score.max_reward, text
         assert score.outcome in (0.0, 1.0), text
         assert (score.reward == score.max_reward) == score.exact_match, text
@@ -175,9 +175,9 @@ def test_no_adversary_gains_over_honest_work():
         honest = score_completion(task, gold_completion(task), DB)
         assert honest.reward == honest.max_reward and honest.outcome == 1.0
         for name, text in adversaries(task):
-            start_s = time.perf_counter()
+            start_s = time.process_time()
             score = score_completion(task, text, DB)
-            assert time.perf_counter() - start_s < 0.1, name
+            assert time.process_time() - start_s < 0.1, name
             assert -1.0 <= score.reward < honest.reward, (task.task_id, name)
             assert not score.exact_match, (task.task_id, name)
 

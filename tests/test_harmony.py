@@ -169,6 +169,6 @@ def test_completion_round_trip():
     "<|start|>assistant<|channel|>analysis<|message|>x<|end|>",
 ])
 def test_long_garbage_is_read_in_linear_time(piece):
-    start_s = time.perf_counter()
+    start_s = time.process_time()
     parse_completion(piece * (2_000_000 // len(piece)))
-    assert time.perf_counter() - start_s < 5.0
+    assert time.process_time() - start_s < 5.0
