@@ -409,3 +409,17 @@ def test_entropy_is_that_of_the_sampled_tokens(loaded):
         SamplingEntropy().on_log(None, None, None, logs=given, model=model)
         assert given == {"entropy": wanted}
     detach_fast_generate(model)
+
+
+def test_next_logits_are_those_of_the_models_own_forward(loaded):
+    model, tokenizer = loaded
+    prompts = ["<|start|>user<|message|>cancel #W12", "x" * 300, "7"]
+    own = logits_on(model, tokenizer, prompts)
+    fast = attach_fast_generate(model)
+    calls = []
+    forward, model.forward = model.forward, lambda *a, **k: calls.append(a)
+    difference = compare_logits(own, logits_on(model, tokenizer, prompts))
+    model.forward = forward
+    assert not calls and fast is model.generate
+    assert difference["max_abs_diff"] < 1e-4 and difference["same_top_token"] == 1.0
+    detach_fast_generate(model)

@@ -30,7 +30,7 @@ from training.checkpoint import (
 from training.memory import smaller_loading
 from training.merge import write_merged
 from training.packing import holds_fused_experts, pack_checkpoint
-from training.rollouts import attach_fast_generate
+from training.rollouts import FastGenerate, attach_fast_generate
 
 ATTENTION_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj"]
 EXPERT_MODULES = ["gate_proj", "up_proj", "down_proj"]
@@ -374,6 +374,8 @@ def merge_and_save(model: Any, tokenizer: Any, folder: str | Path, stage: ModelS
 def logits_on(model: Any, tokenizer: Any, prompts: list[str]) -> torch.Tensor:
     """Return the next-token logits of each prompt, to compare a model with its reloaded self.
 
+    By fast sampling's forward where that is attached, else by the model's own.
+
     Args:
         model: Any causal model.
         tokenizer: Its tokenizer.
@@ -382,17 +384,18 @@ def logits_on(model: Any, tokenizer: Any, prompts: list[str]) -> torch.Tensor:
     Returns:
         Float32 logits on the CPU, shape `[len(prompts), vocabulary]`.
     """
+    texts = (tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts)
+    rows = [torch.tensor(ids) for ids in texts]
+    if isinstance(model.generate, FastGenerate):
+        return torch.stack([model.generate.next_logits(ids).cpu() for ids in rows])
     was_training = model.training
     model.eval()
-    rows = []
     # What Unsloth compiled for training fails on its own guards here (StopIteration), and one row
     # is not worth compiling for.
     with torch.compiler.set_stance("force_eager"):
-        for prompt in prompts:
-            ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]])
-            rows.append(model(input_ids=ids.to(model.device)).logits[0, -1].float().cpu())
+        found = [model(input_ids=ids.to(model.device)[None]).logits[0, -1] for ids in rows]
     model.train(was_training)
-    return torch.stack(rows)
+    return torch.stack([logits.float().cpu() for logits in found])
 
 
 def compare_logits(before: torch.Tensor, after: torch.Tensor) -> dict[str, float]:

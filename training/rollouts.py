@@ -211,6 +211,18 @@ class FastGenerate:
         self.decoder.free_scratch()
         return torch.cat([input_ids, completions[:, :used]], dim=1)
 
+    @torch.no_grad()
+    def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the logits after a prompt `[L]` of token ids, float32 `[vocabulary]`."""
+        decoder = self.decoder
+        decoder.refresh()
+        row = torch.zeros(1, dtype=torch.long, device=decoder.device)
+        length = torch.full((1,), len(ids), device=decoder.device)
+        cache = decoder.new_cache(1, len(ids))
+        logits = decoder.prefill(ids.to(decoder.device)[None], length, cache, row, row)
+        decoder.free_scratch()
+        return logits[0]
+
     def _sampling(self, config: Any, overrides: dict[str, Any]) -> Sampling:
         config = self._model.generation_config if config is None else config
         values = {**config.to_dict(), **overrides}
