@@ -164,7 +164,7 @@ def test_learning_rate_far_too_high_is_a_kl_blow_up(bench, tmp_path):
     folder = bench.grpo(tmp_path, grpo__learning_rate=3e-2, grpo__beta=0.01, grpo__max_steps=2)
     jump = column(folder, "kl_to_sft")[1]
     assert warnings_of(folder) == [(2, (
-        f"the KL to the SFT adapter jumped to {jump:.2f}: lower grpo.learning_rate, raise "
+        f"the KL to the reference policy jumped to {jump:.2f}: lower grpo.learning_rate, raise "
         "grpo.beta, or set grpo.max_kl to stop in time"
     ))]
 
