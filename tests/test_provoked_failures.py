@@ -82,7 +82,8 @@ def make_config(folder: Path, **overrides: object) -> configs.RunConfig:
     return configs.with_overrides(configs.get_preset("cpu"), settings)
 
 
-@dataclass
+# A failing test shows its arguments: model and store as text would bury the reason.
+@dataclass(repr=False)
 class Bench:
     """The model after its SFT steps, from which every run starts."""
 
