@@ -82,7 +82,7 @@ def make_config(folder: Path, **overrides: object) -> configs.RunConfig:
     return configs.with_overrides(configs.get_preset("cpu"), settings)
 
 
-# A failing test shows its arguments: model and store as text would take it minutes.
+# A failing test shows its arguments: model and store as text would bury the reason.
 @dataclass(repr=False)
 class Bench:
     """The model after its SFT steps, from which every run starts."""
