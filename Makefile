@@ -37,7 +37,7 @@ train: install
 	@echo "done: $(OUTPUT_DIR) holds the adapter (final_model), the merged model, plots and evaluation.json"
 
 test: install
-	$(BIN)/python -m pytest -m "" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: install
 	$(BIN)/python -m pytest

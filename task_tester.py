@@ -88,7 +88,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     try:
         evaluate_model_dir(
             model=args.model, tasks=tasks, db=db, output_dir=args.output,
-            num_trials=args.num_trials,
+            num_trials=args.num_trials, batch_size=args.batch_size,
         )
     except ModelError as error:
         raise UsageError(f"--model {args.model}: {error}") from None
@@ -276,6 +276,10 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--limit", type=_positive, metavar="N", help="only the first N tasks")
     evaluate.add_argument(
         "--num-trials", type=_positive, default=1, metavar="K", help="answers a task (default: 1)"
+    )
+    evaluate.add_argument(
+        "--batch-size", type=_positive, metavar="N",
+        help="tasks answered at once (default: as in the run that trained the model)",
     )
     evaluate.add_argument(
         "--output", type=Path, required=True, metavar="DIR",

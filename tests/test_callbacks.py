@@ -122,6 +122,10 @@ CASES = {
         steps(reward=[1.0] * 5 + [2.0] * 7, heldout__db_match=[0.5] * 6 + [0.4] * 6),
         steps(reward=[1.0] * 5 + [2.0] * 7, heldout__db_match=[0.5] * 6 + [0.47] * 6),
     ),
+    "result_falls": (
+        steps(reward=[1.0] * 12, heldout__db_match=[0.5] * 6 + [0.3] * 6),
+        steps(reward=[1.0] * 12, heldout__db_match=[0.5] * 6 + [0.4] * 6),
+    ),
     "parse_rate_falls": (
         steps(rollouts__parsed=[0.9] * 5 + [0.7] * 5), steps(rollouts__parsed=[0.9] * 5 + [0.85] * 5)
     ),

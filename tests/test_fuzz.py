@@ -44,7 +44,8 @@ def random_call(rng):
     if name in TOOL_SCHEMAS and rng.random() < 0.8:
         names = TOOL_SCHEMAS[name]["function"]["parameters"]["properties"]
         return call(name, **{key: random_value(rng) for key in names if rng.random() < 0.9})
-    return {"name": name, "arguments": {rng.choice("xyz"): random_value(rng)}}
+    arguments = {rng.choice("xyz"): random_value(rng)}
+    return {"name": name, "arguments": rng.choice([arguments, random_value(rng)])}
 
 
 LOOK_ALIKES = str.maketrans({"a": "\u0430", "e": "\u0435", "o": "\u043e", "0": "\uff10", "_": "\uff3f"})
@@ -60,6 +61,8 @@ def trick(rng, task):
     chosen = rng.choice(spoiled)
     chosen["arguments"] = dict.fromkeys(chosen["arguments"], nested)
     start, end = sorted(rng.choices(range(len(answer) + 1), k=2))
+    other_type = [dict(one) for one in gold]
+    rng.choice(other_type)["arguments"] = rng.choice([None, [], "", answer, json.dumps(chosen), 1])
     return rng.choice([
         json.dumps({"tool_calls": (gold * 64)[:rng.randrange(1, 66)]}),
         json.dumps({"tool_calls": [*gold, *(call(name) for name in TOOL_SCHEMAS)]}),
@@ -68,6 +71,7 @@ def trick(rng, task):
         answer + rng.choice(" x]}") * rng.choice([1, 19_000, 200_000]),
         answer[:start] + answer[start:end].translate(LOOK_ALIKES) + answer[end:],
         json.dumps({"tool_calls": spoiled}),
+        json.dumps({"tool_calls": other_type}),
     ])
 
 
@@ -163,6 +167,10 @@ def adversaries(task):
     yield "nested plans", '{"tool_calls":' * 5 + answer + "}" * 5
     yield "deep arrays in an argument", plan([]).replace("[]", "[" * 9_000 + "]" * 9_000)
     yield "extra keys", plan([{**a, "reward": 100} for a in gold])
+    conversions = {"JSON text": json.dumps, "keys": list, "a list of one": lambda a: [a]}
+    for kind, convert in conversions.items():
+        as_other = [{**a, "arguments": convert(a["arguments"])} for a in gold]
+        yield f"arguments as {kind}", plan(as_other)
     yield "extra argument", plan([{**a, "arguments": {**a["arguments"], "ok": 1}} for a in gold])
     yield "upper-case names", plan([{**a, "name": a["name"].upper()} for a in gold])
     yield "a list around", f"[{answer}]"

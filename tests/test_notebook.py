@@ -107,6 +107,7 @@ def test_runs_from_start_to_end(tmp_path):
     command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(tmp_path / "executed.ipynb"), "--no-progress-bar"]
     for name, value in parameters.items():
         command += ["-p", name, str(value)]
+    command += ["-y", "SETTINGS: {model.num_threads: 1}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "run"

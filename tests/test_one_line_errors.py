@@ -1,5 +1,6 @@
 """What a user sees when something is wrong: one line that says what to do, before time is spent."""
 
+import io
 import json
 import shutil
 import signal
@@ -14,6 +15,7 @@ import pytest
 import tiny_random
 import torch
 
+import task_tester
 import train_script
 import versions
 from configs import ModelStage
@@ -155,9 +157,9 @@ def test_too_small_a_gpu(monkeypatch, gib, in_4bit, told):
     ("stage", "function", "told"),
     [
         ("SFT", "run_sft", "try --set sft.per_device_train_batch_size=2 "
-         "--set sft.gradient_accumulation_steps=2"),
-        ("GRPO", "run_grpo", "try --set model.sampling_rows=64"),
-        ("evaluation", "evaluate_model", "try --set evaluation.batch_size=1"),
+         "--set sft.gradient_accumulation_steps=2 --resume"),
+        ("GRPO", "run_grpo", "try --set model.sampling_rows=64 --resume"),
+        ("evaluation", "evaluate_model", "try --set evaluation.batch_size=1 --resume"),
     ],
 )
 @pytest.mark.parametrize("error", [
@@ -182,6 +184,39 @@ def test_out_of_memory_names_the_next_smaller_setting(
     with pytest.raises(ModelError) as caught:
         steps[stage]()
     assert str(caught.value) == f"{stage} ran out of GPU memory at 3.0 GiB; {told}"
+
+
+def out_of_memory(*args, **kwargs):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize(("more", "told"), [
+    ([], "try --batch-size 64"), (["--batch-size", "6"], "try --batch-size 3"),
+    (["--batch-size", "1"], "try a GPU with more memory"),
+])
+def test_out_of_memory_in_evaluate_names_the_option(
+    folder, adapter_dir, tmp_path, capsys, monkeypatch, more, told
+):
+    monkeypatch.setattr("training.evaluation.generate_batch", out_of_memory)
+    words = ["evaluate", "--model", str(adapter_dir), "--tasks", str(folder / "tasks.jsonl"),
+             "--limit", "2", "--output", str(tmp_path), *more]
+    assert task_tester.main(words) != 0
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.rstrip().endswith(
+        f"evaluation ran out of GPU memory at 0.0 GiB; {told}")
+
+
+def test_out_of_memory_in_a_chat_and_an_export(adapter_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("training.chat.stream_answer", out_of_memory)
+    monkeypatch.setattr("training.export.logits_on", out_of_memory)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Cancel my order.\n"))
+    assert train_script.main(["chat", "--model", str(adapter_dir)]) == 0
+    told = "ran out of GPU memory at 0.0 GiB; try a GPU with more memory"
+    assert f"not sent: answering {told}" in capsys.readouterr().out
+    output = tmp_path / "exported"
+    words = ["export", "--model", str(adapter_dir), "--format", "16bit", "--output", str(output)]
+    assert f"({output} is written) {told}" in error_of(capsys, words)
+    assert is_complete(output)
 
 
 def test_another_runtime_error_is_no_lack_of_memory():
@@ -328,7 +363,9 @@ def test_ctrl_c_ends_a_chat_with_one_line(folder):
     command = [sys.executable, "-u", str(ROOT / "train_script.py"), "chat", "--model",
                str(folder / "model")]
     chat = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, cwd=ROOT)
+                            stderr=subprocess.PIPE, text=True, cwd=ROOT,
+                            # Where the suite runs in the background, a shell has it ignore Ctrl-C.
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     for line in chat.stdout:
         if "Ctrl-D" in line:
             break

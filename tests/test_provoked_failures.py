@@ -29,9 +29,6 @@ from training.rewards import CompletionScorer, RewardFunction, make_reward_funct
 from training.sft import run_sft
 
 pytestmark = pytest.mark.slow
-NEW_SETTINGS_NEEDED = pytest.mark.skip(
-    reason="settings were found before each completion had a seed of its own; not seen with the new draws"
-)
 
 ROOT = Path(__file__).resolve().parent.parent
 Pay = Callable[[str, Score], float]
@@ -71,7 +68,7 @@ def make_tasks() -> list[Task]:
 def make_config(folder: Path, **overrides: object) -> configs.RunConfig:
     """Return settings of a short run; overrides as dotted names with `__` for the dot."""
     settings: dict[str, object] = {
-        "output_dir": str(folder), "show_progress": False,
+        "output_dir": str(folder), "show_progress": False, "model.num_threads": 1,
         "sft.max_steps": 8, "sft.warmup_steps": 2, "sft.save_steps": 1000,
         "grpo.max_steps": 10, "grpo.per_device_train_batch_size": 16, "grpo.save_steps": 1000,
         "grpo.gradient_accumulation_steps": 1, "grpo.num_generations": 4, "grpo.warmup_steps": 0,
@@ -113,7 +110,6 @@ class Bench:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     config = make_config(tmp_path_factory.mktemp("bench"))
-    torch.set_num_threads(2)
     set_seed(0)
     model, tokenizer = load_model(config.model)
     tasks = make_tasks()
@@ -164,13 +160,19 @@ def test_too_few_tokens_is_clipping(bench, tmp_path):
     ))]
 
 
-def test_learning_rate_far_too_high_is_a_kl_blow_up(bench, tmp_path):
-    folder = bench.grpo(tmp_path, grpo__learning_rate=3e-2, grpo__beta=0.01, grpo__max_steps=2)
+def test_learning_rate_far_too_high_is_a_kl_blow_up_and_a_fall(bench, tmp_path):
+    folder = bench.grpo(
+        tmp_path, grpo__learning_rate=3e-2, grpo__beta=0.01, grpo__max_steps=2, grpo__eval_steps=2
+    )
     jump = column(folder, "kl_to_sft")[1]
-    assert warnings_of(folder) == [(2, (
+    before, after = column(folder, "heldout/db_match")
+    assert set(warnings_of(folder)) == {(2, (
         f"the KL to the reference policy jumped to {jump:.2f}: lower grpo.learning_rate, raise "
         "grpo.beta, or set grpo.max_kl to stop in time"
-    ))]
+    )), (2, (
+        f"held-out db match fell by {before - after:.2f} from its best: lower grpo.learning_rate "
+        "or raise grpo.beta, and set grpo.early_stopping_patience=3"
+    ))}
 
 
 def test_reward_for_short_answers_is_a_length_collapse(bench, tmp_path):
@@ -191,32 +193,36 @@ def test_reward_for_short_answers_is_a_length_collapse(bench, tmp_path):
     ))]
 
 
-@NEW_SETTINGS_NEEDED
 def test_reward_for_the_wrong_reason_is_reward_without_result(bench, tmp_path):
     # Half of the customers say "no longer needed": the other reason ruins their record.
     folder = bench.grpo(
         tmp_path, pay=lambda text, score: "ordered by mistake" in text,
-        grpo__learning_rate=1e-3, grpo__eval_steps=5,
+        grpo__learning_rate=1e-3, grpo__temperature=1.3, grpo__eval_steps=5,
     )
-    looks = column(folder, "heldout/db_match")
-    assert warnings_of(folder) == [(10, (
-        f"the reward rises while held-out db match fell by {max(looks) - looks[-1]:.2f} from its "
-        "best: read the sample rollouts for what is rewarded, and set "
-        "grpo.early_stopping_patience=3"
+    best, middle, last = column(folder, "heldout/db_match")
+    # Five steps do not tell yet that the reward rises; ten do.
+    assert warnings_of(folder) == [(5, (
+        f"held-out db match fell by {best - middle:.2f} from its best: lower grpo.learning_rate "
+        "or raise grpo.beta, and set grpo.early_stopping_patience=3"
+    )), (10, (
+        f"the reward rises while held-out db match fell by {best - last:.2f} from its best: read "
+        "the sample rollouts for what is rewarded, and set grpo.early_stopping_patience=3"
     ))]
 
 
 @pytest.fixture(scope="module")
 def broken_json(bench, tmp_path_factory):
-    """Folder of a run whose reward pays for an answer that ends and is no JSON."""
+    """Folder of a run whose reward pays for an answer of some length that ends and is no JSON."""
+
+    def pay(text: str, score: Score) -> bool:
+        return score.parse_error is not None and text.endswith("<|return|>") and len(text) > 200
+
     return bench.grpo(
-        tmp_path_factory.mktemp("broken_json"),
-        pay=lambda text, score: score.parse_error is not None and text.endswith("<|return|>"),
-        grpo__learning_rate=1.6e-3, grpo__temperature=1.6,
+        tmp_path_factory.mktemp("broken_json"), pay=pay,
+        grpo__learning_rate=3e-3, grpo__temperature=1.3, grpo__num_generations=8,
     )
 
 
-@NEW_SETTINGS_NEEDED
 def test_reward_for_broken_json_is_a_falling_parse_rate(broken_json):
     assert warnings_of(broken_json) == [(10, (
         "fewer completions are valid JSON than at the start: lower grpo.learning_rate or "
@@ -261,7 +267,6 @@ def test_tensorboard_has_each_tools_accuracy(healthy):
     assert values and all(0 <= value <= 1 for value in values) and max(values) > 0.5
 
 
-@NEW_SETTINGS_NEEDED
 def test_tensorboard_has_the_kinds_of_parse_failures(broken_json):
     events = read_events(broken_json)
     kinds = [tag for tag in events.Tags()["scalars"] if tag.startswith("grpo/parse_failures/")]
@@ -298,7 +303,6 @@ def test_tensorboard_has_rollouts_as_text(healthy, bench):
         )
 
 
-@NEW_SETTINGS_NEEDED
 def test_tensorboard_has_the_warning(broken_json):
     (event,) = read_events(broken_json).Tensors("warnings/text_summary")
     assert event.step == 10

@@ -1,8 +1,11 @@
 """A run that is killed at any moment and started again ends as if nothing had happened."""
 
+import csv
+import dataclasses
 import errno
 import os
 import random
+import re
 import shutil
 import time
 from pathlib import Path
@@ -10,12 +13,15 @@ from pathlib import Path
 import pytest
 import resume_run
 import torch
+from safetensors.torch import load_file
 
+import configs
 from training import pipeline
 from training.artifacts import (
-    RunError, build_folder, is_complete, is_disk_full, latest_complete, mark_complete,
+    RunError, build_folder, is_complete, is_disk_full, latest_complete, mark_complete, read_json,
     remove_checkpoints,
 )
+from training.checkpoint import ModelError
 
 NUM_KILLS = 12
 
@@ -73,6 +79,89 @@ def test_two_runs_with_one_seed_are_equal(uninterrupted, tmp_path):
     shutil.copy(uninterrupted[0] / "tasks.jsonl", tmp_path)
     finish(resume_run.resume_config(tmp_path), tmp_path / "log.txt")
     assert resume_run.digests(tmp_path / "run") == expected
+
+
+@pytest.mark.slow
+def test_run_out_of_memory_goes_on_with_the_setting_that_is_named(tmp_path):
+    """Half the rows a pass and twice the passes are the same steps, up to the order of sums."""
+    whole = resume_run.resume_config(
+        tmp_path, grpo__generation_batch_size=0, model__sampling_rows=8
+    )
+    finish(whole, tmp_path / "log.txt")
+    shutil.move(tmp_path / "run", tmp_path / "left_alone")
+
+    def run_out(scorer):
+        tool_reward, outcome_reward = resume_run.make_spread_rewards(scorer)
+        calls = iter(range(4))
+
+        def tool_reward_for_a_while(**kwargs):
+            if next(calls, None) is None:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return tool_reward(**kwargs)
+
+        tool_reward_for_a_while.__name__ = "tool_reward"
+        return [tool_reward_for_a_while, outcome_reward]
+
+    with pytest.raises(ModelError) as error:
+        resume_run.run(whole, make_rewards=run_out)
+    options = re.findall(r"--set (\S+)=(\S+)", str(error.value))
+    assert str(error.value).endswith("--set grpo.gradient_accumulation_steps=4 --resume")
+    smaller = configs.with_overrides(whole, dict(options))
+    finish(smaller, tmp_path / "log.txt")
+
+    start, expected, found = (
+        load_file(tmp_path / name / "adapter_model.safetensors")
+        for name in ("left_alone/sft/adapter", "left_alone/final_model", "run/final_model")
+    )
+    moved = sum((expected[n] - start[n]).square().sum() for n in start).sqrt()
+    apart = sum((expected[n] - found[n]).square().sum() for n in start).sqrt()
+    assert 0 < apart < 1e-4 * moved
+    facts = read_json(tmp_path / "run" / "config.json", {})
+    assert facts["settings"]["grpo"]["gradient_accumulation_steps"] == 4
+    assert facts["changed_on_resume"] == [{
+        "grpo.gradient_accumulation_steps": [2, 4], "grpo.per_device_train_batch_size": [4, 2],
+    }]
+    with open(tmp_path / "run" / "metrics.csv", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["stage"] == "grpo" and row["loss"]]
+    steps = [row["step"] for row in rows]
+    assert steps == [str(step) for step in range(1, 7)]
+
+
+@pytest.mark.parametrize(("changes", "refused"), [
+    ({"grpo__generation_batch_size": 8}, ""),
+    ({"evaluation__batch_size": 2, "model__gradient_checkpointing": True}, ""),
+    ({"merge_model": False}, ""),
+    ({"sft__per_device_train_batch_size": 4, "sft__gradient_accumulation_steps": 2}, ""),
+    # Checkpoints lie at every second step, calls of three steps do not end there.
+    ({"grpo__generation_batch_size": 24}, "grpo.generation_batch_size=16, not 24"),
+    ({"sft__per_device_train_batch_size": 4}, "sft.per_device_train_batch_size=8, not 4"),
+    ({"grpo__max_completion_length": 11}, "grpo.max_completion_length=12, not 11"),
+    ({"model__lora_reach": "attention"}, "model.lora_reach='attention+experts', not 'attention'"),
+    ({"seed": 1}, "seed=3407, not 1"),
+])
+def test_settings_that_make_another_run_are_refused(tmp_path, changes, refused):
+    one_pass = {"sft__gradient_accumulation_steps": 1}
+    pipeline.prepare_run(resume_run.resume_config(tmp_path, **one_pass))
+    parts = tmp_path / "run" / "evaluation_parts"
+    parts.mkdir()
+    before = (tmp_path / "run" / "config.json").read_text()
+    other = resume_run.resume_config(tmp_path, **(one_pass | changes))
+    if refused:
+        with pytest.raises(RunError, match=f"was started with {re.escape(refused)}"):
+            pipeline.prepare_run(other, resume=True)
+        assert (tmp_path / "run" / "config.json").read_text() == before and parts.exists()
+        return
+    pipeline.prepare_run(other, resume=True)
+    # A part of an evaluation in other batches could not be told from one in these.
+    changed = set(changes) - {"merge_model"}
+    assert parts.exists() == (not changed)
+    facts = read_json(tmp_path / "run" / "config.json", {})
+    (noted,) = facts.get("changed_on_resume", [{}])
+    assert {name.replace(".", "__") for name in noted} == changed
+    # What is compared next is what the run goes on with.
+    with pytest.raises(RunError, match="was started with seed"):
+        pipeline.prepare_run(dataclasses.replace(other, seed=2), resume=True)
+    pipeline.prepare_run(other, resume=True)
 
 
 def make_checkpoint(folder: Path, step: int) -> Path:

@@ -16,7 +16,8 @@ from data_reader import Task, plan_messages
 from envs.retail import RetailDatabase
 from scoring.explain import explain_calls
 from training.evaluation import config_of_model
-from training.model import load_for_evaluation
+from training.memory import LARGER_GPU
+from training.model import load_for_evaluation, memory_guard
 
 EXAMPLE_QUERY = (
     "Hi, I need to cancel my order {order_id}, I no longer need it. My email is {email}."
@@ -109,12 +110,14 @@ def quick_test(
         query: What the customer writes; empty takes a cancellation that the store accepts.
 
     Raises:
+        ModelError: The GPU's memory is too small for the answer.
         ValueError: The query cannot be sent, see `encode_query`.
     """
     query = query or example_query(db)
     ids = encode_query(tokenizer, query, config)
     print(f"customer: {query}\nmodel:    ", end="", flush=True)
-    final = stream_answer(model, tokenizer, ids, config, sys.stdout)
+    with memory_guard("answering", LARGER_GPU):
+        final = stream_answer(model, tokenizer, ids, config, sys.stdout)
     print(explain_calls(final, db))
 
 

@@ -24,6 +24,7 @@ from task_tester import (
 )
 from training.artifacts import RunError, read_json, write_json_atomic, write_text_atomic
 from training.generation import generate_batch, split_batches
+from training.memory import LARGER_GPU
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGE_NAMES = {"base": "base", "sft": "SFT", "sft_grpo": "SFT+GRPO"}
@@ -342,6 +343,7 @@ def evaluate_model_dir(
     db: RetailDatabase,
     output_dir: str | Path,
     num_trials: int = 1,
+    batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model folder or name for `task_tester.py evaluate`.
 
@@ -351,23 +353,26 @@ def evaluate_model_dir(
         db: The store.
         output_dir: evaluation.json and completions.jsonl go there, and replace older ones.
         num_trials: Attempts per task; above 1 they are sampled, each trial with its own seed.
+        batch_size: Prompts per generate call; None takes that of the model's settings.
 
     Returns:
         The content of evaluation.json: the metrics over all trials under "model".
 
     Raises:
-        ModelError: The model cannot be loaded.
+        ModelError: The model cannot be loaded, or the GPU's memory is too small for the batch.
     """
-    from training.model import load_for_evaluation
+    from training.model import load_for_evaluation, memory_guard
 
     config = config_of_model(model)
-    settings = replace(config.evaluation, greedy=num_trials == 1)
+    size = batch_size or config.evaluation.batch_size
+    settings = replace(config.evaluation, greedy=num_trials == 1, batch_size=size)
     config = replace(config, evaluation=settings, output_dir=str(output_dir))
     loaded, tokenizer = load_for_evaluation(model, config.model)
     texts: list[str] = []
     for trial in range(num_trials):
         seeded = replace(config, seed=config.seed + trial)
-        texts += complete_tasks(loaded, tokenizer, tasks, seeded, parts_dir=None)
+        with memory_guard("evaluation", f"--batch-size {size // 2}" if size > 1 else LARGER_GPU):
+            texts += complete_tasks(loaded, tokenizer, tasks, seeded, parts_dir=None)
     evaluation = score_texts(tasks * num_trials, texts, db, config, "model")
     for name in ("evaluation.json", "evaluation_details.json", "completions.jsonl"):
         (Path(output_dir) / name).unlink(missing_ok=True)

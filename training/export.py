@@ -25,9 +25,10 @@ from training import mxfp4
 from training.artifacts import build_folder
 from training.checkpoint import ModelError, check_checkpoint, check_disk_space
 from training.evaluation import config_of_model
+from training.memory import LARGER_GPU
 from training.merge import write_merged
 from training.model import (
-    compare_logits, count_trainable, load_for_evaluation, logits_on, uses_unsloth,
+    compare_logits, count_trainable, load_for_evaluation, logits_on, memory_guard, uses_unsloth,
 )
 from training.packing import holds_fused_experts
 from training.weights import KINDS, Experts, find_core
@@ -62,7 +63,7 @@ def run_export(
         The exit code, 0.
 
     Raises:
-        ModelError: The model cannot be loaded or packed, or the disk has too little room.
+        ModelError: The model cannot be loaded or packed, or memory or disk is too small.
         RunError: The disk is full.
     """
     folder = Path(output_dir)
@@ -87,10 +88,11 @@ def run_export(
     export_model(model, tokenizer, folder, stage, export_format, llama_cpp)
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
     print(f"{folder}: {size:.2f} GB as {export_format}")
-    before = logits_on(model, tokenizer, prompts)
     rounded = None
-    if export_format != "16bit" and round_experts_in_place(model):
-        rounded = logits_on(model, tokenizer, prompts)
+    with memory_guard(f"the comparison ({folder} is written)", LARGER_GPU):
+        before = logits_on(model, tokenizer, prompts)
+        if export_format != "16bit" and round_experts_in_place(model):
+            rounded = logits_on(model, tokenizer, prompts)
     # The exported model is loaded next: both at once would not fit a GPU that fits one.
     del model
     gc.collect()

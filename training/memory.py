@@ -5,18 +5,27 @@ lowering settings by itself: a run whose batch changed in secret would be anothe
 """
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from configs import GrpoStage, ModelStage, RunConfig, SftStage
+from configs import GrpoStage, ModelStage, RunConfig, SftStage, with_overrides
 
 SHORTEST_COMPLETION = 256
 """Tokens below which gold completions would be cut (95 % of them have at most 180)."""
 FEWEST_ROWS = 8
 """Completions decoded at once below which the weights are most of the memory."""
+NOT_COMPARED = {"output_dir", "show_progress", "merge_model", "preset"}
+"""Settings that say nothing about the steps of a run."""
+FREE_ON_RESUME = (
+    "model.sampling", "model.sampling_rows", "model.gradient_checkpointing",
+    "model.offload_embedding", "evaluation.batch_size",
+)
+"""Settings that change how much memory is taken, and neither the steps nor the weights."""
+LARGER_GPU = "a GPU with more memory"
 SMALLER_PRESET = {"80gb": "24gb", "24gb": "t4", "t4": "cpu"}
 
 
@@ -96,16 +105,52 @@ def smaller_setting(config: RunConfig, doing: str) -> str:
         doing: As in `next_smaller`.
 
     Returns:
-        Such as "--set grpo.generation_batch_size=32"; at the end of the ladder the next smaller
-        preset by name.
+        Such as "--set grpo.generation_batch_size=32 --resume", without "--resume" where it makes
+        another run; at the end of the ladder the next smaller preset by name.
     """
     changes = next_smaller(config, doing)
     if changes:
-        return _options(changes)
+        smaller = with_overrides(config, changes)
+        goes_on = all(keeps_the_steps(name, config, smaller) for name in changes)
+        return _options(changes) + (" --resume" if goes_on else "")
     preset = SMALLER_PRESET.get(config.preset)
     if preset == "cpu":
-        return "a GPU with more memory, or --preset cpu (the small model that ships here)"
-    return f"--preset {preset}, or a GPU with more memory" if preset else "a GPU with more memory"
+        return f"{LARGER_GPU}, or --preset cpu (the small model that ships here)"
+    return f"--preset {preset}, or {LARGER_GPU}" if preset else LARGER_GPU
+
+
+def changed_fields(before: RunConfig, after: RunConfig) -> dict[str, tuple[object, object]]:
+    """Return the settings that shape a run and differ, as dotted name to (before, after)."""
+    old, new = (dataclasses.asdict(config) for config in (before, after))
+    changed = {}
+    for name in old.keys() - NOT_COMPARED:
+        if not isinstance(old[name], dict):
+            old[name], new[name] = {"": old[name]}, {"": new[name]}
+        for field, value in old[name].items():
+            if value != new[name][field]:
+                changed[f"{name}.{field}".rstrip(".")] = (value, new[name][field])
+    return dict(sorted(changed.items()))
+
+
+def keeps_the_steps(name: str, before: RunConfig, after: RunConfig) -> bool:
+    """Tell whether a run can go on with another value of a setting: its steps stay what they are.
+
+    Args:
+        name: The setting, dotted.
+        before: The settings so far.
+        after: The settings to go on with.
+    """
+    if name == "grpo.generation_batch_size":
+        # Checkpoints lie between two generate calls: smaller ones must end there too.
+        return before.grpo.steps_per_generation % after.grpo.steps_per_generation == 0
+    stage, _, field = name.partition(".")
+    if field in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        rows = [
+            part.per_device_train_batch_size * part.gradient_accumulation_steps
+            for part in (getattr(before, stage), getattr(after, stage))
+        ]
+        return rows[0] == rows[1]
+    return name in FREE_ON_RESUME
 
 
 def smaller_loading(model: ModelStage, with_sampling: bool) -> str:
@@ -122,7 +167,7 @@ def smaller_loading(model: ModelStage, with_sampling: bool) -> str:
     if with_sampling and slower:
         return _options({"model.sampling": slower})
     changes = _smaller_model(model)
-    return _options(changes) if changes else "a smaller preset, or a GPU with more memory"
+    return _options(changes) if changes else f"a smaller preset, or {LARGER_GPU}"
 
 
 def _options(changes: dict[str, object]) -> str:
@@ -134,10 +179,13 @@ def _text(value: object) -> str:
 
 
 def _smaller_generate_call(stage: GrpoStage) -> dict[str, object]:
-    """At most half as many completions a call, still whole steps and whole groups."""
-    step = stage.completions_per_step
-    for size in range(stage.generation_batch_size // 2 // step * step, 0, -step):
-        if size % stage.num_generations == 0:
+    """At most half as many completions a call: whole steps and groups, and a part of the old call.
+
+    The last lets a run go on with it: its checkpoints lie where a call ends.
+    """
+    step, whole = stage.completions_per_step, stage.generation_batch_size
+    for size in range(whole // 2 // step * step, 0, -step):
+        if size % stage.num_generations == 0 and whole % size == 0:
             return {"grpo.generation_batch_size": size}
     return {}
 

@@ -30,7 +30,7 @@ from training.artifacts import (
 )
 from training.evaluation import Evaluation, evaluate_model, print_table, record_differences
 from training.grpo import run_grpo
-from training.memory import report_peak, smaller_setting
+from training.memory import changed_fields, keeps_the_steps, report_peak, smaller_setting
 from training.model import (
     check_merge_space, load_model, memory_guard, merge_and_save, save_adapter,
 )
@@ -148,29 +148,34 @@ def _open_folder(config: configs.RunConfig, folder: Path, resume: bool) -> None:
             f"{folder}: cannot be written ({error.strerror}); choose another --output-dir"
         ) from error
     path = folder / "config.json"
-    settings = json.loads(config.to_json())
     if path.exists() and resume:
-        _check_same_settings(read_json(path, {})["settings"], settings, folder)
+        _take_up_settings(path, config)
     elif path.exists():
         _set_aside(folder)
     if not path.exists():
+        settings = json.loads(config.to_json())
         facts = {"settings": settings, "versions": package_versions(), "git_hash": git_hash()}
         write_json_atomic(path, facts)
 
 
-def _check_same_settings(old: dict, new: dict, folder: Path) -> None:
-    """Refuse to take up a run under settings that would have made another one."""
-    ignored = {"output_dir", "show_progress", "merge_model", "preset"}
-    for stage, value in new.items():
-        pairs = value.items() if isinstance(value, dict) else [("", value)]
-        for name, wanted in pairs:
-            before = old[stage].get(name) if isinstance(value, dict) else old.get(stage)
-            if before != wanted and stage not in ignored:
-                field = f"{stage}.{name}" if name else stage
-                raise RunError(
-                    f"{folder}: was started with {field}={before!r}, not {wanted!r}; resume with "
-                    "the same settings or choose another --output-dir"
-                )
+def _take_up_settings(path: Path, config: configs.RunConfig) -> None:
+    """Refuse settings of another run; record those that only change how much memory is taken."""
+    facts = read_json(path, {})
+    before = configs.from_dict(facts["settings"])
+    changed = changed_fields(before, config)
+    for name, (old, new) in changed.items():
+        if not keeps_the_steps(name, before, config):
+            raise RunError(
+                f"{path.parent}: was started with {name}={old!r}, not {new!r}; resume with the "
+                "same settings or choose another --output-dir"
+            )
+    if not changed:
+        return
+    print("resumed with", ", ".join(f"{n}={new} (was {old})" for n, (old, new) in changed.items()))
+    # Batches of a cut evaluation are told apart by their number alone.
+    shutil.rmtree(path.parent / "evaluation_parts", ignore_errors=True)
+    facts["changed_on_resume"] = [*facts.get("changed_on_resume", []), changed]
+    write_json_atomic(path, facts | {"settings": json.loads(config.to_json())})
 
 
 def _set_aside(folder: Path) -> None:

@@ -84,16 +84,33 @@ def _kl_blow_up(rows: list[Row]) -> str | None:
     return None
 
 
-def _reward_without_result(rows: list[Row]) -> str | None:
+def _fall_of_db_match(rows: list[Row]) -> float:
     looks = _column(rows, "heldout/db_match")
+    return max(looks) - looks[-1] if looks else 0.0
+
+
+def _reward_rises(rows: list[Row]) -> bool:
     rewards = _column(rows, "reward")
-    if len(looks) < 2 or len(rewards) < 10:
-        return None
-    fell = max(looks[:-1]) - looks[-1]
-    if fell >= 0.05 and fmean(rewards[-5:]) > fmean(rewards[:5]):
+    return len(rewards) >= 10 and fmean(rewards[-5:]) > fmean(rewards[:5])
+
+
+def _reward_without_result(rows: list[Row]) -> str | None:
+    fell = _fall_of_db_match(rows)
+    if fell >= 0.05 and _reward_rises(rows):
         return (
             f"the reward rises while held-out db match fell by {fell:.2f} from its best: read the "
             "sample rollouts for what is rewarded, and set grpo.early_stopping_patience=3"
+        )
+    return None
+
+
+def _result_falls(rows: list[Row]) -> str | None:
+    # A small fall alone may be noise: 0.15 is 2.5 standard errors of a share of 64 tasks.
+    fell = _fall_of_db_match(rows)
+    if fell >= 0.15 and not _reward_rises(rows):
+        return (
+            f"held-out db match fell by {fell:.2f} from its best: lower grpo.learning_rate or "
+            "raise grpo.beta, and set grpo.early_stopping_patience=3"
         )
     return None
 
@@ -114,6 +131,7 @@ RULES: dict[str, Callable[[list[Row]], str | None]] = {
     "length_collapse": _length_collapse,
     "kl_blow_up": _kl_blow_up,
     "reward_without_result": _reward_without_result,
+    "result_falls": _result_falls,
     "parse_rate_falls": _parse_rate_falls,
 }
 
