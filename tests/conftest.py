@@ -1,6 +1,8 @@
-"""What holds for the whole suite: one thread a worker, and the longest files first."""
+"""What holds for the whole suite: one thread a worker, the longest files first, shared fixtures."""
 
 import os
+
+import pytest
 
 # Set before torch is imported. `make test` runs two workers: with two threads each, on two cores,
 # they wait for one another and a training step takes three times as long.
@@ -17,3 +19,25 @@ def pytest_collection_modifyitems(items):
     """Move the longest files to the front; within a file the order stays."""
     rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+@pytest.fixture(scope="session")
+def db():
+    """The shipped store; episodes write to overlays of their own, so it serves every test."""
+    from envs.retail import RetailDatabase
+
+    return RetailDatabase.load()
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    """Settings that load a random two-layer model in float32."""
+    from tiny_random import make_model_dir
+
+    from configs import ModelStage
+
+    folder = make_model_dir(tmp_path_factory.mktemp("base"))
+    return ModelStage(
+        model_name=str(folder), load_in_4bit=False, dtype="float32", device="cpu", lora_rank=4,
+        lora_alpha=8, gradient_checkpointing=False, experts_implementation="eager",
+    )

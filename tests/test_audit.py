@@ -35,11 +35,6 @@ COUNT_OF_CHECK = {
 
 
 @pytest.fixture(scope="module")
-def db():
-    return RetailDatabase.load()
-
-
-@pytest.fixture(scope="module")
 def rows():
     return [json.loads(line) for line in OWN_FILES[0].read_text(encoding="utf-8").splitlines()]
 

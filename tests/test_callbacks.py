@@ -9,7 +9,6 @@ import tiny_random
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_reader import gold_completion
-from envs.retail import RetailDatabase
 from harmony import render_completion
 from task_tester import score_completion
 from training.callbacks import MetricsTable, RunLogger
@@ -17,11 +16,6 @@ from training.grpo import run_grpo
 from training.model import load_model
 from training.plots import plot_all
 from training.watch import RULES, describe_rollout, find_warnings
-
-
-@pytest.fixture(scope="module")
-def db():
-    return RetailDatabase.load()
 
 
 @pytest.fixture(scope="module")

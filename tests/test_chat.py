@@ -5,7 +5,7 @@ import json
 import pytest
 
 import configs
-from envs.retail import Episode, RetailDatabase
+from envs.retail import Episode
 from training.artifacts import write_json_atomic
 from training.chat import example_query, quick_test, run_chat
 from training.evaluation import config_of_model
@@ -22,11 +22,6 @@ PROMPT = "<|start|>user<|message|>Cancel #W1234567, please.<|end|><|start|>assis
 @pytest.fixture(scope="module")
 def loaded():
     return load_model(CONFIG.model)
-
-
-@pytest.fixture(scope="module")
-def db():
-    return RetailDatabase.load()
 
 
 def test_example_is_a_cancellation_that_the_store_accepts(db):

@@ -41,11 +41,6 @@ def kinds(task: Task, db: RetailDatabase) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def db():
-    return RetailDatabase.load()
-
-
-@pytest.fixture(scope="module")
 def tasks():
     return list(TaskStream(500, seed=11))
 

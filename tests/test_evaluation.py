@@ -8,7 +8,6 @@ import tiny_random
 import torch
 
 from data_reader import gold_completion
-from envs.retail import RetailDatabase
 from harmony import render_completion
 from training import evaluation as evaluation_module
 from training.artifacts import RunError
@@ -23,11 +22,6 @@ METRICS = {
     "exact_match_rate", "action_precision", "action_recall", "action_f1", "json_parse_success",
     "ordering_accuracy", "completeness_score", "db_match_rate", "mean_reward",
 }
-
-
-@pytest.fixture(scope="module")
-def db():
-    return RetailDatabase.load()
 
 
 @pytest.fixture(scope="module")

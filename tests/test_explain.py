@@ -4,16 +4,10 @@ import pytest
 import torch
 
 from data_reader import Task, gold_completion
-from envs.retail import RetailDatabase
 from scoring.explain import (
     break_one_argument, explain_calls, explain_completion, format_score, group_advantages,
 )
 from task_tester import max_reward, score_completion
-
-
-@pytest.fixture(scope="module")
-def db():
-    return RetailDatabase.load()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 
 import train_script
 from configs import ModelStage
-from tests.tiny_random import make_model_dir
 from training import export as export_module
 from training import mxfp4
 from training.checkpoint import ModelError, holds_mxfp4_experts, read_json_file
@@ -21,15 +20,6 @@ from training.model import (
 from training.plain import plain_logits
 
 PROMPTS = ["<|start|>user<|message|>cancel #W12", "<|start|>assistant", "7"]
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> ModelStage:
-    folder = make_model_dir(tmp_path_factory.mktemp("base"))
-    return ModelStage(
-        model_name=str(folder), load_in_4bit=False, dtype="float32", device="cpu", lora_rank=4,
-        lora_alpha=8, gradient_checkpointing=False, experts_implementation="eager",
-    )
 
 
 @pytest.fixture(scope="module")

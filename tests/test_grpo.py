@@ -7,7 +7,6 @@ import torch
 from datasets import Dataset
 
 from data_reader import Task, gold_completion, grpo_rows, task_from_json, task_to_json
-from envs.retail import RetailDatabase
 from harmony import render_completion
 from task_tester import score_completion
 from training import rewards as rewards_module
@@ -15,11 +14,6 @@ from training.grpo import build_grpo_trainer, count_steps, order_by_difficulty, 
 from training.model import load_model
 from training.resampling import Group, Resampler
 from training.rewards import CompletionScorer, make_reward_functions, summarize_batch
-
-
-@pytest.fixture(scope="module")
-def db():
-    return RetailDatabase.load()
 
 
 @pytest.fixture(scope="module")

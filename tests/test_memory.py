@@ -23,6 +23,10 @@ def preset(name: str, **overrides: object) -> configs.RunConfig:
         # 48 is three steps of 16; half of it is no whole step.
         (preset("24gb", grpo__generation_batch_size=48), "GRPO",
          "--set grpo.generation_batch_size=16 --resume"),
+        # Seven steps of 12 a call: three a call would not end where a checkpoint lies.
+        (preset("24gb", grpo__per_device_train_batch_size=4, grpo__gradient_accumulation_steps=3,
+                grpo__num_generations=4, grpo__generation_batch_size=84), "GRPO",
+         "--set grpo.generation_batch_size=12 --resume"),
         (preset("24gb", grpo__generation_batch_size=16), "GRPO",
          "--set model.sampling_rows=32 --resume"),
         # A step of 4 completions holds no group of 8; calls of 8, 16, ... do.

@@ -9,15 +9,9 @@ from pathlib import Path
 import pytest
 
 from data_reader import Task
-from envs.retail import RetailDatabase
 from task_tester import max_reward, score_completion
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "TRAINING_METHODOLOGY.md"
-
-
-@pytest.fixture(scope="module")
-def db():
-    return RetailDatabase.load()
 
 
 @pytest.fixture(scope="module")

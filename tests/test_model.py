@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from configs import ModelStage
-from tests.tiny_random import make_model_dir
 from training import model as model_module
 from training.checkpoint import ModelError, check_environment, count_parameters
 from training.model import (
@@ -22,15 +21,6 @@ from training.model import (
 )
 
 PROMPTS = ["<|start|>user<|message|>cancel #W12", "<|start|>assistant", "7"]
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> ModelStage:
-    folder = make_model_dir(tmp_path_factory.mktemp("base"))
-    return ModelStage(
-        model_name=str(folder), load_in_4bit=False, dtype="float32", device="cpu", lora_rank=4,
-        lora_alpha=8, gradient_checkpointing=False, experts_implementation="eager",
-    )
 
 
 def randomize_lora(model: torch.nn.Module, seed: int = 0) -> None:
