@@ -109,6 +109,10 @@ CASES = {
         steps(completions__mean_length=[80.0] * 5 + [20.0] * 3),
         steps(completions__mean_length=[80.0] * 5 + [50.0] * 3),
     ),
+    "dropped_calls": (
+        steps(rollouts__calls_per_gold=[1.0] * 5 + [0.7] * 3),
+        steps(rollouts__calls_per_gold=[1.0] * 5 + [0.8] * 3),
+    ),
     "kl_blow_up": (
         steps(kl_to_sft=[0.01] * 10 + [0.9]), steps(kl_to_sft=[0.01] * 10 + [0.09])
     ),

@@ -188,8 +188,22 @@ def test_reward_for_short_answers_is_a_length_collapse(bench, tmp_path):
         if sum(lengths[step - 3:step]) / 3 < 0.4 * sum(lengths[:5]) / 5
     ]
     assert warnings_of(folder) == [(collapsed[0], (
-        "completions are less than 0.4 times as long as at the start: the policy drops calls "
-        "to dodge penalties; lower grpo.learning_rate or raise grpo.outcome_reward_weight"
+        "completions are less than 0.4 times as long as at the start: read the sample rollouts "
+        "for what is left out, and lower grpo.learning_rate"
+    ))]
+
+
+def test_penalty_for_each_call_is_dropped_calls(bench, tmp_path):
+    folder = bench.grpo(
+        tmp_path, pay=lambda text, score: -4 if score.parse_error else -score.num_predicted,
+        grpo__learning_rate=2e-3, grpo__temperature=1.3, grpo__num_generations=8,
+        grpo__max_steps=8, seed=5,
+    )
+    ratios = column(folder, "rollouts/calls_per_gold")
+    assert warnings_of(folder) == [(8, (
+        f"plans hold {sum(ratios[5:]) / 3:.2f} calls for each gold call, {sum(ratios[:5]) / 5:.2f} "
+        "at the start: the policy drops calls to dodge penalties; lower grpo.learning_rate or raise "
+        "grpo.outcome_reward_weight"
     ))]
 
 
@@ -243,7 +257,7 @@ def read_events(folder: Path) -> EventAccumulator:
     "reward_parts/incorrect_action", "reward_parts/missing_argument", "reward_parts/unparsable",
     "frac_reward_zero_std", "parse_failures/not_json", "parse_failures/duplicate_key",
     "completions/mean_length", "completions/clipped_ratio", "kl_to_sft", "entropy",
-    "rollouts/exact_match", "rollouts/db_match", "rollouts/parsed",
+    "rollouts/exact_match", "rollouts/db_match", "rollouts/parsed", "rollouts/calls_per_gold",
 ])
 def test_tensorboard_has_it_at_every_step(healthy, name):
     scalars = read_events(healthy).Scalars(f"grpo/{name}")

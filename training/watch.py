@@ -68,8 +68,19 @@ def _length_collapse(rows: list[Row]) -> str | None:
     lengths = _column(rows, "completions/mean_length")
     if len(lengths) >= 8 and fmean(lengths[-3:]) < 0.4 * fmean(lengths[:5]):
         return (
-            "completions are less than 0.4 times as long as at the start: the policy drops calls "
-            "to dodge penalties; lower grpo.learning_rate or raise grpo.outcome_reward_weight"
+            "completions are less than 0.4 times as long as at the start: read the sample rollouts "
+            "for what is left out, and lower grpo.learning_rate"
+        )
+    return None
+
+
+def _dropped_calls(rows: list[Row]) -> str | None:
+    ratios = _column(rows, "rollouts/calls_per_gold")
+    if len(ratios) >= 8 and fmean(ratios[-3:]) < 0.75 * fmean(ratios[:5]):
+        return (
+            f"plans hold {fmean(ratios[-3:]):.2f} calls for each gold call, {fmean(ratios[:5]):.2f} "
+            "at the start: the policy drops calls to dodge penalties; lower grpo.learning_rate or "
+            "raise grpo.outcome_reward_weight"
         )
     return None
 
@@ -129,6 +140,7 @@ RULES: dict[str, Callable[[list[Row]], str | None]] = {
     "dead_groups": _dead_groups,
     "clipping": _clipping,
     "length_collapse": _length_collapse,
+    "dropped_calls": _dropped_calls,
     "kl_blow_up": _kl_blow_up,
     "reward_without_result": _reward_without_result,
     "result_falls": _result_falls,
