@@ -114,7 +114,8 @@ CASES = {
         steps(rollouts__calls_per_gold=[1.0] * 5 + [0.8] * 3),
     ),
     "kl_blow_up": (
-        steps(kl_to_sft=[0.01] * 10 + [0.9]), steps(kl_to_sft=[0.01] * 10 + [0.09])
+        # A rise that no two steps show; a policy that soon is as far as it stays.
+        steps(kl_to_sft=[0.05 * n for n in range(1, 30)]), steps(kl_to_sft=[0.2] * 10 + [0.9])
     ),
     "reward_without_result": (
         steps(reward=[1.0] * 5 + [2.0] * 7, heldout__db_match=[0.5] * 6 + [0.4] * 6),
@@ -128,6 +129,11 @@ CASES = {
         steps(rollouts__parsed=[0.9] * 5 + [0.7] * 5), steps(rollouts__parsed=[0.9] * 5 + [0.85] * 5)
     ),
 }
+
+
+def test_a_jump_of_the_kl_is_a_blow_up_as_well():
+    assert find_warnings(steps(kl_to_sft=[0.01] * 10 + [0.9]))
+    assert not find_warnings(steps(kl_to_sft=[0.01] * 10 + [0.09]))
 
 
 @pytest.mark.parametrize("kind", RULES)

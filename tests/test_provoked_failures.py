@@ -167,7 +167,7 @@ def test_learning_rate_far_too_high_is_a_kl_blow_up_and_a_fall(bench, tmp_path):
     jump = column(folder, "kl_to_sft")[1]
     before, after = column(folder, "heldout/db_match")
     assert set(warnings_of(folder)) == {(2, (
-        f"the KL to the reference policy jumped to {jump:.2f}: lower grpo.learning_rate, raise "
+        f"the KL to the reference policy rose to {jump:.2f}: lower grpo.learning_rate, raise "
         "grpo.beta, or set grpo.max_kl to stop in time"
     )), (2, (
         f"held-out db match fell by {before - after:.2f} from its best: lower grpo.learning_rate "

@@ -87,9 +87,10 @@ def _dropped_calls(rows: list[Row]) -> str | None:
 
 def _kl_blow_up(rows: list[Row]) -> str | None:
     values = _column(rows, "kl_to_sft") or _column(rows, "kl_to_base")
-    if values and values[-1] > 0.5 and values[-1] > 5 * max(fmean(values[-11:-1] or [0.0]), 1e-9):
+    # Against the start and not against the step before: a slow rise ends as far away as a jump.
+    if len(values) > 1 and values[-1] > max(0.5, 5 * fmean(values[:-1][:10])):
         return (
-            f"the KL to the reference policy jumped to {values[-1]:.2f}: lower grpo.learning_rate, "
+            f"the KL to the reference policy rose to {values[-1]:.2f}: lower grpo.learning_rate, "
             "raise grpo.beta, or set grpo.max_kl to stop in time"
         )
     return None
