@@ -9,6 +9,7 @@ all, and the resolved settings are saved with every run (`to_json`).
 import dataclasses
 import json
 import typing
+from pathlib import Path
 from dataclasses import dataclass, field, replace
 
 # The mix of generated tasks is a declared table too; it lives beside the generator that reads it.
@@ -342,6 +343,32 @@ def from_dict(settings: dict) -> RunConfig:
         return RunConfig(**(settings | parts))
     except (KeyError, TypeError) as error:
         raise ConfigError(f"settings of another version of this project: {error}") from error
+
+
+def read_settings(path: Path) -> RunConfig | None:
+    """Return the settings that a run folder's config.json records.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The settings; None when there is no such file, or one that records no run.
+
+    Raises:
+        ConfigError: The file is damaged, or its fields are not those of this version.
+    """
+    if not path.is_file():
+        return None
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}); copy the file again") from error
+    if not isinstance(facts, dict) or "settings" not in facts:
+        return None
+    try:
+        return from_dict(facts["settings"])
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}; use that version, or begin another run") from error
 
 
 def pick_preset() -> tuple[str, str]:

@@ -81,6 +81,8 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     db = RetailDatabase.load(args.data_dir)
     _check_gold(tasks, args.tasks, db)
     try:
+        from configs import ConfigError
+        from training.artifacts import RunError
         from training.checkpoint import ModelError
         from training.evaluation import evaluate_model_dir
     except ImportError as error:
@@ -90,7 +92,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
             model=args.model, tasks=tasks, db=db, output_dir=args.output,
             num_trials=args.num_trials, batch_size=args.batch_size,
         )
-    except ModelError as error:
+    except (ConfigError, ModelError, RunError) as error:
         raise UsageError(f"--model {args.model}: {error}") from None
     return 0
 

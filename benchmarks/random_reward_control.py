@@ -89,10 +89,9 @@ def main() -> None:
     default = ROOT / "benchmarks" / "results" / "random_reward_control.json"
     parser.add_argument("--output", type=Path, default=default)
     arguments = parser.parse_args()
-    recorded = read_json(arguments.run / "config.json", {})
-    if not recorded:
+    config = configs.read_settings(arguments.run / "config.json")
+    if config is None:
         sys.exit(f"error: {arguments.run}: holds no run; run train_script.py first")
-    config = configs.from_dict(recorded["settings"])
     # Without early stopping: it would hide the harm by keeping the adapter that SFT left.
     stage = replace(config.grpo, early_stopping_patience=0, resample_rounds=0)
     if arguments.steps:

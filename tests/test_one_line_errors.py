@@ -328,16 +328,36 @@ def test_an_adapter_cut_in_half(adapter_dir, tmp_path, capsys, monkeypatch, name
     assert str(damaged / name) in error and "again" in error
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [("{", "config.json: not valid JSON"),
-     ('{"settings": {"model": {}}}', "settings of another version of this project: 'data'"),
-     ('{"settings": {"model": {"gone": 1}}}', "settings of another version")],
-)
-def test_a_run_whose_settings_cannot_be_read(adapter_dir, tmp_path, capsys, text, told):
-    moved = Path(shutil.copytree(adapter_dir, tmp_path / "run" / "final_model"))
-    (tmp_path / "run" / "config.json").write_text(text)
-    assert told in error_of(capsys, ["chat", "--model", str(moved)])
+@pytest.mark.parametrize(("text", "told"), [
+    ("{", "not valid JSON"), ("\xff", "not valid JSON"),
+    ('{"settings": []}', "settings of another version of this project"),
+    ('{"settings": {"model": {}}}', "settings of another version of this project: 'data'"),
+    ('{"settings": {"model": {"gone": 1}}}', "settings of another version"),
+])
+def test_a_run_whose_settings_cannot_be_read(folder, adapter_dir, tmp_path, capsys, text, told):
+    """Whoever reads them says so in one line that names the file, and leaves it as it is."""
+    model = shutil.copytree(adapter_dir, tmp_path / "run" / "final_model")
+    path = tmp_path / "run" / "config.json"
+    path.write_bytes(text.encode("latin-1"))
+    told = f"{path}: {told}"
+    assert told in error_of(capsys, ["chat", "--model", str(model)])
+    resume = train_words(folder, "--output-dir", str(path.parent), "--resume")
+    assert told in error_of(capsys, resume)
+    words = ["evaluate", "--model", str(model), "--tasks", str(folder / "tasks.jsonl"),
+             "--output", str(tmp_path / "evaluation")]
+    assert task_tester.main(words) != 0
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+    assert path.read_bytes() == text.encode("latin-1")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"model_type": "gpt_oss"}'])
+def test_a_folder_without_a_run_is_not_resumed(folder, tmp_path, capsys, text):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    error = error_of(capsys, train_words(folder, "--output-dir", str(tmp_path), "--resume"))
+    assert f"{path}: records no run to resume; choose another --output-dir" in error
+    assert path.read_text() == text
 
 
 def test_a_marker_cut_in_half_is_no_whole_folder(tmp_path):

@@ -326,14 +326,15 @@ def config_of_model(model: str) -> configs.RunConfig:
         Those of the run that the folder lies in; else the small model's when it is the one that
         ships here, else those of the preset "auto".
     """
-    recorded = read_json(Path(model).parent / "config.json", {}).get("settings")
+    recorded = configs.read_settings(Path(model).parent / "config.json")
     if recorded:
-        return configs.from_dict(recorded)
+        return recorded
     if Path(model).resolve() == (ROOT / configs.TINY_MODEL_PATH).resolve():
         return configs.get_preset("cpu")
     config = configs.get_preset("auto")
     adapter = read_json(Path(model) / "adapter_config.json", {})
-    base = adapter.get("base_model_name_or_path", model)
+    # A damaged one is told when the adapter is loaded.
+    base = adapter.get("base_model_name_or_path", model) if isinstance(adapter, dict) else model
     return replace(config, model=replace(config.model, model_name=base))
 
 

@@ -160,8 +160,9 @@ def _open_folder(config: configs.RunConfig, folder: Path, resume: bool) -> None:
 
 def _take_up_settings(path: Path, config: configs.RunConfig) -> None:
     """Refuse settings of another run; record those that only change how much memory is taken."""
-    facts = read_json(path, {})
-    before = configs.from_dict(facts["settings"])
+    before = configs.read_settings(path)
+    if before is None:
+        raise RunError(f"{path}: records no run to resume; choose another --output-dir")
     changed = changed_fields(before, config)
     for name, (old, new) in changed.items():
         if not keeps_the_steps(name, before, config):
@@ -174,6 +175,7 @@ def _take_up_settings(path: Path, config: configs.RunConfig) -> None:
     print("resumed with", ", ".join(f"{n}={new} (was {old})" for n, (old, new) in changed.items()))
     # Batches of a cut evaluation are told apart by their number alone.
     shutil.rmtree(path.parent / "evaluation_parts", ignore_errors=True)
+    facts = read_json(path, {})
     facts["changed_on_resume"] = [*facts.get("changed_on_resume", []), changed]
     write_json_atomic(path, facts | {"settings": json.loads(config.to_json())})
 
