@@ -84,6 +84,7 @@ NOT_RUN = {
     "llama.cpp --output outputs/gguf_model": "needs llama.cpp; tests/test_export.py has a stand-in",
     "benchmarks/gpu_all.sh MODEL outputs/gpu": GPU,
     "python benchmarks/gpu_rollouts.py --model MODEL --output benchmarks/results/gpu_rollouts.json": GPU,
+    "python benchmarks/kill_and_resume.py --model MODEL --output benchmarks/results/gpu_resume.json": GPU,
     "python benchmarks/gpu_presets.py --model MODEL --output benchmarks/results/gpu_presets.json": GPU,
     "python benchmarks/gpu_pipeline.py --preset 80gb --merge --output benchmarks/results/gpu_pipeline.json":
         GPU,
