@@ -88,8 +88,8 @@ def summarize_batch(scores: list[Score]) -> dict[str, float]:
     Returns:
         Means of the reward's parts (`reward_parts/*`), shares of completions that fail to parse by
         kind (`parse_failures/*`), both 0.0 where there is none; exact match, db match and parse
-        shares; calls of the plans for each gold call (where there is a plan); and for each tool that was called the share of its calls that were correct
-        (`tools/*`).
+        shares; calls of the plans for each gold call (where there is a plan); and for each tool
+        that was called the share of its calls that were correct (`tools/*`).
     """
     count = len(scores)
     metrics = {
@@ -98,8 +98,7 @@ def summarize_batch(scores: list[Score]) -> dict[str, float]:
         "rollouts/parsed": sum(s.parse_error is None for s in scores) / count,
     }
     plans = [score for score in scores if score.parse_error is None]
-    if plans:
-        num_gold = sum(plan.num_gold for plan in plans)
+    if num_gold := sum(plan.num_gold for plan in plans):
         metrics["rollouts/calls_per_gold"] = sum(plan.num_predicted for plan in plans) / num_gold
     # Every part and every kind, each time: the trainer averages what is logged, so a name left out
     # where it is 0 would be averaged over the other batches of the row alone, and come out too high.
