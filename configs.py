@@ -9,8 +9,8 @@ all, and the resolved settings are saved with every run (`to_json`).
 import dataclasses
 import json
 import typing
-from pathlib import Path
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 # The mix of generated tasks is a declared table too; it lives beside the generator that reads it.
 from tasks.mix import DEFAULT_MIX as DEFAULT_MIX

@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,13 +37,13 @@ def whole_checkpoints(folder: Path) -> list[str]:
     return sorted(found, key=lambda name: int(name.rpartition("-")[2]))
 
 
-def settings_of(arguments: argparse.Namespace) -> list[str]:
-    """Return the words of the run: three SFT steps, and as many generate calls of GRPO."""
-    changes = {
+def settings_of(arguments: argparse.Namespace) -> dict[str, object]:
+    """Return the settings of the run: three SFT steps, and as many generate calls of GRPO."""
+    changes: dict[str, object] = {
         "sft.max_steps": 3, "sft.save_steps": 1, "sft.logging_steps": 1, "grpo.save_steps": 1,
         "grpo.max_completion_length": arguments.completion_tokens,
         "evaluation.max_new_tokens": arguments.completion_tokens, "evaluation.num_tasks": 8,
-        "grpo.eval_steps": 0, "grpo.early_stopping_patience": 0, "grpo.num_eval_tasks": 8,
+        "grpo.eval_steps": 0, "grpo.early_stopping_patience": 0,
         "show_progress": "false", "merge_model": "false",
     }
     if arguments.model:
@@ -52,18 +51,16 @@ def settings_of(arguments: argparse.Namespace) -> list[str]:
     changes |= dict(text.split("=", 1) for text in arguments.set)
     config = configs.with_overrides(configs.get_preset(arguments.preset), changes)
     # A checkpoint of GRPO lies after each generate call.
-    changes["grpo.max_steps"] = 3 * config.grpo.steps_per_generation
-    words = ["--preset", arguments.preset, "--output-dir", str(arguments.run_dir), "--resume"]
-    return words + [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]
+    return changes | {"grpo.max_steps": 3 * config.grpo.steps_per_generation}
 
 
-def run(words: list[str], log_path: Path, reached: Callable[[], bool], timeout_s: float) -> dict:
-    """Run the script until something is reached, and kill it then.
+def run(words: list[str], log_path: Path, kill_at: Path | None, timeout_s: float) -> dict:
+    """Run the script, and kill it once a folder holds a whole checkpoint.
 
     Args:
         words: Of its command line.
         log_path: Takes what it prints.
-        reached: Whether to kill it now.
+        kill_at: The folder; None lets it come to its end.
         timeout_s: After this it is killed in any case.
 
     Returns:
@@ -76,7 +73,8 @@ def run(words: list[str], log_path: Path, reached: Callable[[], bool], timeout_s
             stderr=subprocess.STDOUT, cwd=ROOT,
         )
         while process.poll() is None:
-            if reached() or time.monotonic() - begin > timeout_s:
+            reached = kill_at is not None and whole_checkpoints(kill_at)
+            if reached or time.monotonic() - begin > timeout_s:
                 process.kill()
             time.sleep(0.05)
     return {"exit_code": process.returncode, "seconds": round(time.monotonic() - begin, 1)}
@@ -107,15 +105,15 @@ def main() -> None:
     if folder.exists():
         sys.exit(f"error: {folder}: exists; remove it or choose another --run-dir")
     folder.mkdir(parents=True)
-    words, log_path = settings_of(arguments), folder / "log.txt"
+    settings, log_path = settings_of(arguments), folder / "log.txt"
+    words = ["--preset", arguments.preset, "--output-dir", str(folder), "--resume"]
+    for name, value in settings.items():
+        words += ["--set", f"{name}={value}"]
     figures: dict = {
         "device": device_name(), "command": " ".join(sys.argv), "starts": [],
     }
     for place in (folder / "sft", folder, None):
-        def reached(place: Path | None = place) -> bool:
-            return place is not None and bool(whole_checkpoints(place))
-
-        start = run(words, log_path, reached, arguments.timeout_s)
+        start = run(words, log_path, place, arguments.timeout_s)
         start["checkpoints"] = whole_checkpoints(place or folder)
         figures["starts"].append(start)
         print(start, flush=True)
@@ -124,10 +122,10 @@ def main() -> None:
         sys.exit(f"error: the last start did not come to its end, see {log_path}")
     figures["steps"] = steps_of(folder / "metrics.csv")
     figures["stages_evaluated"] = list(json.loads((folder / "evaluation.json").read_text()))
-    last = int(words[-1].partition("=")[2])
+    grpo_steps = list(range(1, settings["grpo.max_steps"] + 1))
     figures["whole"] = (
         [start["exit_code"] for start in figures["starts"]] == [-9, -9, 0]
-        and figures["steps"] == {"sft": [1, 2, 3], "grpo": list(range(1, last + 1))}
+        and figures["steps"] == {"sft": [1, 2, 3], "grpo": grpo_steps}
         and figures["stages_evaluated"] == ["base", "sft", "sft_grpo"]
         and (folder / "final_model" / "complete.json").exists()
     )

@@ -121,15 +121,18 @@ def smaller_setting(config: RunConfig, doing: str) -> str:
 
 def changed_fields(before: RunConfig, after: RunConfig) -> dict[str, tuple[object, object]]:
     """Return the settings that shape a run and differ, as dotted name to (before, after)."""
-    old, new = (dataclasses.asdict(config) for config in (before, after))
-    changed = {}
-    for name in old.keys() - NOT_COMPARED:
-        if not isinstance(old[name], dict):
-            old[name], new[name] = {"": old[name]}, {"": new[name]}
-        for field, value in old[name].items():
-            if value != new[name][field]:
-                changed[f"{name}.{field}".rstrip(".")] = (value, new[name][field])
-    return dict(sorted(changed.items()))
+    old, new = _flatten(before), _flatten(after)
+    return {name: (old[name], new[name]) for name in sorted(old) if old[name] != new[name]}
+
+
+def _flatten(config: RunConfig) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{field}": inner for field, inner in value.items()}
+        elif name not in NOT_COMPARED:
+            flat[name] = value
+    return flat
 
 
 def keeps_the_steps(name: str, before: RunConfig, after: RunConfig) -> bool:

@@ -76,11 +76,14 @@ def _length_collapse(rows: list[Row]) -> str | None:
 
 def _dropped_calls(rows: list[Row]) -> str | None:
     ratios = _column(rows, "rollouts/calls_per_gold")
-    if len(ratios) >= 8 and fmean(ratios[-3:]) < 0.75 * fmean(ratios[:5]):
+    if len(ratios) < 8:
+        return None
+    start, now = fmean(ratios[:5]), fmean(ratios[-3:])
+    if now < 0.75 * start:
         return (
-            f"plans hold {fmean(ratios[-3:]):.2f} calls for each gold call, {fmean(ratios[:5]):.2f} "
-            "at the start: the policy drops calls to dodge penalties; lower grpo.learning_rate or "
-            "raise grpo.outcome_reward_weight"
+            f"plans hold {now:.2f} calls for each gold call, {start:.2f} at the start: the policy "
+            "drops calls to dodge penalties; lower grpo.learning_rate or raise "
+            "grpo.outcome_reward_weight"
         )
     return None
 
