@@ -5,12 +5,14 @@
 Both run in one process on the same model and tasks, through the same trainer. With random weights
 no completion ends before `--completion-tokens`, so the length of completions is equal and fixed, and
 no answer earns anything: a made-up spread is added to the executed reward so that there are
-advantages, and gradients, to update by. `seconds_per_step` is one optimizer step on 16 completions,
+advantages, and gradients, to update by. Each part's figures are written as soon as they are known,
+and `--parts` measures some of them anew in a file that holds the others. `seconds_per_step` is one optimizer step on 16 completions,
 its share of sampling and scoring included: medians over the passes, and the last round of sampling,
 so compilation is left out.
 """
 
 import argparse
+import contextlib
 import gc
 import json
 import os
@@ -25,11 +27,13 @@ sys.path.insert(0, str(ROOT))
 
 import training  # noqa: E402, F401  (Unsloth, before anything that it patches)
 import torch  # noqa: E402
+from torch.nn.utils.rnn import pad_sequence  # noqa: E402
 
 import configs  # noqa: E402
 from benchmarks.gpu_pipeline import GIB, Meter, device_name  # noqa: E402
 from data_reader import Task  # noqa: E402
 from training import pipeline  # noqa: E402
+from training.decoder import Decoder  # noqa: E402
 from training.evaluation import plan_prompt  # noqa: E402
 from training.grpo import REFERENCE_ADAPTER, build_grpo_trainer  # noqa: E402
 from training.rewards import (  # noqa: E402
@@ -39,9 +43,10 @@ from training.rollouts import FastGenerate, detach_fast_generate  # noqa: E402
 
 FULL_RUN_COMPLETIONS = 800 * 3 * 8
 """800 tasks, 3 epochs, 8 completions a task."""
+PARTS = ("generate", "ours", "logprobs", "baseline")
 TOLERANCE_FACTOR = 1.5
-"""Mean differences of log-probabilities may be this many times those of the model's own forward on
-the same tokens in another batch: in bfloat16 nearly tied experts are chosen by rounding."""
+"""The update and the sampler may be this many times as far from float32 in the mean as the model's
+own plain forward is: in bfloat16 nearly tied experts are chosen by rounding."""
 
 
 class TimedGenerate:
@@ -105,7 +110,7 @@ def time_generate(
 
 def measure_grpo(
     run: pipeline.Run, model: Any, tokenizer: Any, config: configs.RunConfig, generate: Any
-) -> tuple[dict[str, Any], Any, dict[str, Any]]:
+) -> dict[str, Any]:
     """Run a few GRPO steps and take the medians of their parts.
 
     Args:
@@ -116,8 +121,7 @@ def measure_grpo(
         generate: What the trainer shall call.
 
     Returns:
-        tokens_per_s, seconds_per_step, peak_gib, and the figures behind them; the trainer; and
-        what it made of the last generate call.
+        tokens_per_s, seconds_per_step, peak_gib, and the figures behind them.
     """
     timed = TimedGenerate(generate)
     model.generate = timed
@@ -126,7 +130,6 @@ def measure_grpo(
         model, tokenizer, run.train, run.db, config, run.validation, make_spread_rewards
     )
     updates, preparations = [], []
-    last_batch: dict[str, Any] = {}
     prepare = trainer._generate_and_score_completions
     step = trainer.training_step
 
@@ -135,7 +138,6 @@ def measure_grpo(
         result = prepare(*args, **kwargs)
         torch.cuda.synchronize()
         preparations.append(time.perf_counter() - begin)
-        last_batch.update(result)
         return result
 
     def timed_step(*args: Any, **kwargs: Any) -> Any:
@@ -151,15 +153,14 @@ def measure_grpo(
     trainer._generate_and_score_completions = timed_prepare
     trainer.training_step = timed_step
     trainer.train()
-    if REFERENCE_ADAPTER in model.peft_config:
-        model.delete_adapter(REFERENCE_ADAPTER)
+    drop_reference(model)
     stage = config.grpo
     update = statistics.median(updates) * stage.gradient_accumulation_steps
     sampling = timed.calls[-1]
     scoring = preparations[-1] - sampling["seconds"]
     share = stage.steps_per_generation
     norms = [row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row]
-    figures = {
+    return {
         "tokens_per_s": round(sampling["tokens"] / sampling["seconds"], 1),
         "seconds_per_step": round(update + preparations[-1] / share, 2),
         "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
@@ -174,7 +175,12 @@ def measure_grpo(
         "update_passes_s": [round(seconds, 2) for seconds in updates],
         "grad_norms": [round(float(norm), 4) for norm in norms],
     }
-    return figures, trainer, last_batch
+
+
+def drop_reference(model: Any) -> None:
+    """Delete the adapter that a trainer kept as reference: the next one makes its own."""
+    if REFERENCE_ADAPTER in model.peft_config:
+        model.delete_adapter(REFERENCE_ADAPTER)
 
 
 def make_spread_rewards(scorer: CompletionScorer) -> list[RewardFunction]:
@@ -197,11 +203,46 @@ def differences(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> dict[st
     }
 
 
+class _Sampled(Exception):
+    """The first batch of completions is there."""
+
+
+def sample_batch(
+    run: pipeline.Run, model: Any, tokenizer: Any, config: configs.RunConfig
+) -> tuple[Any, dict[str, Any]]:
+    """Let a trainer sample once, without an update.
+
+    Args:
+        run: Tasks and store.
+        model: Model with LoRA.
+        tokenizer: Its tokenizer.
+        config: The settings.
+
+    Returns:
+        The trainer, and what it made of its first generate call.
+    """
+    trainer = build_grpo_trainer(
+        model, tokenizer, run.train, run.db, config, run.validation, make_spread_rewards
+    )
+    prepare = trainer._generate_and_score_completions
+    batch: dict[str, Any] = {}
+
+    def prepare_once(*args: Any, **kwargs: Any) -> None:
+        batch.update(prepare(*args, **kwargs))
+        raise _Sampled
+
+    trainer._generate_and_score_completions = prepare_once
+    with contextlib.suppress(_Sampled):
+        trainer.train()
+    drop_reference(model)
+    return trainer, batch
+
+
 @torch.no_grad()
 def compare_logprobs(
     model: Any, fast: FastGenerate, trainer: Any, batch: dict[str, Any], rows: int = 4
 ) -> dict[str, Any]:
-    """Compare log-probabilities of sampled tokens: update, sampler, and a plain forward.
+    """Compare log-probabilities of sampled tokens: update, sampler, plain forward, and float32.
 
     Args:
         model: The model.
@@ -211,9 +252,10 @@ def compare_logprobs(
         rows: Completions to compare.
 
     Returns:
-        Differences of `update_to_plain`, `sampler_to_plain`, `sampler_to_update`, and as the
-        yardstick `plain_to_plain_padded`: the same forward on the same tokens, once a row at a
-        time and once as a padded batch. All of one temperature, over the completions' tokens.
+        Differences, all at the sampling temperature and over the completions' tokens:
+        `update_to_plain`, `sampler_to_plain`, `sampler_to_update`; `plain_to_plain_padded`, the
+        plain forward once a row and once two rows at a time; and `update_to_exact`,
+        `sampler_to_exact`, `plain_to_exact`, where exact is the same weights in float32.
     """
     prompts = [ids[mask.bool()] for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"])]
     completions = [
@@ -224,8 +266,15 @@ def compare_logprobs(
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)[:rows]
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)[:rows]
     width = batch["completion_ids"].shape[1]
-    update = trainer._get_per_token_logps_and_entropies(model, ids, mask, width, batch_size=rows)[0]
-    update = [row[: len(c)] for row, c in zip(update, completions, strict=True)]
+    found = trainer._get_per_token_logps_and_entropies(model, ids, mask, width, batch_size=rows)[0]
+    # Unsloth moves each row's padding behind it and keeps as many columns more as the longest has.
+    slack = found.shape[1] - width
+    padding = (mask[:, : -width] == 0).sum(1).tolist()
+    begins = [slack - count if slack else 0 for count in padding]
+    update = [
+        row[begin : begin + len(c)]
+        for row, begin, c in zip(found, begins, completions, strict=True)
+    ]
 
     def chosen(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         scaled = (logits.float() / trainer.temperature).log_softmax(-1)
@@ -243,53 +292,77 @@ def compare_logprobs(
         ]
         half = rows // 2
         padded = [
-            chosen(logits[-width - 1 : -1][: len(c)], c)
+            chosen(logits[len(p) - 1 :][: len(c)], c)
             for begin in (0, half)
-            for logits, c in zip(
-                model(
-                    input_ids=ids[begin : begin + half], attention_mask=mask[begin : begin + half]
-                ).logits, completions[begin : begin + half],
+            for logits, p, c in zip(
+                model(input_ids=pad_sequence(sequences[begin : begin + half], True)).logits,
+                prompts[begin : begin + half], completions[begin : begin + half],
             )
         ]
     os.environ["UNSLOTH_RETURN_LOGITS"] = "0"
     model.train(was_training)
-    sampler = [
-        chosen(torch.cat(teacher_forced(fast, p, c)), c)
-        for p, c in zip(prompts, completions, strict=True)
-    ]
+    sampler = forced_logprobs(fast.decoder, prompts, completions, trainer.temperature)
+    torch.set_float32_matmul_precision("highest")
+    exact_decoder = Decoder(model, dtype=torch.float32)
+    exact = forced_logprobs(exact_decoder, prompts, completions, trainer.temperature)
     return {
         "tokens": sum(map(len, completions)),
         "update_to_plain": differences(update, plain),
         "sampler_to_plain": differences(sampler, plain),
         "sampler_to_update": differences(sampler, update),
         "plain_to_plain_padded": differences(plain, padded),
+        "update_to_exact": differences(update, exact),
+        "sampler_to_exact": differences(sampler, exact),
+        "plain_to_exact": differences(plain, exact),
     }
 
 
-def teacher_forced(
-    fast: FastGenerate, prompt: torch.Tensor, completion: torch.Tensor
+def within_tolerance(logprobs: dict[str, Any]) -> bool:
+    """Say whether update and sampler are as close to float32 as the plain forward is."""
+    limit = TOLERANCE_FACTOR * logprobs["plain_to_exact"]["mean"]
+    return all(logprobs[f"{name}_to_exact"]["mean"] <= limit for name in ("update", "sampler"))
+
+
+def forced_logprobs(
+    decoder: Decoder, prompts: list[torch.Tensor], completions: list[torch.Tensor],
+    temperature: float,
 ) -> list[torch.Tensor]:
-    """Return the sampler's logits `[1, vocabulary]` before each token of a given completion."""
-    decoder = fast.decoder
+    """Return the log-probabilities by which a decoder would have sampled given completions.
+
+    Args:
+        decoder: What computes the logits, a token at a time.
+        prompts: Token ids, one tensor per row.
+        completions: Token ids, one tensor per row.
+        temperature: Sampling temperature.
+
+    Returns:
+        One float32 tensor per row, as long as its completion.
+    """
     decoder.refresh()
-    row = torch.zeros(1, dtype=torch.long, device=prompt.device)
-    position = torch.full((1,), len(prompt), device=prompt.device)
-    cache = decoder.new_cache(1, -(-(len(prompt) + len(completion)) // 64) * 64)
-    logits = [decoder.prefill(prompt[None], position, cache, row, row)]
-    for token in completion[:-1]:
-        logits.append(decoder.step(token[None], position, cache))
-        position = position + 1
+    rows = torch.arange(len(prompts), device=decoder.device)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=decoder.device)
+    targets = pad_sequence(completions, True)
+    longest = int(lengths.max()) + targets.shape[1]
+    cache = decoder.new_cache(len(prompts), -(-longest // 64) * 64)
+    logits = decoder.prefill(pad_sequence(prompts, True), lengths, cache, rows, rows)
+    columns = []
+    for position, tokens in enumerate(targets.T):
+        scaled = (logits / temperature).log_softmax(-1)
+        columns.append(scaled.gather(1, tokens[:, None])[:, 0])
+        logits = decoder.step(tokens, lengths + position, cache)
     decoder.free_scratch()
-    return logits
+    found = torch.stack(columns, dim=1)
+    return [row[: len(c)] for row, c in zip(found, completions, strict=True)]
 
 
 def main() -> None:
-    """Measure the baseline, then fast sampling."""
+    """Measure fast sampling and the baseline, and compare log-probabilities."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="model folder or hub name (the preset's)")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--preset", default="80gb", choices=("24gb", "80gb"))
     parser.add_argument("--completion-tokens", type=int, default=192)
+    parser.add_argument("--parts", default=",".join(PARTS), help="what to measure (all of it)")
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE")
     arguments = parser.parse_args()
     overrides: dict[str, object] = {
@@ -302,10 +375,16 @@ def main() -> None:
         overrides["model.model_name"] = arguments.model
     overrides |= dict(text.split("=", 1) for text in arguments.set)
     config = configs.with_overrides(configs.get_preset(arguments.preset), overrides)
-    meter = Meter(arguments.output, {
+    parts = arguments.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        sys.exit(f"error: --parts {','.join(unknown)}: choose among {','.join(PARTS)}")
+    facts = {
         "device": device_name(), "preset": arguments.preset,
         "versions": pipeline.package_versions(), "command": " ".join(sys.argv),
-    })
+    }
+    if arguments.output.exists():
+        facts = json.loads(arguments.output.read_text(encoding="utf-8")) | facts
+    meter = Meter(arguments.output, facts)
     run = pipeline.prepare_run(config)
     with meter.part("load"):
         model, tokenizer = pipeline.load_run_model(run)
@@ -319,41 +398,44 @@ def main() -> None:
     detach_fast_generate(model)
     plain = model.generate
     model.eval()
-    meter.note("fast_generate", time_generate(
-        fast, tokenizer, run.train[:16], 8, arguments.completion_tokens
-    ))
-    resident = FastGenerate(model, resident=True)
-    meter.note("fast_resident_generate", time_generate(
-        resident, tokenizer, run.train[:16], 8, arguments.completion_tokens
-    ))
-    del resident
-    gc.collect()  # its parts refer to each other
-    torch.cuda.empty_cache()
-    meter.note("plain_generate", time_generate(
-        plain, tokenizer, run.train[:2], 8, arguments.completion_tokens
-    ))
     stage = config.grpo
-    # One step more than one round of sampling: the second round meets compiled code.
-    ours = configs.with_overrides(config, {"grpo.max_steps": stage.steps_per_generation + 1})
-    figures, trainer, batch = measure_grpo(run, model, tokenizer, ours, fast)
-    meter.note("ours", figures)
-    hours = FULL_RUN_COMPLETIONS / stage.completions_per_step / 3600
-    meter.note("full_grpo_hours", round(figures["seconds_per_step"] * hours, 2))
-    seeds = configs.with_overrides(config, {
-        "grpo.max_steps": 2, "grpo.per_device_train_batch_size": 2,
-        "grpo.gradient_accumulation_steps": 8, "grpo.generation_batch_size": 0,
-    })
-    figures, _, _ = measure_grpo(run, model, tokenizer, seeds, plain)
-    meter.note("baseline", figures)
-    hours = FULL_RUN_COMPLETIONS / seeds.grpo.completions_per_step / 3600
-    meter.note("baseline_full_grpo_hours", round(figures["seconds_per_step"] * hours, 2))
-    logprobs = compare_logprobs(model, fast, trainer, batch)
-    meter.note("logprob_max_abs_diff", logprobs["update_to_plain"]["max"])
-    meter.note("logprobs", logprobs)
-    limit = TOLERANCE_FACTOR * logprobs["plain_to_plain_padded"]["mean"]
-    pairs = ("update_to_plain", "sampler_to_plain", "sampler_to_update")
-    within = all(logprobs[pair]["mean"] <= limit for pair in pairs)
-    meter.note("logprobs_within_tolerance", within)
+    if "generate" in parts:
+        meter.note("fast_generate", time_generate(
+            fast, tokenizer, run.train[:16], 8, arguments.completion_tokens
+        ))
+        resident = FastGenerate(model, resident=True)
+        meter.note("fast_resident_generate", time_generate(
+            resident, tokenizer, run.train[:16], 8, arguments.completion_tokens
+        ))
+        del resident
+        gc.collect()  # its parts refer to each other
+        torch.cuda.empty_cache()
+        meter.note("plain_generate", time_generate(
+            plain, tokenizer, run.train[:2], 8, arguments.completion_tokens
+        ))
+    if "ours" in parts:
+        # One step more than one round of sampling: the second round meets compiled code.
+        ours = configs.with_overrides(config, {"grpo.max_steps": stage.steps_per_generation + 1})
+        figures = measure_grpo(run, model, tokenizer, ours, fast)
+        meter.note("ours", figures)
+        hours = FULL_RUN_COMPLETIONS / stage.completions_per_step / 3600
+        meter.note("full_grpo_hours", round(figures["seconds_per_step"] * hours, 2))
+    if "logprobs" in parts:
+        model.generate = fast
+        trainer, batch = sample_batch(run, model, tokenizer, config)
+        logprobs = compare_logprobs(model, fast, trainer, batch)
+        meter.note("logprob_max_abs_diff", logprobs["update_to_plain"]["max"])
+        meter.note("logprobs", logprobs)
+        meter.note("logprobs_within_tolerance", within_tolerance(logprobs))
+    if "baseline" in parts:
+        seeds = configs.with_overrides(config, {
+            "grpo.max_steps": 2, "grpo.per_device_train_batch_size": 2,
+            "grpo.gradient_accumulation_steps": 8, "grpo.generation_batch_size": 0,
+        })
+        figures = measure_grpo(run, model, tokenizer, seeds, plain)
+        meter.note("baseline", figures)
+        hours = FULL_RUN_COMPLETIONS / seeds.grpo.completions_per_step / 3600
+        meter.note("baseline_full_grpo_hours", round(figures["seconds_per_step"] * hours, 2))
     print(json.dumps(meter.figures, indent=2))
 
 

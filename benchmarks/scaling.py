@@ -98,8 +98,8 @@ def peak_gib() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
 
-def run_timed(trainer: Any) -> tuple[list[float], list[float]]:
-    """Train and return the seconds and the loss of each optimizer step."""
+def run_timed(trainer: Any, figures: Figures, name: str) -> tuple[list[float], list[float]]:
+    """Train and return the seconds and the loss of each optimizer step; note each as it ends."""
     from transformers import TrainerCallback
 
     from training.stage import run_trainer
@@ -114,6 +114,7 @@ def run_timed(trainer: Any) -> tuple[list[float], list[float]]:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             wait_for_device()
             seconds.append(time.perf_counter() - self.begin)
+            figures.note(**{name: [round(value, 3) for value in seconds]})
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict, **_: Any) -> None:
             if "loss" in logs:
@@ -131,10 +132,11 @@ def measure_sft(run: Any, model: Any, tokenizer: Any, figures: Figures) -> None:
     from training.sft import build_sft_trainer
 
     stage = run.config.sft
-    seconds, losses = run_timed(build_sft_trainer(model, tokenizer, run.train, run.config))
+    trainer = build_sft_trainer(model, tokenizer, run.train, run.config)
+    seconds, losses = run_timed(trainer, figures, "sft_step_s")
     rows = stage.per_device_train_batch_size * stage.gradient_accumulation_steps
     figures.note(
-        sft_step_s=[round(value, 3) for value in seconds], loss=losses[-1],
+        loss=losses[-1],
         sft_rows_per_s=round(rows / statistics.median(seconds[-FULL_STEPS:]), 3),
         sft_peak_gib=peak_gib(),
     )
@@ -156,12 +158,19 @@ def measure_grpo(run: Any, model: Any, tokenizer: Any, figures: Figures) -> None
 
     def record_sampling(seconds: float, result: Any) -> None:
         samplings.append((seconds, sum(map(len, result[0]))))
+        figures.note(grpo_samplings=[(round(s, 3), tokens) for s, tokens in samplings])
+
+    def record_preparation(seconds: float, _: Any) -> None:
+        preparations.append(seconds)
+        figures.note(
+            grpo_preparations_s=[round(value, 3) for value in preparations], peak_gib=peak_gib()
+        )
 
     trainer._generate_single_turn = timed(trainer._generate_single_turn, record_sampling)
     trainer._generate_and_score_completions = timed(
-        trainer._generate_and_score_completions, lambda seconds, _: preparations.append(seconds)
+        trainer._generate_and_score_completions, record_preparation
     )
-    steps, losses = run_timed(trainer)
+    steps, losses = run_timed(trainer, figures, "grpo_step_s")
     # Steps that reuse completions are updates alone; those that sample hold a preparation as well.
     every = stage.steps_per_generation
     updates = [
@@ -176,7 +185,7 @@ def measure_grpo(run: Any, model: Any, tokenizer: Any, figures: Figures) -> None
         tasks_per_s=round(stage.completions_per_step / stage.num_generations / step_s, 4),
         tokens_per_s=round(tokens / sampling_s, 1),
         update_s=round(update, 3), sampling_s_per_step=round(sampling_s / every, 3),
-        grpo_step_s=[round(value, 3) for value in steps], grpo_loss=losses[-1],
+        grpo_loss=losses[-1],
         completion_tokens_mean=round(tokens / stage.completions_per_step / every, 1),
         peak_gib=peak_gib(),
     )
@@ -277,7 +286,7 @@ def make_row(count: int, folder: Path, error: str) -> dict[str, Any]:
         "tasks_per_s": sum, "tokens_per_s": sum, "sft_rows_per_s": sum, "seconds_per_step": max,
         "update_s": max, "sampling_s_per_step": max, "peak_gib": max, "sft_peak_gib": max,
         "load_s": max, "loss": max, "grpo_loss": max, "completion_tokens_mean": statistics.fmean,
-        "sft_step_s": max, "grpo_step_s": max,
+        "sft_step_s": max, "grpo_step_s": max, "grpo_preparations_s": max, "grpo_samplings": max,
     }
     for name, rule in rules.items():
         values = [rank[name] for rank in ranks if name in rank]

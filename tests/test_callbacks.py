@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+from pathlib import Path
 
 import pytest
 import resume_run
@@ -147,9 +149,13 @@ def test_each_warning_comes_when_it_should_and_only_then(kind):
 
 
 def test_plots_are_made_from_files(watched, tmp_path):
-    names = [path.name for path in plot_all(watched)]
-    assert names == ["loss.png", "rewards.png", "health.png"]
-    assert plot_all(tmp_path) == []
+    curves = ["loss.png", "rewards.png", "health.png"]
+    assert [path.name for path in plot_all(watched)] == curves
+    drawn = {path.name: path.read_bytes() for path in plot_all(watched)}
+    # A run without GRPO, as with grpo.max_steps=0, has its plots too; the notebook shows each.
+    empty = {path.name: path.read_bytes() for path in plot_all(tmp_path)}
+    assert list(empty) == curves
+    assert all(empty[name] != drawn[name] for name in curves)
 
 
 def test_evaluation_plots(tmp_path, db):
@@ -161,7 +167,11 @@ def test_evaluation_plots(tmp_path, db):
         texts = [render_completion(gold_completion(task)) for task in tasks]
         texts[0] = render_completion("no plan")
         _write_evaluation(tmp_path, score_texts(tasks, texts, db, config, label))
-    assert [path.name for path in plot_all(tmp_path)] == ["evaluation.png", "failures.png"]
+    names = [path.name for path in plot_all(tmp_path)]
+    assert names[-2:] == ["evaluation.png", "failures.png"]
+    notebook = Path(__file__).resolve().parent.parent / "gpt_oss_20b_tau_bench_rl_training.ipynb"
+    shown = re.findall(r'Image\(plots_dir / \\"(\w+\.png)', notebook.read_text(encoding="utf-8"))
+    assert shown and set(shown) <= set(names)
 
 
 def test_kl_guard_stops_the_run(tmp_path, db):

@@ -94,10 +94,12 @@ def test_grouped_products(packed, num_rows: int, with_lora: bool):
     assert relative_error(result, expected) < 5e-3
 
 
+@pytest.mark.parametrize("dim", [48, 64])
 @pytest.mark.parametrize("capacity", [128, 2048])
-def test_attention_of_one_token(capacity: int):
+def test_attention_of_one_token(capacity: int, dim: int):
+    """GPT-OSS's heads are 64 wide; those of the model that ships here 48, no power of two."""
     torch.manual_seed(0)
-    batch, heads, kv_heads, dim = 5, 64, 8, 64
+    batch, heads, kv_heads = 5, 64, 8
     query = torch.randn(batch, heads, dim, device="cuda").bfloat16()
     keys = torch.randn(batch, kv_heads, capacity, dim, device="cuda").bfloat16()
     values = torch.randn_like(keys)
@@ -155,6 +157,7 @@ def test_a_packed_checkpoint_answers_like_the_16_bit_one(fused):
     del model
     model, tokenizer = load_model(stage, trainable=False)
     found = logits_on(model, tokenizer, prompts)
-    # Random experts, as Unsloth fills in for this layout by itself, are not near.
+    # Rounding to NF4 leaves 0.97 to 0.99 here; random experts, as Unsloth fills in for this layout
+    # by itself, 0.37 to 0.54.
     correlation = torch.corrcoef(torch.stack([wanted.flatten(), found.flatten()]))[0, 1]
-    assert correlation > 0.98
+    assert correlation > 0.9

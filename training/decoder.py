@@ -103,7 +103,7 @@ class _Projection:
             return grouped_packed(x, self.packed, starts, self.bias, hidden, right)
         else:
             scratch = self._decoder.scratch(self.packed)
-            weight = unpack(self.packed, scratch).transpose(1, 2)
+            weight = unpack(self.packed, scratch).transpose(1, 2).to(x.dtype)
         return grouped_dense(x, weight, starts, self.bias, hidden, right)
 
 
@@ -119,7 +119,10 @@ class _Layer:
         )
         self.sinks = attention.sinks.detach().float()
         router = router_linear(layer.mlp.router)
-        self.router = _Linear(router, router.weight.detach(), router.bias.detach(), None)
+        dtype = torch.promote_types(router.weight.dtype, decoder.dtype)
+        self.router = _Linear(
+            router, router.weight.detach().to(dtype), router.bias.detach().to(dtype), None
+        )
         experts = Experts(layer.mlp.experts)
         self.num_experts, self.limit, self.alpha = experts.num_experts, experts.limit, experts.alpha
         self.gate_up, self.down = (
@@ -153,13 +156,17 @@ class Decoder:
         dtype: Type of products and caches: bfloat16 on a GPU, the weights' own on a CPU.
     """
 
-    def __init__(self, model: Any, resident: bool = False) -> None:
+    def __init__(
+        self, model: Any, resident: bool = False, dtype: torch.dtype | None = None
+    ) -> None:
         """Prepare a decoder.
 
         Args:
             model: GPT-OSS, with or without LoRA, in any layout of `training.weights`.
             resident: Keep unpacked copies of 4-bit experts (38 GiB for 20 B parameters), which
                 large batches read faster than packed ones.
+            dtype: Another type of products and caches. float32 is slow, and what the rounding of
+                bfloat16 is measured against.
 
         Raises:
             ValueError: The weights are float16, whose range these passes do not guard.
@@ -169,13 +176,17 @@ class Decoder:
             raise ValueError("fast sampling needs bfloat16 or float32 weights, these are float16")
         config = core.config
         self.device = core.lm_head.weight.device
-        self.dtype = torch.bfloat16 if self.device.type == "cuda" else core.lm_head.weight.dtype
+        usual = torch.bfloat16 if self.device.type == "cuda" else core.lm_head.weight.dtype
+        self.dtype = dtype or usual
         self.window = config.sliding_window
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim, self.top_k = config.head_dim, config.num_experts_per_tok
         self.scale = self.head_dim**-0.5
         self.packed_rows = PACKED_MAX_ROWS
-        if self.device.type == "cuda" and torch.cuda.mem_get_info()[1] > FAST_MEMORY_GIB * 2**30:
+        if self.device.type == "cuda" and (
+            self.dtype == torch.float32
+            or torch.cuda.mem_get_info()[1] > FAST_MEMORY_GIB * 2**30
+        ):
             self.packed_rows = 0
         self._rotary = core.model.rotary_emb
         self._scratch: dict[torch.Size, torch.Tensor] = {}
@@ -202,7 +213,8 @@ class Decoder:
         """Return the shared buffer `[E, out, in]` that one layer's experts are unpacked into."""
         shape = torch.Size((packed.num_experts, packed.num_out, packed.num_in))
         if shape not in self._scratch:
-            self._scratch[shape] = torch.empty(shape, dtype=self.dtype, device=self.device)
+            # bfloat16 whatever `dtype` is: it is the type that 4-bit weights stand for.
+            self._scratch[shape] = torch.empty(shape, dtype=torch.bfloat16, device=self.device)
         return self._scratch[shape]
 
     def free_scratch(self) -> None:

@@ -174,38 +174,46 @@ if triton is not None:
     @triton.jit
     def _attention_kernel(
         query, keys, values, sinks, lengths, out, capacity, scale, num_kv_heads,
-        GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
+        GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+        BLOCK: tl.constexpr,
     ):
         """Attention of one token per row over its cache, all query heads of one key head."""
         pid = tl.program_id(0).to(tl.int64)
         head = pid % num_kv_heads
         length = tl.load(lengths + pid // num_kv_heads)
         g = tl.arange(0, GROUP_PAD)
-        d = tl.arange(0, DIM)
+        d = tl.arange(0, DIM_PAD)
         g_ok = g < GROUP
+        d_ok = (d < DIM)[None, :]
         q_at = (pid * GROUP + g[:, None]) * DIM + d[None, :]
-        q = tl.load(query + q_at, mask=g_ok[:, None], other=0.0)
+        q_ok = g_ok[:, None] & d_ok
+        q = tl.load(query + q_at, mask=q_ok, other=0.0)
         # The sink is one more logit with no value: it starts the running maximum and sum.
         top = tl.load(sinks + head * GROUP + g, mask=g_ok, other=0.0).to(tl.float32)
         total = tl.full((GROUP_PAD,), 1.0, dtype=tl.float32)
-        acc = tl.zeros((GROUP_PAD, DIM), dtype=tl.float32)
+        acc = tl.zeros((GROUP_PAD, DIM_PAD), dtype=tl.float32)
         base = pid * capacity * DIM
         for start in range(0, length, BLOCK):
             slot = start + tl.arange(0, BLOCK)
             ok = slot < length
             at = base + slot[:, None] * DIM + d[None, :]
-            key = tl.load(keys + at, mask=ok[:, None], other=0.0)
+            key = tl.load(keys + at, mask=ok[:, None] & d_ok, other=0.0)
             score = tl.dot(q, tl.trans(key)) * scale
             score = tl.where(ok[None, :], score, float("-inf"))
             new_top = tl.maximum(top, tl.max(score, axis=1))
             weight = tl.exp(score - new_top[:, None])
             shrink = tl.exp(top - new_top)
             total = total * shrink + tl.sum(weight, axis=1)
-            value = tl.load(values + at, mask=ok[:, None], other=0.0)
+            value = tl.load(values + at, mask=ok[:, None] & d_ok, other=0.0)
             acc = tl.dot(weight.to(value.dtype), value, acc * shrink[:, None])
             top = new_top
         result = (acc / total[:, None]).to(out.dtype.element_ty)
-        tl.store(out + q_at, result, mask=g_ok[:, None])
+        tl.store(out + q_at, result, mask=q_ok)
+
+
+def runs_kernels(x: torch.Tensor) -> bool:
+    """Whether the kernels take this tensor: 16-bit on a GPU. They would round float32 to TF32."""
+    return x.device.type == "cuda" and x.dtype != torch.float32
 
 
 def _rows_per_tile(num_rows: int, num_experts: int) -> int:
@@ -262,7 +270,7 @@ def grouped_dense(
 ) -> torch.Tensor:
     """Multiply rows sorted by expert with weights `[E, in, out]`; arguments as `grouped_packed`."""
     num_experts, num_in, num_out = weight.shape
-    if x.device.type != "cuda":
+    if not runs_kernels(x):
         return grouped_reference(x, weight, starts, bias, hidden, right)
     if x.shape[0] >= 64 * num_experts and torch.cuda.get_device_capability(x.device)[0] == 9:
         # CUTLASS's grouped product is several times faster on Hopper once tiles are full.
@@ -332,12 +340,13 @@ def attend_one(
     batch, heads, dim = query.shape
     kv_heads, capacity = keys.shape[1:3]
     group = heads // kv_heads
-    if query.device.type != "cuda":
+    if not runs_kernels(query):
         return attend_reference(query, keys, values, sinks, lengths, scale)
     out = torch.empty_like(query)
     _attention_kernel[(batch * kv_heads,)](
         query, keys, values, sinks, lengths, out, capacity, scale, kv_heads,
-        GROUP=group, GROUP_PAD=max(16, triton.next_power_of_2(group)), DIM=dim, BLOCK=64,
+        GROUP=group, GROUP_PAD=max(16, triton.next_power_of_2(group)), DIM=dim,
+        DIM_PAD=max(16, triton.next_power_of_2(dim)), BLOCK=64,
         num_warps=4, num_stages=2,
     )
     return out.view(batch, heads * dim)

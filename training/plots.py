@@ -45,17 +45,16 @@ def _smooth(values: list[float], window: int) -> list[float]:
     return [sum(part) / len(part) for part in parts]
 
 
-def _curve(axis: Axes, rows: list[dict], name: str, label: str, color: str) -> bool:
-    """Draw one metric, thin, with its running mean on top; say whether there was any."""
+def _curve(axis: Axes, rows: list[dict], name: str, label: str, color: str) -> None:
+    """Draw one metric where there is any, thin, with its running mean on top."""
     points = [(row["step"], row[name]) for row in rows if name in row]
     if not points:
-        return False
+        return
     steps, values = zip(*points, strict=True)
     window = max(1, len(values) // 8)
     axis.plot(steps, values, color=color, alpha=0.25, linewidth=1)
     axis.plot(steps, _smooth(list(values), window), color=color, linewidth=2, label=label)
     axis.set_xlabel("optimizer step")
-    return True
 
 
 def _save(figure: Figure, folder: Path, name: str) -> Path:
@@ -71,37 +70,45 @@ def _save(figure: Figure, folder: Path, name: str) -> Path:
     return path
 
 
-def plot_loss(folder: Path) -> Path | None:
+def _save_curves(figure: Figure, folder: Path, name: str) -> Path:
+    """Save curves over steps, also without any (grpo.max_steps=0): the notebook shows the file."""
+    for axis in figure.axes:
+        if not axis.has_data():
+            axis.text(0.5, 0.5, "not in this run", transform=axis.transAxes, ha="center")
+    return _save(figure, folder, name)
+
+
+def plot_loss(folder: Path) -> Path:
     """Draw the SFT loss, the GRPO loss beside it.
 
     Args:
         folder: Folder of the run.
 
     Returns:
-        The PNG, None when nothing was trained.
+        The PNG.
     """
     figure, (left, right) = _figure(2)
-    drawn = _curve(left, _rows(folder, "sft"), "loss", "SFT loss", COLORS["sft"])
-    drawn |= _curve(right, _rows(folder, "grpo"), "loss", "GRPO loss", COLORS["sft_grpo"])
+    _curve(left, _rows(folder, "sft"), "loss", "SFT loss", COLORS["sft"])
+    _curve(right, _rows(folder, "grpo"), "loss", "GRPO loss", COLORS["sft_grpo"])
     left.set_title("SFT: cross-entropy of gold completions")
     left.set_ylabel("nats per token")
     right.set_title("GRPO: policy loss (near 0 by design)")
     right.set_ylabel("loss (advantage-weighted)")
-    return _save(figure, folder, "loss") if drawn else None
+    return _save_curves(figure, folder, "loss")
 
 
-def plot_rewards(folder: Path) -> Path | None:
+def plot_rewards(folder: Path) -> Path:
     """Draw the two rewards of the rollouts, and held-out figures where they were looked at.
 
     Args:
         folder: Folder of the run.
 
     Returns:
-        The PNG, None without GRPO.
+        The PNG.
     """
     rows = _rows(folder, "grpo")
     figure, (left, right) = _figure(2)
-    drawn = _curve(left, rows, "rewards/tool_reward/mean", "tool_reward", COLORS["sft"])
+    _curve(left, rows, "rewards/tool_reward/mean", "tool_reward", COLORS["sft"])
     _curve(left, rows, "reward", "weighted sum", COLORS["base"])
     left.set_title("Reward per rollout")
     left.set_ylabel("points, mean of the batch")
@@ -113,23 +120,23 @@ def plot_rewards(folder: Path) -> Path | None:
     right.set_title("Does the store end as gold leaves it?")
     right.set_ylabel("share of completions")
     right.set_ylim(0, 1.02)
-    return _save(figure, folder, "rewards") if drawn else None
+    return _save_curves(figure, folder, "rewards")
 
 
-def plot_health(folder: Path) -> Path | None:
+def plot_health(folder: Path) -> Path:
     """Draw what tells whether GRPO is healthy: KL, entropy, dead groups, clipping, length.
 
     Args:
         folder: Folder of the run.
 
     Returns:
-        The PNG, None without GRPO.
+        The PNG.
     """
     rows = _rows(folder, "grpo")
     figure, (left, right) = _figure(2)
-    drawn = _curve(left, rows, "kl_to_sft", "KL to the SFT adapter", COLORS["sft_grpo"])
-    drawn |= _curve(left, rows, "kl_to_base", "KL to the base model", COLORS["sft_grpo"])
-    drawn |= _curve(left, rows, "entropy", "entropy", COLORS["sft"])
+    _curve(left, rows, "kl_to_sft", "KL to the SFT adapter", COLORS["sft_grpo"])
+    _curve(left, rows, "kl_to_base", "KL to the base model", COLORS["sft_grpo"])
+    _curve(left, rows, "entropy", "entropy", COLORS["sft"])
     left.set_title("How far the policy moved")
     left.set_ylabel("nats per token")
     _curve(right, rows, "frac_reward_zero_std", "groups without spread", COLORS["base"])
@@ -138,7 +145,7 @@ def plot_health(folder: Path) -> Path | None:
     right.set_title("What the batch is made of")
     right.set_ylabel("share of the batch")
     right.set_ylim(-0.02, 1.02)
-    return _save(figure, folder, "health") if drawn else None
+    return _save_curves(figure, folder, "health")
 
 
 def plot_evaluation(folder: Path) -> Path | None:
