@@ -12,10 +12,8 @@ so compilation is left out.
 """
 
 import argparse
-import contextlib
 import gc
 import json
-import os
 import statistics
 import sys
 import time
@@ -27,13 +25,12 @@ sys.path.insert(0, str(ROOT))
 
 import training  # noqa: E402, F401  (Unsloth, before anything that it patches)
 import torch  # noqa: E402
-from torch.nn.utils.rnn import pad_sequence  # noqa: E402
 
 import configs  # noqa: E402
 from benchmarks.gpu_pipeline import GIB, Meter, device_name  # noqa: E402
+from benchmarks.logprobs import compare_logprobs, sample_batch, within_tolerance  # noqa: E402
 from data_reader import Task  # noqa: E402
 from training import pipeline  # noqa: E402
-from training.decoder import Decoder  # noqa: E402
 from training.evaluation import plan_prompt  # noqa: E402
 from training.grpo import REFERENCE_ADAPTER, build_grpo_trainer  # noqa: E402
 from training.rewards import (  # noqa: E402
@@ -44,9 +41,6 @@ from training.rollouts import FastGenerate, detach_fast_generate  # noqa: E402
 FULL_RUN_COMPLETIONS = 800 * 3 * 8
 """800 tasks, 3 epochs, 8 completions a task."""
 PARTS = ("generate", "ours", "logprobs", "baseline")
-TOLERANCE_FACTOR = 1.5
-"""The update and the sampler may be this many times as far from float32 in the mean as the model's
-own plain forward is: in bfloat16 nearly tied experts are chosen by rounding."""
 
 
 class TimedGenerate:
@@ -194,167 +188,6 @@ def make_spread_rewards(scorer: CompletionScorer) -> list[RewardFunction]:
     return [tool_reward, outcome_reward]
 
 
-def differences(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> dict[str, float]:
-    """Return the largest, the 99th percentile and the mean absolute difference of two lists."""
-    gap = (torch.cat(ours) - torch.cat(theirs)).abs().float()
-    return {
-        "max": round(gap.max().item(), 4), "p99": round(gap.quantile(0.99).item(), 4),
-        "mean": round(gap.mean().item(), 5),
-    }
-
-
-class _Sampled(Exception):
-    """The first batch of completions is there."""
-
-
-def sample_batch(
-    run: pipeline.Run, model: Any, tokenizer: Any, config: configs.RunConfig
-) -> tuple[Any, dict[str, Any]]:
-    """Let a trainer sample once, without an update.
-
-    Args:
-        run: Tasks and store.
-        model: Model with LoRA.
-        tokenizer: Its tokenizer.
-        config: The settings.
-
-    Returns:
-        The trainer, and what it made of its first generate call.
-    """
-    trainer = build_grpo_trainer(
-        model, tokenizer, run.train, run.db, config, run.validation, make_spread_rewards
-    )
-    prepare = trainer._generate_and_score_completions
-    batch: dict[str, Any] = {}
-
-    def prepare_once(*args: Any, **kwargs: Any) -> None:
-        batch.update(prepare(*args, **kwargs))
-        raise _Sampled
-
-    trainer._generate_and_score_completions = prepare_once
-    with contextlib.suppress(_Sampled):
-        trainer.train()
-    drop_reference(model)
-    return trainer, batch
-
-
-@torch.no_grad()
-def compare_logprobs(
-    model: Any, fast: FastGenerate, trainer: Any, batch: dict[str, Any], rows: int = 4
-) -> dict[str, Any]:
-    """Compare log-probabilities of sampled tokens: update, sampler, plain forward, and float32.
-
-    Args:
-        model: The model.
-        fast: Fast sampling over it.
-        trainer: The trainer, whose own function gives what the update uses.
-        batch: What the trainer made of one generate call.
-        rows: Completions to compare.
-
-    Returns:
-        Differences, all at the sampling temperature and over the completions' tokens:
-        `update_to_plain`, `sampler_to_plain`, `sampler_to_update`; `plain_to_plain_padded`, the
-        plain forward once a row and once two rows at a time; and `update_to_exact`,
-        `sampler_to_exact`, `plain_to_exact`, where exact is the same weights in float32.
-    """
-    prompts = [ids[mask.bool()] for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"])]
-    completions = [
-        ids[mask.bool()] for ids, mask in zip(batch["completion_ids"], batch["completion_mask"])
-    ]
-    prompts, completions = prompts[:rows], completions[:rows]
-    sequences = [torch.cat(pair) for pair in zip(prompts, completions, strict=True)]
-    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)[:rows]
-    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)[:rows]
-    width = batch["completion_ids"].shape[1]
-    found = trainer._get_per_token_logps_and_entropies(model, ids, mask, width, batch_size=rows)[0]
-    # Unsloth moves each row's padding behind it and keeps as many columns more as the longest has.
-    slack = found.shape[1] - width
-    padding = (mask[:, : -width] == 0).sum(1).tolist()
-    begins = [slack - count if slack else 0 for count in padding]
-    update = [
-        row[begin : begin + len(c)]
-        for row, begin, c in zip(found, begins, completions, strict=True)
-    ]
-
-    def chosen(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        scaled = (logits.float() / trainer.temperature).log_softmax(-1)
-        return scaled.gather(1, tokens[:, None])[:, 0]
-
-    was_training = model.training
-    model.eval()
-    # Unsloth's forward leaves the logits out unless it is told otherwise.
-    os.environ["UNSLOTH_RETURN_LOGITS"], os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] = "1", "0"
-    autocast = torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.is_cuda)
-    with autocast, torch.compiler.set_stance("force_eager"):
-        plain = [
-            chosen(model(input_ids=s[None]).logits[0, -len(c) - 1 : -1], c)
-            for s, c in zip(sequences, completions, strict=True)
-        ]
-        half = rows // 2
-        padded = [
-            chosen(logits[len(p) - 1 :][: len(c)], c)
-            for begin in (0, half)
-            for logits, p, c in zip(
-                model(input_ids=pad_sequence(sequences[begin : begin + half], True)).logits,
-                prompts[begin : begin + half], completions[begin : begin + half],
-            )
-        ]
-    os.environ["UNSLOTH_RETURN_LOGITS"] = "0"
-    model.train(was_training)
-    sampler = forced_logprobs(fast.decoder, prompts, completions, trainer.temperature)
-    torch.set_float32_matmul_precision("highest")
-    exact_decoder = Decoder(model, dtype=torch.float32)
-    exact = forced_logprobs(exact_decoder, prompts, completions, trainer.temperature)
-    return {
-        "tokens": sum(map(len, completions)),
-        "update_to_plain": differences(update, plain),
-        "sampler_to_plain": differences(sampler, plain),
-        "sampler_to_update": differences(sampler, update),
-        "plain_to_plain_padded": differences(plain, padded),
-        "update_to_exact": differences(update, exact),
-        "sampler_to_exact": differences(sampler, exact),
-        "plain_to_exact": differences(plain, exact),
-    }
-
-
-def within_tolerance(logprobs: dict[str, Any]) -> bool:
-    """Say whether update and sampler are as close to float32 as the plain forward is."""
-    limit = TOLERANCE_FACTOR * logprobs["plain_to_exact"]["mean"]
-    return all(logprobs[f"{name}_to_exact"]["mean"] <= limit for name in ("update", "sampler"))
-
-
-def forced_logprobs(
-    decoder: Decoder, prompts: list[torch.Tensor], completions: list[torch.Tensor],
-    temperature: float,
-) -> list[torch.Tensor]:
-    """Return the log-probabilities by which a decoder would have sampled given completions.
-
-    Args:
-        decoder: What computes the logits, a token at a time.
-        prompts: Token ids, one tensor per row.
-        completions: Token ids, one tensor per row.
-        temperature: Sampling temperature.
-
-    Returns:
-        One float32 tensor per row, as long as its completion.
-    """
-    decoder.refresh()
-    rows = torch.arange(len(prompts), device=decoder.device)
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=decoder.device)
-    targets = pad_sequence(completions, True)
-    longest = int(lengths.max()) + targets.shape[1]
-    cache = decoder.new_cache(len(prompts), -(-longest // 64) * 64)
-    logits = decoder.prefill(pad_sequence(prompts, True), lengths, cache, rows, rows)
-    columns = []
-    for position, tokens in enumerate(targets.T):
-        scaled = (logits / temperature).log_softmax(-1)
-        columns.append(scaled.gather(1, tokens[:, None])[:, 0])
-        logits = decoder.step(tokens, lengths + position, cache)
-    decoder.free_scratch()
-    found = torch.stack(columns, dim=1)
-    return [row[: len(c)] for row, c in zip(found, completions, strict=True)]
-
-
 def main() -> None:
     """Measure fast sampling and the baseline, and compare log-probabilities."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -362,7 +195,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--preset", default="80gb", choices=("24gb", "80gb"))
     parser.add_argument("--completion-tokens", type=int, default=192)
-    parser.add_argument("--parts", default=",".join(PARTS), help="what to measure (all of it)")
+    parser.add_argument("--parts", default=",".join(PARTS), help="some of generate,ours,logprobs,baseline (all)")
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE")
     arguments = parser.parse_args()
     overrides: dict[str, object] = {
@@ -422,8 +255,11 @@ def main() -> None:
         meter.note("full_grpo_hours", round(figures["seconds_per_step"] * hours, 2))
     if "logprobs" in parts:
         model.generate = fast
-        trainer, batch = sample_batch(run, model, tokenizer, config)
-        logprobs = compare_logprobs(model, fast, trainer, batch)
+        trainer = build_grpo_trainer(
+            model, tokenizer, run.train, run.db, config, run.validation, make_spread_rewards
+        )
+        logprobs = compare_logprobs(model, fast, trainer, sample_batch(trainer))
+        drop_reference(model)
         meter.note("logprob_max_abs_diff", logprobs["update_to_plain"]["max"])
         meter.note("logprobs", logprobs)
         meter.note("logprobs_within_tolerance", within_tolerance(logprobs))
