@@ -109,13 +109,13 @@ def train(arguments: argparse.Namespace) -> int:
     except configs.ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from accelerate import PartialState
-
     from training.pipeline import run_pipeline
 
     if arguments.preset == "auto" and os.environ.get("RANK", "0") == "0":
         print(configs.describe_device())
     run_pipeline(config, arguments.resume)
+    from accelerate import PartialState  # not before training: Unsloth comes first
+
     # Several processes on GPUs: NCCL warns of a leak when they end without this.
     PartialState().destroy_process_group()
     if int(os.environ.get("RANK", "0")) == 0:

@@ -5,10 +5,10 @@
 Both run in one process on the same model and tasks, through the same trainer. With random weights
 no completion ends before `--completion-tokens`, so the length of completions is equal and fixed, and
 no answer earns anything: a made-up spread is added to the executed reward so that there are
-advantages, and gradients, to update by. Each part's figures are written as soon as they are known,
-and `--parts` measures some of them anew in a file that holds the others. `seconds_per_step` is one optimizer step on 16 completions,
+advantages, and gradients, to update by. `seconds_per_step` is one optimizer step on 16 completions,
 its share of sampling and scoring included: medians over the passes, and the last round of sampling,
-so compilation is left out.
+so compilation is left out. Each part's figures are written as soon as they are known; `--parts`
+measures some of them, and keeps what the file holds of the others.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from benchmarks.gpu_pipeline import GIB, Meter, device_name  # noqa: E402
 from benchmarks.logprobs import compare_logprobs, sample_batch, within_tolerance  # noqa: E402
 from data_reader import Task  # noqa: E402
 from training import pipeline  # noqa: E402
+from training.artifacts import read_json  # noqa: E402
 from training.evaluation import plan_prompt  # noqa: E402
 from training.grpo import REFERENCE_ADAPTER, build_grpo_trainer  # noqa: E402
 from training.rewards import (  # noqa: E402
@@ -195,7 +196,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--preset", default="80gb", choices=("24gb", "80gb"))
     parser.add_argument("--completion-tokens", type=int, default=192)
-    parser.add_argument("--parts", default=",".join(PARTS), help="some of generate,ours,logprobs,baseline (all)")
+    parser.add_argument("--parts", help=f"some of {','.join(PARTS)} (all)")
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE")
     arguments = parser.parse_args()
     overrides: dict[str, object] = {
@@ -208,15 +209,15 @@ def main() -> None:
         overrides["model.model_name"] = arguments.model
     overrides |= dict(text.split("=", 1) for text in arguments.set)
     config = configs.with_overrides(configs.get_preset(arguments.preset), overrides)
-    parts = arguments.parts.split(",")
+    parts = arguments.parts.split(",") if arguments.parts else PARTS
     if unknown := set(parts) - set(PARTS):
         sys.exit(f"error: --parts {','.join(unknown)}: choose among {','.join(PARTS)}")
     facts = {
         "device": device_name(), "preset": arguments.preset,
         "versions": pipeline.package_versions(), "command": " ".join(sys.argv),
     }
-    if arguments.output.exists():
-        facts = json.loads(arguments.output.read_text(encoding="utf-8")) | facts
+    if arguments.parts:
+        facts = read_json(arguments.output, {}) | facts
     meter = Meter(arguments.output, facts)
     run = pipeline.prepare_run(config)
     with meter.part("load"):
