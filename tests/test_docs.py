@@ -195,6 +195,10 @@ def one_digit(value):
     return f"{value:.1f}"
 
 
+def three_digits(value):
+    return f"{value:.3f}"
+
+
 def two_digits(value):
     return f"{value:.2f}"
 
@@ -257,11 +261,11 @@ FIGURES = [
     ("docs/GPU.md", "call | **{} tokens/s**", "gpu_rollouts", "plain_generate/tokens_per_s", whole),
     ("docs/GPU.md", "tokens/s**; {} in GRPO", "gpu_rollouts", "baseline/tokens_per_s", whole),
     ("docs/GPU.md", "update to plain {},", "gpu_rollouts", "logprobs/update_to_plain/mean",
-     lambda value: f"{value:.3f}"),
+     three_digits),
     ("docs/GPU.md", "sampler to plain {},", "gpu_rollouts", "logprobs/sampler_to_plain/mean",
-     lambda value: f"{value:.3f}"),
+     three_digits),
     ("docs/GPU.md", "two rows at once, {}.", "gpu_rollouts", "logprobs/plain_to_plain_padded/mean",
-     lambda value: f"{value:.3f}"),
+     three_digits),
     ("docs/GPU.md", "**{} hours**", "gpu_rollouts", "full_grpo_hours", two_digits),
     ("docs/GPU.md", "against {} |", "gpu_rollouts", "baseline_full_grpo_hours", two_digits),
     ("docs/GPU.md", "| {} with the KL term", "gpu_rollouts_h200", "full_grpo_hours", two_digits),
