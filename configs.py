@@ -405,7 +405,7 @@ def pick_preset() -> tuple[str, str]:
 def describe_device() -> str:
     """Say in one line what hardware there is and which preset "auto" takes."""
     name, reason = pick_preset()
-    return f"preset {name}: {reason}"
+    return f"preset auto is {name} here: {reason}"
 
 
 _CPU = RunConfig(
@@ -449,7 +449,7 @@ _PRESETS = {
     "24gb": RunConfig(
         model=ModelStage(sampling="fast", sampling_rows=64),
         grpo=GrpoStage(
-            generation_batch_size=64, save_steps=12, beta=0.0, **_LOOKS,
+            generation_batch_size=64, save_steps=12, beta=0.0, resample_rounds=1, **_LOOKS,
         ),
         evaluation=EvaluationStage(num_tasks=256, batch_size=64),
         preset="24gb",
@@ -460,7 +460,7 @@ _PRESETS = {
         ),
         grpo=GrpoStage(
             per_device_train_batch_size=8, gradient_accumulation_steps=2, generation_batch_size=128,
-            beta=0.0, **_LOOKS,
+            beta=0.0, resample_rounds=1, **_LOOKS,
         ),
         evaluation=EvaluationStage(num_tasks=0, batch_size=128),
         preset="80gb",

@@ -204,6 +204,8 @@ def main() -> None:
         "grpo.max_completion_length": arguments.completion_tokens,
         # Looks at held-out tasks are generate calls too, and not part of a step.
         "grpo.eval_steps": 0, "grpo.early_stopping_patience": 0,
+        # The made-up spread is not seen by resampling, which would replace every group.
+        "grpo.resample_rounds": 0,
     }
     if arguments.model:
         overrides["model.model_name"] = arguments.model

@@ -5,12 +5,12 @@
 
 Each number of GPUs is a launch of its own: plain Python for one, as one GPU is used, torchrun for
 more. It loads the model and runs a few steps of SFT and of GRPO through the pipeline's own
-trainers. Every process writes its figures as soon as they are known, so a launch that fails or runs
-out of time still gives what it had, and its row says why it ended. Rows of other numbers of GPUs
-that the output holds already stay, so that each launch may be a command of its own. `tasks_per_s`
-is tasks of GRPO, sampling and scoring included; `tokens_per_s` is sampled tokens while sampling.
-Medians leave out the first steps, which compile. Says nothing about learning: more GPUs take a
-larger batch in each step.
+trainers. Every process writes its times as soon as they are known and the rates are worked out from
+them afterwards, so a launch that fails or runs out of time still gives what it had, and its row says
+why it ended. Rows of other numbers of GPUs that the output holds already stay, so that each launch
+may be a command of its own. `tasks_per_s` is tasks of GRPO, sampling and scoring included;
+`tokens_per_s` is sampled tokens while sampling. Medians leave out the first steps, which compile.
+Says nothing about learning: more GPUs take a larger batch in each step.
 """
 
 import argparse
@@ -145,7 +145,7 @@ def measure_sft(run: Any, model: Any, tokenizer: Any, figures: Figures) -> None:
 
 
 def measure_grpo(run: Any, model: Any, tokenizer: Any, figures: Figures) -> None:
-    """Note the pace of GRPO over two generate calls; the second one finds everything compiled."""
+    """Note the times of GRPO over two generate calls; the second one finds everything compiled."""
     from training.grpo import build_grpo_trainer
     from training.rewards import make_reward_functions
 
@@ -170,25 +170,42 @@ def measure_grpo(run: Any, model: Any, tokenizer: Any, figures: Figures) -> None
     trainer._generate_and_score_completions = timed(
         trainer._generate_and_score_completions, record_preparation
     )
-    steps, losses = run_timed(trainer, figures, "grpo_step_s")
+    figures.note(
+        steps_per_generation=stage.steps_per_generation,
+        tasks_per_step=stage.completions_per_step // stage.num_generations,
+    )
+    _, losses = run_timed(trainer, figures, "grpo_step_s")
+    figures.note(grpo_loss=losses[-1])
+
+
+def grpo_rates(figures: dict[str, Any]) -> dict[str, float]:
+    """Work out the pace of GRPO from the times of one process.
+
+    Args:
+        figures: What `measure_grpo` noted.
+
+    Returns:
+        seconds_per_step, its parts, tasks_per_s and tokens_per_s; nothing before the step of the
+        second generate call has ended, as the first one compiles.
+    """
+    every, steps = figures.get("steps_per_generation", 0), figures.get("grpo_step_s", [])
+    if len(steps) <= every:
+        return {}
+    preparations, samplings = figures["grpo_preparations_s"], figures["grpo_samplings"]
     # Steps that reuse completions are updates alone; those that sample hold a preparation as well.
-    every = stage.steps_per_generation
     updates = [
         step - (preparations[number // every] if number % every == 0 else 0.0)
         for number, step in enumerate(steps)
     ]
     update = statistics.median(updates[1:])
-    step_s = update + preparations[-1] / every
     sampling_s, tokens = samplings[-1]
-    figures.note(
-        seconds_per_step=round(step_s, 3),
-        tasks_per_s=round(stage.completions_per_step / stage.num_generations / step_s, 4),
-        tokens_per_s=round(tokens / sampling_s, 1),
-        update_s=round(update, 3), sampling_s_per_step=round(sampling_s / every, 3),
-        grpo_loss=losses[-1],
-        completion_tokens_mean=round(tokens / stage.completions_per_step / every, 1),
-        peak_gib=peak_gib(),
-    )
+    step_s = update + preparations[-1] / every
+    return {
+        "seconds_per_step": round(step_s, 3), "update_s": round(update, 3),
+        "sampling_s_per_step": round(sampling_s / every, 3),
+        "tasks_per_s": round(figures["tasks_per_step"] / step_s, 4),
+        "tokens_per_s": round(tokens / sampling_s, 1),
+    }
 
 
 def run_child(arguments: argparse.Namespace) -> None:
@@ -202,7 +219,9 @@ def run_child(arguments: argparse.Namespace) -> None:
         lines = str(error).strip().splitlines() or [""]
         figures.note(error=f"{type(error).__name__}: {lines[-1]}")
         raise
-    figures.note(done=True)
+    from accelerate import PartialState
+
+    PartialState().destroy_process_group()
 
 
 def measure(arguments: argparse.Namespace, figures: Figures) -> None:
@@ -281,11 +300,12 @@ def launch(arguments: argparse.Namespace, count: int) -> dict[str, Any]:
 def make_row(count: int, folder: Path, error: str) -> dict[str, Any]:
     """Put together what the processes wrote: rates add up, the slowest one sets the time."""
     ranks = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("rank-*.json"))]
+    ranks = [rank | grpo_rates(rank) for rank in ranks]
     row: dict[str, Any] = {"gpus": count}
     rules: dict[str, Callable] = {
         "tasks_per_s": sum, "tokens_per_s": sum, "sft_rows_per_s": sum, "seconds_per_step": max,
         "update_s": max, "sampling_s_per_step": max, "peak_gib": max, "sft_peak_gib": max,
-        "load_s": max, "loss": max, "grpo_loss": max, "completion_tokens_mean": statistics.fmean,
+        "load_s": max, "loss": max, "grpo_loss": max,
         "sft_step_s": max, "grpo_step_s": max, "grpo_preparations_s": max, "grpo_samplings": max,
     }
     for name, rule in rules.items():

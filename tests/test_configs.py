@@ -43,7 +43,7 @@ def test_cpu_preset_fits_a_cpu():
 
 def test_auto_is_resolved():
     assert get_preset("auto").preset in ("cpu", "t4", "24gb", "80gb")
-    assert configs.describe_device().startswith("preset ")
+    assert configs.describe_device().startswith("preset auto is ")
 
 
 def fake_gpus(monkeypatch, gib, capability, count=1):
@@ -83,14 +83,15 @@ def test_auto_goes_by_the_gpu_and_says_why(monkeypatch, gib, capability, preset,
     fake_gpus(monkeypatch, gib, capability)
     assert get_preset("auto").preset == preset
     told = configs.describe_device()
-    assert told.startswith(f"preset {preset}: ") and reason in told and "\n" not in told
+    assert told.startswith(f"preset auto is {preset} here: ") and reason in told and "\n" not in told
     assert "docs/MULTI_GPU.md" not in told
 
 
 def test_auto_with_several_gpus_goes_by_the_first_and_says_so(monkeypatch):
     fake_gpus(monkeypatch, 14.6, (7, 5), count=2)
-    assert configs.describe_device().startswith("preset t4: the first of 2 GPUs, GPU has 14.6 GiB")
-    assert "docs/MULTI_GPU.md" in configs.describe_device()
+    told = configs.describe_device()
+    assert told.startswith("preset auto is t4 here: the first of 2 GPUs, GPU has 14.6 GiB")
+    assert "docs/MULTI_GPU.md" in told
 
 
 @pytest.mark.parametrize("name", ["24gb", "80gb"])
