@@ -8,9 +8,12 @@ all, and the resolved settings are saved with every run (`to_json`).
 
 import dataclasses
 import json
+import math
 import typing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import versions
 
 # The mix of generated tasks is a declared table too; it lives beside the generator that reads it.
 from tasks.mix import DEFAULT_MIX as DEFAULT_MIX
@@ -20,6 +23,7 @@ dataset_path = "dataset.jsonl"
 """Training tasks, 800 of them; "3.5k.jsonl" is the extended set. Path relative to the root."""
 
 TINY_MODEL_PATH = "models/tiny-gpt-oss"
+SCHEDULES = ("cosine", "linear", "constant_with_warmup", "constant")
 PRESET_NAMES = ("auto", "cpu", "t4", "24gb", "80gb")
 
 
@@ -36,6 +40,12 @@ def _check_positive(stage_name: str, stage: object, *names: str) -> None:
     for name in names:
         value = getattr(stage, name)
         _check(value > 0, stage_name, name, value, "above 0")
+
+
+def _check_finite(stage_name: str, stage: object) -> None:
+    for name, value in vars(stage).items():
+        if isinstance(value, float):
+            _check(math.isfinite(value), stage_name, name, value, "a finite number")
 
 
 def _check_choice(stage_name: str, stage: object, name: str, choices: tuple) -> None:
@@ -167,8 +177,7 @@ class SftStage:
                "2 or more, so that one is whole while another is written")
         _check(self.max_steps >= -1, "sft", "max_steps", self.max_steps, "-1 or more")
         _check(self.warmup_steps >= 0, "sft", "warmup_steps", self.warmup_steps, "0 or more")
-        shapes = ("cosine", "linear", "constant_with_warmup", "constant")
-        _check_choice("sft", self, "lr_scheduler_type", shapes)
+        _check_choice("sft", self, "lr_scheduler_type", SCHEDULES)
 
 
 @dataclass(frozen=True)
@@ -233,6 +242,7 @@ class GrpoStage:
         _check_positive("grpo", self, *names, "learning_rate", "temperature", "logging_steps")
         _check_positive("grpo", self, "max_completion_length", "num_eval_tasks", "max_grad_norm")
         _check_positive("grpo", self, "save_steps")
+        _check_choice("grpo", self, "lr_scheduler_type", SCHEDULES)
         _check(self.save_total_limit >= 2, "grpo", "save_total_limit", self.save_total_limit,
                "2 or more, so that one is whole while another is written")
         _check(self.max_steps >= -1, "grpo", "max_steps", self.max_steps, "-1 or more")
@@ -317,7 +327,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _check(bool(self.output_dir), "run", "output_dir", self.output_dir, "a folder path")
-        _check(self.seed >= 0, "run", "seed", self.seed, "0 or more")
+        _check(0 <= self.seed < 2**32, "run", "seed", self.seed, "from 0 to 4294967295")
+        for name, stage in ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self)):
+            if dataclasses.is_dataclass(stage):
+                _check_finite(name, stage)
         longest = self.grpo.max_completion_length
         _check(longest < self.model.max_seq_length, "grpo", "max_completion_length", longest,
                f"below model.max_seq_length ({self.model.max_seq_length})")
@@ -381,7 +394,9 @@ def pick_preset() -> tuple[str, str]:
     import torch
 
     if not torch.cuda.is_available():
-        return "cpu", "no CUDA GPU is visible, so the small model that ships here is trained"
+        unused = versions.why_gpu_is_unused()
+        why = f"{unused}; until then" if unused else "no CUDA GPU is visible, so"
+        return "cpu", f"{why} the small model that ships here is trained"
     properties = torch.cuda.get_device_properties(0)
     gib = properties.total_memory / 2**30
     count = torch.cuda.device_count()
@@ -527,7 +542,7 @@ def with_overrides(config: RunConfig, overrides: dict[str, object]) -> RunConfig
             raise ConfigError(f"unknown stage in {path!r}; choose one of " + ", ".join(stages))
         owner = getattr(config, stage_name) if stage_name else config
         hints = typing.get_type_hints(type(owner))
-        known = [n for n in hints if stage_name or n not in stages]
+        known = [n for n in hints if stage_name or n not in (*stages, "preset")]
         if name not in known:
             raise ConfigError(f"unknown field {path!r}; choose one of " + ", ".join(known))
         changes.setdefault(stage_name, {})[name] = _convert(path, value, hints[name])

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import configs
 import versions
@@ -113,6 +114,8 @@ def train(arguments: argparse.Namespace) -> int:
 
     if arguments.preset == "auto" and os.environ.get("RANK", "0") == "0":
         print(configs.describe_device())
+    if arguments.resume and not (Path(config.output_dir) / "config.json").exists():
+        print(f"no earlier run in {config.output_dir}: a new one begins")
     run_pipeline(config, arguments.resume)
     from accelerate import PartialState  # not before training: Unsloth comes first
 
@@ -193,6 +196,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DatasetError, DatabaseError) as error:
         lines = str(error).splitlines()
         print("error: " + ("; ".join(lines) if len(lines) <= 3 else str(error)), file=sys.stderr)
+        return 1
+    except OSError as error:
+        from training.artifacts import disk_full_error, is_disk_full
+
+        folder = Path(getattr(arguments, "output_dir", None) or ".")
+        if not is_disk_full(error, folder):
+            raise
+        print(f"error: {disk_full_error(folder)}", file=sys.stderr)
         return 1
     except (RuntimeError, ValueError) as error:
         from training.artifacts import RunError

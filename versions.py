@@ -37,6 +37,27 @@ def has_gpu_stack() -> bool:
     return importlib.util.find_spec("unsloth") is not None or bool(shutil.which("nvidia-smi"))
 
 
+def why_gpu_is_unused() -> str:
+    """Say why torch, where it sees no GPU, cannot use the one that this machine seems to have.
+
+    Returns:
+        One sentence with the remedy; empty without NVIDIA's driver, as no GPU is missed there.
+    """
+    if not shutil.which("nvidia-smi"):
+        return ""
+    if (_installed("torch") or "").endswith("+cpu"):
+        return (
+            "torch cannot use the GPU, as it is built for CPUs only: pip uninstall torch, then pip "
+            f"install -r {requirements_name(gpu=True)}"
+        )
+    pin = read_pins(ROOT / requirements_name(gpu=True))["torch"]
+    return (
+        "torch cannot use the GPU, most likely because the driver is older than torch's CUDA 13 "
+        "needs (driver 580 or later, `nvidia-smi` shows it): update the driver, or install "
+        f"torch=={pin} built for CUDA 12 in its place (docs/GPU.md)"
+    )
+
+
 def requirements_name(gpu: bool) -> str:
     """Return the name of the requirements file whose pins apply."""
     return "requirements.txt" if gpu else "requirements-cpu.txt"
@@ -96,11 +117,19 @@ def find_broken(gpu: bool) -> str:
     Returns:
         One line with the remedy; empty when there is none.
     """
+    missing = find_missing(NEEDED, gpu)
+    if missing:
+        return missing
     remedy = f"pip install -r {requirements_name(gpu)}"
-    for name in NEEDED:
-        if _installed(name) is None:
-            return f"{name} is not installed: {remedy}"
     for name, versions, stacks, happens in KNOWN_TO_BREAK:
         if gpu in stacks and SpecifierSet(versions).contains(_installed(name), prereleases=True):
             return f"{name} {_installed(name)}: {happens}; {remedy}"
+    return ""
+
+
+def find_missing(names: tuple[str, ...], gpu: bool) -> str:
+    """Name the first of these packages that is not installed, in one line as `find_broken` does."""
+    for name in names:
+        if _installed(name) is None:
+            return f"{name} is not installed: pip install -r {requirements_name(gpu)}"
     return ""

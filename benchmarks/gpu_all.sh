@@ -4,6 +4,7 @@
 set -u
 if [ $# -ne 2 ]; then echo "usage: benchmarks/gpu_all.sh MODEL OUT (a 4-bit or 16-bit model folder or hub name, a folder)" >&2; exit 2; fi
 model=$1; out=$(realpath -m "$2"); failed=0
+if [ -d "$model" ]; then model=$(realpath "$model"); fi
 cd "$(dirname "$0")/.." && mkdir -p "$out" || exit 1
 python=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)
 
@@ -24,7 +25,7 @@ YAML
 part tests 300 "$python" -m pytest tests/test_gpu.py -q
 part notebook 1500 "$python" -m papermill gpt_oss_20b_tau_bench_rl_training.ipynb "$out/notebook.ipynb" -f "$out/parameters.yaml" --no-progress-bar
 part export 900 "$python" train_script.py export --model "$out/run/final_model" --format mxfp4 --output "$out/mxfp4_model"
-part resume 1300 "$python" benchmarks/kill_and_resume.py --model "$model" --output "$out/gpu_resume.json" --run-dir "$out/resume"
+part resume 2750 "$python" benchmarks/kill_and_resume.py --model "$model" --output "$out/gpu_resume.json" --run-dir "$out/resume"
 part rollouts 1500 "$python" benchmarks/gpu_rollouts.py --model "$model" --output "$out/gpu_rollouts.json"
 part presets 1500 "$python" benchmarks/gpu_presets.py --model "$model" --output "$out/gpu_presets.json" --timeout-s 1400 --work-dir "$out/presets"
 if [ "$(nvidia-smi -L | wc -l)" -ge 2 ]; then

@@ -4,7 +4,8 @@
 
 Each preset runs `gpu_pipeline.py` in a process of its own, all at once on one large GPU, each held
 to its cap by PyTorch. `reserved_gib` is what the allocator took from the GPU; the CUDA context,
-about 0.5 GiB, comes on top. Times are worthless here, as the processes share the GPU.
+about 0.5 GiB, comes on top. Times are worthless here, as the processes share the GPU. A 16-bit
+model is packed to 4 bits before they start: they must not write its copy all at once.
 """
 
 import argparse
@@ -17,6 +18,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CAPS_GIB = {"t4": 14.0, "24gb": 22.0, "80gb": 78.0}
 """GiB of the card (14.6, 22.5 to 23.6, 79.2) less the context."""
+
+PACK = """
+import sys
+from pathlib import Path
+import training  # Unsloth, before anything that it patches
+from training.packing import holds_fused_experts, pack_checkpoint
+if holds_fused_experts(Path(sys.argv[1])):
+    pack_checkpoint(Path(sys.argv[1]))
+"""
+"""Run in a process of its own, as importing `training` would keep part of the GPU's memory."""
 
 
 def start(preset: str, arguments: argparse.Namespace) -> tuple[Path, subprocess.Popen]:
@@ -53,6 +64,10 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE")
     arguments = parser.parse_args()
     Path(arguments.work_dir).mkdir(parents=True, exist_ok=True)
+    if arguments.model and Path(arguments.model).is_dir():
+        packing = subprocess.run([sys.executable, "-c", PACK, arguments.model], cwd=ROOT)
+        if packing.returncode:
+            sys.exit(f"error: {arguments.model} could not be packed to 4 bits, see above")
     runs = {preset: start(preset, arguments) for preset in arguments.presets.split(",")}
     summary: dict[str, dict] = {}
     for preset, (path, process) in runs.items():

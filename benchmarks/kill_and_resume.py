@@ -64,20 +64,22 @@ def run(words: list[str], log_path: Path, kill_at: Path | None, timeout_s: float
         timeout_s: After this it is killed in any case.
 
     Returns:
-        `exit_code` (-9 when it was killed) and `seconds`.
+        `exit_code` (-9 when it was killed), `seconds`, and with `kill_at` `reached`: whether the
+        checkpoint was there, so that a kill at the time limit is told from the one meant.
     """
-    begin = time.monotonic()
+    begin, reached = time.monotonic(), False
     with open(log_path, "a", encoding="utf-8") as log:
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "train_script.py"), *words], stdout=log,
             stderr=subprocess.STDOUT, cwd=ROOT,
         )
         while process.poll() is None:
-            reached = kill_at is not None and whole_checkpoints(kill_at)
+            reached = kill_at is not None and bool(whole_checkpoints(kill_at))
             if reached or time.monotonic() - begin > timeout_s:
                 process.kill()
             time.sleep(0.05)
-    return {"exit_code": process.returncode, "seconds": round(time.monotonic() - begin, 1)}
+    figures = {"exit_code": process.returncode, "seconds": round(time.monotonic() - begin, 1)}
+    return figures if kill_at is None else figures | {"reached": reached}
 
 
 def steps_of(path: Path) -> dict[str, list[int]]:
@@ -98,7 +100,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file of figures")
     parser.add_argument("--run-dir", type=Path, default=Path("outputs/kill_and_resume"))
     parser.add_argument("--completion-tokens", type=int, default=48)
-    parser.add_argument("--timeout-s", type=float, default=400, help="limit of each start (400)")
+    parser.add_argument("--timeout-s", type=float, default=900, help="limit of each start (900)")
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE")
     arguments = parser.parse_args()
     folder = arguments.run_dir
@@ -125,6 +127,7 @@ def main() -> None:
     grpo_steps = list(range(1, settings["grpo.max_steps"] + 1))
     figures["whole"] = (
         [start["exit_code"] for start in figures["starts"]] == [-9, -9, 0]
+        and all(start["reached"] for start in figures["starts"][:2])
         and figures["steps"] == {"sft": [1, 2, 3], "grpo": grpo_steps}
         and figures["stages_evaluated"] == ["base", "sft", "sft_grpo"]
         and (folder / "final_model" / "complete.json").exists()

@@ -22,6 +22,7 @@ from training.rewards import CompletionScorer, RewardFunction, make_reward_funct
 MakeRewards = Callable[[CompletionScorer], list[RewardFunction]]
 RESULTS = (
     "sft/adapter/adapter_model.safetensors", "final_model/adapter_model.safetensors",
+    "best_adapter/adapter_model.safetensors", "best_adapter/step.json",
     "evaluation.json", "completions.jsonl", "evaluation_details.json",
 )
 
@@ -63,7 +64,10 @@ def run(config: configs.RunConfig, make_rewards: MakeRewards = make_spread_rewar
 
 def digests(folder: Path) -> dict[str, str]:
     """Return the hash of every file of the result, timings left out."""
-    found = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in RESULTS}
+    found = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in RESULTS if (folder / name).exists()
+    }
     rows = (folder / "metrics.csv").read_text(encoding="utf-8").splitlines()
     keep = [i for i, name in enumerate(rows[0].split(",")) if name != "step_time"]
     table = [",".join(row.split(",")[i] for i in keep) for row in rows]

@@ -3,21 +3,39 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import resume_run
 import tiny_random
+import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import TrainerCallback
 
 from data_reader import gold_completion
 from harmony import render_completion
 from task_tester import score_completion
+from training import stage
 from training.callbacks import MetricsTable, RunLogger
 from training.grpo import run_grpo
 from training.model import load_model
 from training.plots import plot_all
 from training.watch import RULES, describe_rollout, find_warnings
+
+
+class CutAfter(TrainerCallback):
+    """Ends the process's training as Ctrl-C does, once a step and its checkpoint are done."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +83,61 @@ def test_a_run_leaves_its_metrics(watched):
 
 
 def test_early_stopping_keeps_the_best_adapter(watched):
-    assert json.loads((watched / "best_adapter" / "step.json").read_text()) == {"step": 0}
+    look = json.loads((watched / "best_adapter" / "step.json").read_text())
+    assert look == {"step": 0, "db_match": 0.0, "exact_match": 0.0}
+
+
+def test_the_best_look_s_adapter_ends_in_the_model(tmp_path, db, monkeypatch):
+    config = tiny_random.tiny_config(
+        tmp_path, grpo__max_steps=6, grpo__eval_steps=2, grpo__num_eval_tasks=3,
+        grpo__early_stopping_patience=9, grpo__learning_rate=1e-2,
+    )
+    model, tokenizer = load_model(config.model)
+    tasks = tiny_random.make_tasks(12)
+    figures = (figure for figure in (0.1, 0.5, 0.3, 0.5) for _ in range(3))
+
+    def made_up(*_):
+        figure = next(figures)
+        return SimpleNamespace(db_match=figure, exact_match=figure)
+
+    monkeypatch.setattr("training.watch.score_completion", made_up)
+    run_grpo(
+        model, tokenizer, tasks, db, config, validation_tasks=tasks[:4],
+        make_rewards=resume_run.make_spread_rewards,
+    )
+    best = tmp_path / "run" / "best_adapter"
+    assert json.loads((best / "step.json").read_text())["step"] == 2
+    kept = load_file(best / "adapter_model.safetensors")
+    last = load_file(tmp_path / "run" / "checkpoint-6" / "adapter_model.safetensors")
+    found = get_peft_model_state_dict(model)
+    assert all(torch.equal(found[name], kept[name]) for name in kept)
+    assert any(not torch.equal(last[name], kept[name]) for name in kept)
+
+
+def test_a_best_adapter_that_is_gone_is_made_again_from_where_the_run_goes_on(
+    tmp_path, db, monkeypatch
+):
+    config = tiny_random.tiny_config(
+        tmp_path, grpo__max_steps=4, grpo__eval_steps=2, grpo__num_eval_tasks=3,
+        grpo__early_stopping_patience=9,
+    )
+    tasks = tiny_random.make_tasks(12)
+    model, tokenizer = load_model(config.model)
+    save = stage.run_trainer
+
+    def cut(trainer, resume):
+        trainer.add_callback(CutAfter(3))
+        save(trainer, resume)
+
+    monkeypatch.setattr("training.grpo.run_trainer", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run_grpo(model, tokenizer, tasks, db, config, validation_tasks=tasks[:4])
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "run" / "best_adapter")
+    model, tokenizer = load_model(config.model)
+    run_grpo(model, tokenizer, tasks, db, config, validation_tasks=tasks[:4], resume=True)
+    look = json.loads((tmp_path / "run" / "best_adapter" / "step.json").read_text())
+    assert look["step"] == 3
 
 
 def test_tensorboard_has_rewards_by_name_and_rollouts_as_text(watched):

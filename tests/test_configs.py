@@ -46,12 +46,13 @@ def test_auto_is_resolved():
     assert configs.describe_device().startswith("preset auto is ")
 
 
-def fake_gpus(monkeypatch, gib, capability, count=1):
+def fake_gpus(monkeypatch, gib, capability, count=1, driver=False):
     """Make torch see GPUs of this memory and compute capability; None is a machine without."""
     import torch
 
     properties = SimpleNamespace(
         name="GPU", total_memory=int((gib or 0) * 2**30), major=capability[0], minor=capability[1])
+    monkeypatch.setattr("shutil.which", lambda name: name if driver else None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gib is not None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
@@ -94,6 +95,20 @@ def test_auto_with_several_gpus_goes_by_the_first_and_says_so(monkeypatch):
     assert "docs/MULTI_GPU.md" in told
 
 
+@pytest.mark.parametrize(
+    ("installed", "cause"),
+    [("2.11.0", "the driver is older than torch's CUDA 13 needs (driver 580 or later"),
+     ("2.13.0+cpu", "it is built for CPUs only: pip uninstall torch, then pip install -r ")],
+)
+def test_auto_says_that_torch_cannot_use_the_gpu(monkeypatch, installed, cause):
+    fake_gpus(monkeypatch, None, (0, 0), driver=True)
+    monkeypatch.setattr("versions._installed", lambda name: installed)
+    told = configs.describe_device()
+    assert told.startswith("preset auto is cpu here: torch cannot use the GPU, ") and cause in told
+    assert told.endswith("; until then the small model that ships here is trained")
+    assert "no CUDA GPU" not in told and "\n" not in told
+
+
 @pytest.mark.parametrize("name", ["24gb", "80gb"])
 def test_presets_with_fast_sampling_are_only_picked_with_bfloat16(name):
     """`t4` is for float16, which has no fast sampling; the others would be refused there."""
@@ -127,6 +142,12 @@ def test_settings_are_frozen():
         ({"grpo.tool_reward_weight": "0", "grpo.outcome_reward_weight": "0"}, "tool_reward_weight"),
         ({"grpo.save_total_limit": "1"}, "grpo.save_total_limit is 1"),
         ({"seed": "-1"}, "run.seed"),
+        ({"seed": "4294967296"}, "run.seed"),
+        ({"preset": "80gb"}, "unknown field 'preset'"),
+        ({"grpo.lr_scheduler_type": "cosin"}, "grpo.lr_scheduler_type is 'cosin'"),
+        ({"grpo.learning_rate": "inf"}, "grpo.learning_rate is inf"),
+        ({"sft.num_train_epochs": "inf", "sft.max_steps": "-1"}, "sft.num_train_epochs is inf"),
+        ({"grpo.beta": "nan"}, "grpo.beta is nan"),
     ],
 )
 def test_a_wrong_setting_is_named(overrides, message):

@@ -79,7 +79,10 @@ NOT_RUN = {
     'docker run --gpus all --ipc=host --ulimit memlock=-1 -v "$PWD/outputs:/app/outputs" '
     "gpt-oss-retail-spark": NETWORK,
     "python train_script.py --preset 24gb --dataset dataset.jsonl --output-dir outputs/gpu": GPU,
-    "python train_script.py --preset t4 --output-dir /content/drive/MyDrive/tau_bench_rl --resume": GPU,
+    "python train_script.py --preset t4 --output-dir /content/drive/MyDrive/tau_bench_rl "
+    "--set merge_model=false --resume": GPU,
+    "python train_script.py --preset t4 --output-dir /kaggle/working/run --set merge_model=false "
+    "--resume": GPU,
     "python train_script.py export --model outputs/tau_bench_rl/final_model --format gguf --llama-cpp "
     "llama.cpp --output outputs/gguf_model": "needs llama.cpp; tests/test_export.py has a stand-in",
     "benchmarks/gpu_all.sh MODEL outputs/gpu": GPU,

@@ -124,6 +124,34 @@ def test_a_finished_stage_is_read_back(tmp_path, folder, loaded, db, monkeypatch
         evaluate_model(*loaded, tasks[:2], db, config, "base")
 
 
+@pytest.mark.parametrize("keep", [0.3, 0.9])
+def test_completions_cut_short_are_told_and_the_remedy_works(tmp_path, folder, loaded, db, keep):
+    config = tiny_random.tiny_config(folder, output_dir=str(tmp_path))
+    tasks = tiny_random.make_tasks(3)
+    first = evaluate_model(*loaded, tasks, db, config, "base")
+    path = tmp_path / "completions.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * keep)])
+    line = path.read_bytes().count(b"\n") + 1
+    for stage in ("base", "sft"):
+        with pytest.raises(RunError) as caught:
+            evaluate_model(*loaded, tasks, db, config, stage)
+        told = str(caught.value)
+        assert told.startswith(f"{path}:{line}: not valid JSON (") and "\n" not in told
+        assert "copy the file again, or delete it and evaluation.json" in told
+    path.unlink()
+    (tmp_path / "evaluation.json").unlink()
+    assert evaluate_model(*loaded, tasks, db, config, "base") == first
+
+
+def test_rare_line_ends_in_a_completion_are_read_back(tmp_path, folder, db):
+    config = tiny_random.tiny_config(folder, output_dir=str(tmp_path))
+    tasks = tiny_random.make_tasks(1)
+    written = score_texts(tasks, [render_completion("a\u2028b\x85c")], db, config, "base")
+    evaluation_module._write_evaluation(tmp_path, written)
+    assert evaluate_model(None, None, tasks, db, config, "base") == written
+
+
 def test_pairing_is_narrower_and_signed(folder, db):
     config = tiny_random.tiny_config(folder)
     tasks = tiny_random.make_tasks(30)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import versions
 from configs import ModelStage
 from training import model as model_module
 from training.checkpoint import ModelError, check_environment, count_parameters
@@ -159,6 +160,15 @@ def test_missing_folder_is_one_line(stage: ModelStage):
     assert "\n" not in str(caught.value)
 
 
+def test_an_error_outside_of_the_loading_call_is_no_loading_error(stage, monkeypatch):
+    def fail(*args):
+        raise KeyError("ours")
+
+    monkeypatch.setattr("peft.get_peft_model", fail)
+    with pytest.raises(KeyError, match="ours"):
+        load_model(stage)
+
+
 @pytest.mark.parametrize("keep", [4, 100, 5000])
 def test_truncated_weights_are_found_before_loading(stage: ModelStage, tmp_path: Path, keep: int):
     folder = copy_dir(stage.model_name, tmp_path / "cut")
@@ -195,8 +205,14 @@ def test_unreachable_hub_is_one_line(stage: ModelStage, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there, so nothing is refused")
-def test_20b_without_gpu_is_refused(stage: ModelStage):
+def hide_gpu(monkeypatch, driver: bool) -> None:
+    """Make torch see no GPU, on a machine with or without NVIDIA's driver."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("shutil.which", lambda name: name if driver else None)
+
+
+def test_20b_without_gpu_is_refused(monkeypatch):
+    hide_gpu(monkeypatch, driver=False)
     with pytest.raises(ModelError, match="needs a CUDA GPU.*preset cpu"):
         load_model(ModelStage(model_name="unsloth/gpt-oss-20b"))
 
@@ -208,6 +224,42 @@ def test_small_gpu_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     with pytest.raises(ModelError, match="needs 14 GiB of GPU memory, Small GPU has 8.0"):
         load_model(ModelStage(model_name="unsloth/gpt-oss-20b"))
+
+
+def test_20b_on_a_gpu_that_torch_cannot_use_is_refused(monkeypatch):
+    hide_gpu(monkeypatch, driver=True)
+    monkeypatch.setattr(versions, "_installed", lambda name: "2.11.0")
+    with pytest.raises(ModelError) as caught:
+        load_model(ModelStage(model_name="unsloth/gpt-oss-20b"))
+    told = str(caught.value)
+    assert "torch cannot use the GPU, most likely because the driver is older than" in told
+    pin = versions.read_pins(versions.ROOT / "requirements.txt")["torch"]
+    assert f"update the driver, or install torch=={pin} built for CUDA 12" in told
+    assert "none is visible" not in told and "\n" not in told
+
+
+@pytest.mark.parametrize("missing", versions.GPU_ONLY)
+def test_4bit_on_a_gpu_without_its_packages_is_refused(stage, monkeypatch, missing: str):
+    class Loading(Exception):
+        pass
+
+    def load(*args):
+        raise Loading
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(versions, "_installed", lambda name: None if name == missing else "1.0")
+    for name in ("_load_transformers", "_load_unsloth"):
+        monkeypatch.setattr(model_module, name, load)
+    on_gpu = replace(stage, device="auto")
+    with pytest.raises(ModelError) as caught:
+        load_model(replace(on_gpu, load_in_4bit=True))
+    assert str(caught.value) == (
+        f"model.load_in_4bit is true and {missing} is not installed: pip install -r "
+        "requirements.txt"
+    )
+    for works in (on_gpu, replace(stage, load_in_4bit=True)):
+        with pytest.raises(Loading):
+            load_model(works)
 
 
 def test_adapter_of_other_rank_is_refused(trained, stage: ModelStage, tmp_path: Path):
@@ -236,7 +288,15 @@ def test_parameter_counts():
     assert count_parameters("someone/model") == 0
 
 
-def test_environment_lines():
+@pytest.mark.parametrize(
+    ("driver", "told", "file_name"),
+    [(False, "no CUDA GPU: the small model", "requirements-cpu.txt"),
+     (True, "torch cannot use the GPU, most likely because the driver", "requirements.txt")],
+)
+def test_environment_lines(monkeypatch, driver: bool, told: str, file_name: str):
+    hide_gpu(monkeypatch, driver)
+    monkeypatch.setattr(versions, "_installed", lambda name: "0.1")
     lines = check_environment()
-    assert lines[0].startswith("python 3.")
-    assert any(line.startswith("torch ") for line in lines)
+    assert lines[0].startswith("python 3.") and lines[1].startswith(told)
+    pin = versions.read_pins(versions.ROOT / file_name)["torch"]
+    assert f"torch 0.1 WRONG, the pin is {pin}: pip install -r {file_name}" in lines

@@ -14,6 +14,7 @@ import httpx
 import pytest
 import tiny_random
 import torch
+from safetensors.torch import load_file, save_file
 
 import task_tester
 import train_script
@@ -319,6 +320,16 @@ def test_a_model_cut_in_half(folder, tmp_path, capsys, monkeypatch, name, told, 
         assert str(damaged / name) in error and told in error and "again" in error
 
 
+def test_a_model_that_lacks_tensors_gets_no_random_ones(folder, tmp_path, capsys):
+    damaged = Path(shutil.copytree(folder / "model", tmp_path / "model"))
+    tensors = load_file(damaged / "model.safetensors")
+    gone = "model.layers.1.self_attn.q_proj.weight"
+    del tensors[gone]
+    save_file(tensors, damaged / "model.safetensors", metadata={"format": "pt"})
+    error = error_of(capsys, ["chat", "--model", str(damaged)])
+    assert f"{damaged}: lacks 1 tensors, such as {gone}; copy the checkpoint again" in error
+
+
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
 def test_an_adapter_cut_in_half(adapter_dir, tmp_path, capsys, monkeypatch, name):
     monkeypatch.setattr(model_module, "_load_transformers", refuse_to_load)
@@ -326,6 +337,40 @@ def test_an_adapter_cut_in_half(adapter_dir, tmp_path, capsys, monkeypatch, name
     cut(damaged / name)
     error = error_of(capsys, ["chat", "--model", str(damaged)])
     assert str(damaged / name) in error and "again" in error
+
+
+@pytest.mark.parametrize(("name", "text", "told"), [
+    ("config.json", "{}", "config.json: lacks model_type; copy"),
+    ("config.json", "[]", "config.json: not a JSON object; copy"),
+    ("config.json", '{"model_type": "x"}', "cannot be loaded: ValueError: The checkpoint you are"),
+    ("tokenizer.json", "{}", "tokenizer.json: lacks model; copy"),
+    ("tokenizer.json", '{"model": {"a": 1}}', "cannot be loaded: KeyError: 'added_tokens'; check"),
+    ("tokenizer_config.json", "[]", "cannot be loaded: TypeError: list indices must be"),
+    ("model.safetensors.index.json", "{}", "index.json: lacks weight_map; copy"),
+    ("model.safetensors.index.json", '{"weight_map": []}', "index.json: lacks weight_map; copy"),
+    ("model.safetensors", "\x01" + 7 * "\0" + "\xff", "model.safetensors: cut short or damaged"),
+])
+def test_a_model_with_wrong_json(folder, tmp_path, capsys, name, text, told):
+    damaged = Path(shutil.copytree(folder / "model", tmp_path / "model"))
+    (damaged / name).write_bytes(text.encode("latin-1"))
+    error = error_of(capsys, train_words(folder, "--set", f"model.model_name={damaged}"))
+    assert str(damaged) in error and told in error
+    assert error.endswith("copy the checkpoint again\n")
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("{}", "lacks base_model_name_or_path"), ("[]", "not a JSON object"),
+    ('{"base_model_name_or_path": null}', "lacks base_model_name_or_path"),
+    ('{"base_model_name_or_path": "a", "r": 4}', "lacks lora_alpha"),
+])
+def test_an_adapter_with_wrong_json(folder, adapter_dir, tmp_path, capsys, text, told):
+    damaged = Path(shutil.copytree(adapter_dir, tmp_path / "final_model"))
+    (damaged / "adapter_config.json").write_text(text)
+    told = f"{damaged}/adapter_config.json: {told}; copy the checkpoint again"
+    assert told in error_of(capsys, ["chat", "--model", str(damaged)])
+    with pytest.raises(ModelError) as caught:
+        load_model(tiny_random.tiny_config(folder).model, adapter_dir=damaged)
+    assert str(caught.value) == told
 
 
 @pytest.mark.parametrize(("text", "told"), [
@@ -374,6 +419,14 @@ def test_an_adapter_whose_base_is_gone(adapter_dir, tmp_path, capsys):
     config["base_model_name_or_path"] = "models/not-here"
     (moved / "adapter_config.json").write_text(json.dumps(config))
     assert "models/not-here: no such folder" in error_of(capsys, ["chat", "--model", str(moved)])
+
+
+# -- machine -----------------------------------------------------------------------------------
+
+
+def test_a_machine_without_git(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert pipeline.git_hash() == ""
 
 
 # -- stopped by hand ---------------------------------------------------------------------------

@@ -170,8 +170,8 @@ def test_learning_rate_far_too_high_is_a_kl_blow_up_and_a_fall(bench, tmp_path):
         f"the KL to the reference policy rose to {jump:.2f}: lower grpo.learning_rate, raise "
         "grpo.beta, or set grpo.max_kl to stop in time"
     )), (2, (
-        f"held-out db match fell by {before - after:.2f} from its best: lower grpo.learning_rate "
-        "or raise grpo.beta, and set grpo.early_stopping_patience=3"
+        f"held-out db match fell by {before - after:.2f} from its best: lower grpo.learning_rate, "
+        "and set grpo.early_stopping_patience=3"
     ))}
 
 
@@ -216,8 +216,8 @@ def test_reward_for_the_wrong_reason_is_reward_without_result(bench, tmp_path):
     best, middle, last = column(folder, "heldout/db_match")
     # Five steps do not tell yet that the reward rises; ten do.
     assert warnings_of(folder) == [(5, (
-        f"held-out db match fell by {best - middle:.2f} from its best: lower grpo.learning_rate "
-        "or raise grpo.beta, and set grpo.early_stopping_patience=3"
+        f"held-out db match fell by {best - middle:.2f} from its best: lower grpo.learning_rate, "
+        "and set grpo.early_stopping_patience=3"
     )), (10, (
         f"the reward rises while held-out db match fell by {best - last:.2f} from its best: read "
         "the sample rollouts for what is rewarded, and set grpo.early_stopping_patience=3"
@@ -240,7 +240,7 @@ def broken_json(bench, tmp_path_factory):
 def test_reward_for_broken_json_is_a_falling_parse_rate(broken_json):
     assert warnings_of(broken_json) == [(10, (
         "fewer completions are valid JSON than at the start: lower grpo.learning_rate or "
-        "grpo.temperature, or raise grpo.beta"
+        "grpo.temperature"
     ))]
 
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 import configs
 from training import pipeline
 from training.artifacts import (
-    RunError, build_folder, is_complete, is_disk_full, latest_complete, mark_complete, read_json,
-    remove_checkpoints,
+    RunError, build_folder, finish_move, is_complete, is_disk_full, latest_complete, mark_complete,
+    read_json, remove_checkpoints,
 )
 from training.checkpoint import ModelError
 
@@ -78,6 +78,34 @@ def test_two_runs_with_one_seed_are_equal(uninterrupted, tmp_path):
     shutil.copytree(uninterrupted[0] / "model", tmp_path / "model")
     shutil.copy(uninterrupted[0] / "tasks.jsonl", tmp_path)
     finish(resume_run.resume_config(tmp_path), tmp_path / "log.txt")
+    assert resume_run.digests(tmp_path / "run") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stops", [
+    {"grpo__max_kl": 1e-9, "grpo__eval_steps": 0},
+    {"grpo__early_stopping_patience": 1, "grpo__eval_steps": 2},
+], ids=["KL guard", "early stopping"])
+def test_a_run_killed_after_it_stopped_early_does_not_train_on(tmp_path, monkeypatch, stops):
+    config = resume_run.resume_config(tmp_path, grpo__generation_batch_size=0, **stops)
+    finish(config, tmp_path / "log.txt")
+    expected = resume_run.digests(tmp_path / "run")
+    with open(tmp_path / "run" / "metrics.csv", encoding="utf-8") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row["stage"] == "grpo"]
+    assert 0 < max(steps) < config.grpo.max_steps
+    shutil.move(tmp_path / "run", tmp_path / "left_alone")
+    save = pipeline._save_stage_adapter
+
+    def die(run, model, tokenizer, folder):
+        if folder.name == "final_model":
+            raise KeyboardInterrupt
+        save(run, model, tokenizer, folder)
+
+    monkeypatch.setattr(pipeline, "_save_stage_adapter", die)
+    with pytest.raises(KeyboardInterrupt):
+        resume_run.run(config)
+    monkeypatch.undo()
+    finish(config, tmp_path / "log.txt")
     assert resume_run.digests(tmp_path / "run") == expected
 
 
@@ -192,6 +220,55 @@ def test_folder_is_replaced_only_when_whole(tmp_path):
         build_folder(target, lambda part: {}["no"])
     assert (target / "a.txt").read_text() == "old"
     assert is_complete(target)
+
+
+def test_a_whole_folder_left_beside_its_place_is_moved_there(tmp_path):
+    target, beside = tmp_path / "adapter", tmp_path / "adapter.tmp"
+    build_folder(beside, lambda part: (part / "a.txt").write_text("new"))
+    target.mkdir()
+    (target / "half.txt").write_text("old")
+    finish_move(target)
+    assert (target / "a.txt").read_text() == "new" and not beside.exists()
+    build_folder(beside, lambda part: (part / "a.txt").write_text("newer"))
+    finish_move(target)
+    assert (target / "a.txt").read_text() == "new"
+    (target / "complete.json").unlink()
+    (beside / "complete.json").unlink()
+    finish_move(target)
+    assert (target / "a.txt").read_text() == "new"
+
+
+def test_an_earlier_run_is_set_aside_wholly_or_not_at_all(tmp_path, monkeypatch):
+    """Cut short while its files are moved, the folder still holds the earlier run's settings."""
+    config = resume_run.resume_config(tmp_path)
+    pipeline.prepare_run(config)
+    folder = tmp_path / "run"
+    for name in ("final_model", "metrics.csv"):
+        (folder / name).write_text("earlier")
+    move, calls = shutil.move, []
+
+    def move_one(source, target):
+        calls.append(Path(source).name)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        move(source, target)
+
+    monkeypatch.setattr("training.pipeline.shutil.move", move_one)
+    other = dataclasses.replace(config, seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.prepare_run(other)
+    monkeypatch.undo()
+    with pytest.raises(RunError, match="was started with seed=3407, not 1"):
+        pipeline.prepare_run(other, resume=True)
+    pipeline.prepare_run(other)
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    aside = {path.name for path in tmp_path.glob("run.earlier-*/*")}
+    assert aside == {"final_model", "metrics.csv", "config.json"}
+    # Files of a run without its settings are nothing to go on from.
+    (folder / "config.json").unlink()
+    (folder / "final_model").write_text("whose?")
+    pipeline.prepare_run(other, resume=True)
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
 
 
 def test_full_disk_is_one_clear_line_and_keeps_the_old_folder(tmp_path):

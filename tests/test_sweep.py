@@ -18,6 +18,7 @@ import tiny_random
 
 import configs
 from training import pipeline, sweep, sweep_space
+from training.artifacts import RunError, SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent
 PARAMETERS = ("grpo.learning_rate=log:1e-6:1e-2", "grpo.beta=choice:0,0.01")
@@ -49,7 +50,7 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
         ("grpo.temperature=range:0.5:hot", "expected float"),
         ("grpo.temperature=range:-1:1", "above 0"),
         ("grpo.temperature=range:nan:1", "above 0"),
-        ("grpo.temperature=range:0.1:inf", "below HIGH"),
+        ("grpo.temperature=range:0.1:inf", "a finite number"),
         ("grpo.beta=log:0:0.1", "above 0 on a logarithmic scale"),
         ("grpo.loss_type=range:dapo:grpo", "is no number"),
         ("grpo.loss_type=choice:dapo,best", "one of"),
@@ -191,11 +192,36 @@ def test_failed_trials_are_noted_and_the_sweep_goes_on(fake_training, tmp_path, 
     assert rows[1]["error"] == "out of memory"
     assert "fail_some" in (tmp_path / "trials" / "001" / "error.txt").read_text()
 
+    def too_long(one, number, values):
+        if number == 1:
+            raise SettingsError("26 of 26 rows need up to 1410 tokens")
+        return make_figure(one, number, values)
+
+    monkeypatch.setattr(sweep, "measure_trial", too_long)
+    assert sweep.run_sweep(fake_arguments(tmp_path / "long", 3)) == 0
+    assert [row["state"] for row in read_rows(tmp_path / "long")] == ["done", "failed", "done"]
+
     def fail_all(*_):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(sweep, "measure_trial", fail_all)
     assert sweep.run_sweep(fake_arguments(tmp_path / "none", 2)) == 1
+
+
+def test_trouble_of_the_folder_or_the_study_ends_the_sweep_with_one_line(
+    fake_training, tmp_path, monkeypatch, capsys
+):
+    def no_folder(*_):
+        raise RunError("the folder cannot be used")
+
+    monkeypatch.setattr(sweep, "measure_trial", no_folder)
+    assert sweep.run_sweep(fake_arguments(tmp_path, 3)) == 1
+    assert capsys.readouterr().err == "error: the folder cannot be used\n"
+    (tmp_path / "study.db").write_text("no database")
+    assert sweep.run_sweep(fake_arguments(tmp_path, 3)) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {tmp_path / 'study.db'}: cannot be used (file is not a database)")
+    assert told.count("\n") == 1
 
 
 def test_a_second_sweep_and_torchrun_are_refused(fake_training, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """The command: exit codes, one-line errors, and a run from end to end."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -92,6 +93,31 @@ def test_errors_are_one_clear_line(folder, tmp_path, capsys, arguments, code, me
     assert train_script.main(line) == code
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1, error
+
+
+def test_a_full_disk_is_one_line(folder, tmp_path, capsys, monkeypatch):
+    def fill(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("training.pipeline.run_pipeline", fill)
+    assert train_script.main(words(folder, "--output-dir", str(tmp_path / "run"), "--resume")) == 1
+    out, err = capsys.readouterr()
+    assert out == f"no earlier run in {tmp_path / 'run'}: a new one begins\n"
+    assert err.startswith(f"error: disk full while writing {tmp_path / 'run'}: ")
+    assert err.count("\n") == 1
+
+
+def test_difficulty_tags_are_looked_at_before_training_with_a_curriculum(folder, tmp_path, capsys):
+    rows = [json.loads(line) for line in (folder / "tasks.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["tags"] = {"difficulty": "very hard"}
+    path = tmp_path / "tagged.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    arguments = words(folder, "--output-dir", str(tmp_path / "run"), "--dataset", str(path))
+    assert train_script.main([*arguments, "--set", "grpo.curriculum=true"]) == 1
+    told = capsys.readouterr().err
+    assert f"error: {path}:" in told and "tags.difficulty is 'very hard'; write easy" in told
+    assert not (tmp_path / "run").exists()
 
 
 def test_invalid_rows_are_skipped_on_purpose(folder, tmp_path):

@@ -20,6 +20,10 @@ class RunError(RuntimeError):
     """A run cannot go on; the message is one line that says what to do."""
 
 
+class SettingsError(RunError):
+    """The data cannot be trained on with these settings; others would do."""
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """Write a file so that a kill leaves either the old or the new content.
 
@@ -105,6 +109,14 @@ def build_folder(target: Path, build: Callable[[Path], object]) -> None:
     # A kill between these two lines leaves no target, and the stage that makes it runs again.
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)
+
+
+def finish_move(target: Path) -> None:
+    """Move a whole folder into place that a kill at the end of `build_folder` left beside it."""
+    temporary = target.with_name(target.name + ".tmp")
+    if is_complete(temporary) and not is_complete(target):
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temporary, target)
 
 
 def checkpoint_step(folder: Path) -> int:

@@ -18,6 +18,8 @@ from safetensors import safe_open
 import versions
 from configs import ModelStage
 
+ADAPTER_KEYS = ("base_model_name_or_path", "r", "lora_alpha")
+"""What is read of an adapter's settings."""
 HUB_TIMEOUT_S = 10.0
 """Seconds that the model hub has to answer."""
 
@@ -74,7 +76,7 @@ def check_adapter(adapter_dir: Path, stage: ModelStage) -> None:
     if not adapter_dir.is_dir():
         raise ModelError(f"{adapter_dir}: no such folder; train first or correct the path")
     check_checkpoint(adapter_dir, weights="adapter_model.safetensors", config="adapter_config.json")
-    config = read_json_file(adapter_dir / "adapter_config.json")
+    config = read_json_file(adapter_dir / "adapter_config.json", *ADAPTER_KEYS)
     for name, wanted in (("r", stage.lora_rank), ("lora_alpha", stage.lora_alpha)):
         if config[name] != wanted:
             setting = "lora_rank" if name == "r" else name
@@ -89,7 +91,7 @@ def list_weight_files(folder: Path, weights: str = "model.safetensors") -> list[
     index_path = folder / f"{weights}.index.json"
     if not index_path.is_file():
         return [folder / weights]
-    names = sorted(set(read_json_file(index_path)["weight_map"].values()))
+    names = sorted(set(read_json_file(index_path, "weight_map")["weight_map"].values()))
     return [folder / name for name in names]
 
 
@@ -109,13 +111,28 @@ def holds_mxfp4_experts(folder: Path) -> bool:
     return bool(settings) and settings.get("quant_method") == "mxfp4"
 
 
-def read_json_file(path: Path) -> dict:
+def read_json_file(path: Path, *keys: str) -> dict:
+    """Return the JSON object of a file of a model folder.
+
+    Args:
+        path: The file.
+        keys: What the object must have, and not empty.
+
+    Raises:
+        ModelError: Names the file and the remedy.
+    """
     if not path.is_file():
         raise ModelError(f"{path}: missing; the folder is not a whole checkpoint, copy it again")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModelError(f"{path}: not valid JSON ({error}); copy the checkpoint again") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: not a JSON object; copy the checkpoint again")
+    for key in keys:
+        if not content.get(key):
+            raise ModelError(f"{path}: lacks {key}; copy the checkpoint again")
+    return content
 
 
 def _check_safetensors(path: Path) -> None:
@@ -129,7 +146,7 @@ def _check_safetensors(path: Path) -> None:
         header = file.read(header_size) if header_size < size else b""
     try:
         entries = json.loads(header)
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ModelError(f"{path}: cut short or damaged; copy the checkpoint again") from error
     ends = [entry["data_offsets"][1] for key, entry in entries.items() if key != "__metadata__"]
     expected = 8 + header_size + max(ends, default=0)
@@ -194,9 +211,8 @@ def check_environment() -> list[str]:
     Returns:
         Lines such as `trl 1.14.2 (pinned)`; a line with WRONG names the command that mends it.
     """
-    has_gpu = torch.cuda.is_available()
     lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()}"]
-    if has_gpu:
+    if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         count = torch.cuda.device_count()
         lines.append(
@@ -205,5 +221,6 @@ def check_environment() -> list[str]:
             f"{properties.major}.{properties.minor}"
         )
     else:
-        lines.append("no CUDA GPU: the small model that ships here is trained on the CPU")
-    return lines + versions.component_lines(has_gpu)
+        no_gpu = "no CUDA GPU: the small model that ships here is trained on the CPU"
+        lines.append(versions.why_gpu_is_unused() or no_gpu)
+    return lines + versions.component_lines(versions.has_gpu_stack())

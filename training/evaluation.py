@@ -186,7 +186,7 @@ def evaluate_model(
         The evaluation, the same on every process.
 
     Raises:
-        RunError: The folder holds this stage's evaluation on other tasks.
+        RunError: The folder holds this stage's evaluation on other tasks, or a damaged file.
     """
     folder = Path(config.output_dir)
     done = label in read_json(folder / "evaluation.json", {})
@@ -214,7 +214,17 @@ def _read_rows(folder: Path) -> list[dict]:
     path = folder / "completions.jsonl"
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = []
+    # As bytes: text would also be split at the rarer line ends that a completion may hold.
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise RunError(
+                f"{path}:{number}: not valid JSON ({error}); copy the file again, or delete it and "
+                "evaluation.json to evaluate once more"
+            ) from error
+    return rows
 
 
 def _write_evaluation(folder: Path, evaluation: Evaluation) -> None:
@@ -334,8 +344,8 @@ def config_of_model(model: str) -> configs.RunConfig:
     config = configs.get_preset("auto")
     adapter = read_json(Path(model) / "adapter_config.json", {})
     # A damaged one is told when the adapter is loaded.
-    base = adapter.get("base_model_name_or_path", model) if isinstance(adapter, dict) else model
-    return replace(config, model=replace(config.model, model_name=base))
+    base = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
+    return replace(config, model=replace(config.model, model_name=base or model))
 
 
 def evaluate_model_dir(

@@ -8,6 +8,7 @@ no path for GPT-OSS with Unsloth, and reward models.
 
 import math
 import random
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,28 +18,30 @@ import numpy as np
 import configs
 from data_reader import Task, grpo_rows
 from envs.retail import RetailDatabase
-from training.artifacts import RunError
+from training.artifacts import SettingsError
 from training.callbacks import CheckpointMarker, RunLogger
 from training.memory import limit_forward_rows
 from training.model import uses_unsloth
 from training.resampling import Resampler
 from training.rewards import CompletionScorer, RewardFunction, make_reward_functions
+from training.run_data import DIFFICULTIES
 from training.sft import check_lengths, choose_rows, order_rows, row_lengths
 from training.stage import common_arguments, round_up, run_trainer, world_size
 from training.streaming import drop_rows, select_tasks, store_rows
-from training.watch import HeldOutWatch, SampleRollouts, SamplingEntropy, Watchdog
+from training.watch import (
+    HeldOutWatch, SampleRollouts, SamplingEntropy, Watchdog, restore_best,
+)
 
 REFERENCE_ADAPTER = "ref"
-DIFFICULTIES = ("easy", "medium", "hard")
 
 
-def difficulty(task: Task) -> tuple[int, int]:
+def difficulty(task: Task) -> int:
     """Return what the curriculum sorts by: the difficulty tag, then the number of gold calls."""
-    level = DIFFICULTIES.index(task.tags["difficulty"]) if "difficulty" in task.tags else 0
-    return level, len(task.gold_actions)
+    level = DIFFICULTIES.index(task.tags.get("difficulty", DIFFICULTIES[0]))
+    return (level << 16) + len(task.gold_actions)
 
 
-def order_by_difficulty(tasks: Sequence[Task], count: int, seed: int) -> list[int]:
+def order_by_difficulty(tasks: Sequence[Task], count: int, seed: int) -> array:
     """Lay out the tasks of a whole run: from easy to hard in the first pass, then shuffled.
 
     Args:
@@ -49,15 +52,13 @@ def order_by_difficulty(tasks: Sequence[Task], count: int, seed: int) -> list[in
     Returns:
         `count` numbers of tasks; the first ones do not depend on `count`.
     """
-    levels = [difficulty(task) for task in tasks]
-    ordered: list[int] = []
+    levels = array("I", (difficulty(task) for task in tasks))
+    ordered = array("I")
     draws = random.Random(seed)
     while len(ordered) < count:
-        numbers = list(range(len(levels)))
+        numbers = array("I", range(len(levels)))
         draws.shuffle(numbers)
-        if not ordered:
-            numbers.sort(key=levels.__getitem__)
-        ordered += numbers
+        ordered.extend(numbers if ordered else sorted(numbers, key=levels.__getitem__))
     return ordered[:count]
 
 
@@ -193,15 +194,14 @@ def run_grpo(
     if config.grpo.max_steps == 0:
         return {}
     if config.grpo.eval_steps and not validation_tasks:
-        raise RunError("grpo.eval_steps is set but the validation split is empty; add tasks")
+        raise SettingsError("grpo.eval_steps is set but the validation split is empty; add tasks")
     trainer = build_grpo_trainer(
         model, tokenizer, tasks, db, config, validation_tasks or [], make_rewards
     )
     figures = run_trainer(trainer, resume)
     drop_rows(rows_dir(config))
     if config.grpo.early_stopping_patience:
-        watches = trainer.callback_handler.callbacks
-        next(watch for watch in watches if isinstance(watch, HeldOutWatch)).restore_best(model)
+        restore_best(Path(config.output_dir), model, trainer.state.global_step)
     if REFERENCE_ADAPTER in model.peft_config:
         model.delete_adapter(REFERENCE_ADAPTER)
     model.eval()

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+import versions
 from configs import ModelStage
 from training.checkpoint import (
+    ADAPTER_KEYS,
     ModelError,
     check_adapter,
     check_checkpoint,
@@ -36,6 +38,8 @@ ATTENTION_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj"]
 EXPERT_MODULES = ["gate_proj", "up_proj", "down_proj"]
 EXPERT_PARAMETERS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 STOP_TOKENS = ("<|return|>", "<|call|>")
+WRONG_FILES = (ValueError, KeyError, TypeError)
+"""What transformers and Unsloth raise over a model folder whose JSON is valid but wrong."""
 SMALLEST_GPU_GIB = 14.0
 """GiB of GPU memory below which the 20B model in 4-bit (12.6 GiB) leaves no room to train."""
 LARGEST_CPU_PARAMETERS = 2_000_000_000
@@ -65,15 +69,18 @@ def load_model(
 
     Raises:
         ModelError: The folder is missing or damaged, the hub cannot be reached, the hardware is
-            too small, or the adapter does not fit the settings.
+            too small, a package for 4-bit weights is missing, or the adapter does not fit the
+            settings.
     """
     if stage.num_threads:
         torch.set_num_threads(stage.num_threads)
     _check_hardware(stage)
+    _check_4bit_packages(stage)
     folder = Path(stage.model_name)
     if folder.is_dir():
         check_checkpoint(folder)
-        read_json_file(folder / "tokenizer.json")
+        read_json_file(folder / "config.json", "model_type")
+        read_json_file(folder / "tokenizer.json", "model")
         if uses_unsloth(stage) and stage.load_in_4bit and holds_fused_experts(folder):
             # Unsloth would fill the experts of this layout with random values at 4-bit.
             with PartialState().local_main_process_first():
@@ -130,7 +137,7 @@ def load_for_evaluation(name_or_dir: str, stage: ModelStage) -> tuple[Any, Any]:
     if not config_path.is_file():
         model, tokenizer = load_model(replace(stage, model_name=name_or_dir), trainable=False)
         return model.eval(), tokenizer
-    config = read_json_file(config_path)
+    config = read_json_file(config_path, *ADAPTER_KEYS)
     # PEFT and Unsloth write the targets in different ways; the weights' names tell for certain.
     check_checkpoint(Path(name_or_dir), "adapter_model.safetensors", "adapter_config.json")
     names = list_tensor_names(Path(name_or_dir), "adapter_model.safetensors")
@@ -171,6 +178,12 @@ def _check_hardware(stage: ModelStage) -> None:
     if parameters < LARGEST_CPU_PARAMETERS:
         return
     size = f"{stage.model_name} ({parameters / 1e9:.0f} B parameters)"
+    unused = "" if torch.cuda.is_available() else versions.why_gpu_is_unused()
+    if unused:
+        raise ModelError(
+            f"{size} needs a CUDA GPU, and {unused}; or use the preset cpu (the small model that "
+            "ships here)"
+        )
     if stage.device == "cpu" or not torch.cuda.is_available():
         raise ModelError(
             f"{size} needs a CUDA GPU and none is visible; use the preset cpu (the small model "
@@ -184,6 +197,15 @@ def _check_hardware(stage: ModelStage) -> None:
             f"{size} needs {needed:.0f} GiB of GPU memory, {torch.cuda.get_device_name(0)} has "
             f"{memory_gib:.1f}; use {remedy} or a larger GPU"
         )
+
+
+def _check_4bit_packages(stage: ModelStage) -> None:
+    """Refuse 4-bit weights where a package for them is missing: plain transformers has 16 bit."""
+    if not stage.load_in_4bit or stage.device == "cpu" or not torch.cuda.is_available():
+        return
+    missing = versions.find_missing(versions.GPU_ONLY, gpu=True)
+    if missing:
+        raise ModelError(f"model.load_in_4bit is true and {missing}")
 
 
 def _dtype(stage: ModelStage) -> torch.dtype:
@@ -208,7 +230,7 @@ def _load_unsloth(stage: ModelStage, with_lora: bool) -> tuple[Any, Any]:
             offload_embedding=stage.offload_embedding,
             local_files_only=Path(stage.model_name).is_dir(),
         )
-    except RuntimeError as error:
+    except (RuntimeError, *WRONG_FILES) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise _load_error(stage, error) from error
@@ -238,12 +260,22 @@ def _load_transformers(stage: ModelStage, with_lora: bool) -> tuple[Any, Any]:
     }
     if holds_mxfp4_experts(Path(stage.model_name)):
         kwargs["quantization_config"] = Mxfp4Config(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        stage.model_name, dtype=_dtype(stage), attn_implementation="eager", **kwargs
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(stage.model_name)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            stage.model_name, dtype=_dtype(stage), attn_implementation="eager",
+            output_loading_info=True, **kwargs,
+        )
+    except WRONG_FILES as error:
+        raise _load_error(stage, error) from error
+    if missing := sorted(found["missing_keys"]):
+        # transformers would go on with random values in their place.
+        raise ModelError(
+            f"{stage.model_name}: lacks {len(missing)} tensors, such as {missing[0]}; copy the "
+            "checkpoint again"
+        )
     # The dtype once more: experts come out of MXFP4 in bfloat16, which holds them exactly.
     model = model.to("cuda" if on_gpu else "cpu", _dtype(stage))
-    tokenizer = AutoTokenizer.from_pretrained(stage.model_name)
     if with_lora:
         experts = stage.lora_reach == "attention+experts"
         if experts and stage.lora_dropout:
@@ -264,7 +296,13 @@ def _load_transformers(stage: ModelStage, with_lora: bool) -> tuple[Any, Any]:
 
 def _load_error(stage: ModelStage, error: Exception) -> ModelError:
     """Turn a loader's error into one line with a remedy."""
-    first_line = str(error).strip().split("\n")[0]
+    first_line = str(error).strip().split("\n")[0].rstrip(".")
+    if isinstance(error, WRONG_FILES):
+        # Named by its type: the text of a KeyError is the key alone.
+        return ModelError(
+            f"{stage.model_name}: cannot be loaded: {type(error).__name__}: {first_line}; check "
+            "its JSON files or copy the checkpoint again"
+        )
     if Path(stage.model_name).is_dir():
         return ModelError(f"{stage.model_name}: cannot be loaded: {first_line}")
     return ModelError(

@@ -37,16 +37,18 @@ from training.model import (
 from training.rewards import CompletionScorer, RewardFunction, make_reward_functions
 from training.run_data import load_tasks
 from training.sft import run_sft
+from training.stage import take_up_adapter
 
 STAGES = ("base", "sft", "sft_grpo")
 PACKAGES = (
     "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth",
 )
 ARTIFACTS = (
-    "config.json", "metrics.csv", "evaluation.json", "evaluation_details.json",
-    "completions.jsonl", "warnings.jsonl", "evaluation_parts", "sft", "best_adapter",
-    "final_model", "merged_model", "plots", "tensorboard", "runs",
+    "metrics.csv", "evaluation.json", "evaluation_details.json", "completions.jsonl",
+    "warnings.jsonl", "evaluation_parts", "sft", "best_adapter", "final_model", "merged_model",
+    "plots", "tensorboard", "runs", "config.json",
 )
+"""What a run leaves; config.json is moved last, so that a folder without it holds no run."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -81,7 +83,9 @@ def package_versions() -> dict[str, str]:
 
 
 def git_hash() -> str:
-    """Return the commit of the code, with "+changes" when files differ, "" outside of git."""
+    """Return the commit of the code, with "+changes" when files differ, "" without git."""
+    if shutil.which("git") is None:
+        return ""
     command = ["git", "-C", str(ROOT)]
     head = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True)
     if head.returncode:
@@ -141,7 +145,7 @@ def _open_folder(config: configs.RunConfig, folder: Path, resume: bool) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".write-test"
-        probe.write_text("")
+        probe.write_text("x" * 4096)  # an empty file fits on a full disk
         probe.unlink()
     except OSError as error:
         raise RunError(
@@ -150,9 +154,8 @@ def _open_folder(config: configs.RunConfig, folder: Path, resume: bool) -> None:
     path = folder / "config.json"
     if path.exists() and resume:
         _take_up_settings(path, config)
-    elif path.exists():
+    else:
         _set_aside(folder)
-    if not path.exists():
         settings = json.loads(config.to_json())
         facts = {"settings": settings, "versions": package_versions(), "git_hash": git_hash()}
         write_json_atomic(path, facts)
@@ -184,6 +187,8 @@ def _set_aside(folder: Path) -> None:
     """Move the files of an earlier run to a folder beside this one."""
     found = [folder / name for name in ARTIFACTS] + sorted(folder.glob("checkpoint-*"))
     found = [path for path in found if path.exists()]
+    if not found:
+        return
     if found == [folder / "config.json"]:
         # It came to nothing, as when the model was not found: there is nothing to keep.
         found[0].unlink()
@@ -216,13 +221,6 @@ def load_run_model(run: Run) -> tuple[Any, Any]:
     if run.config.merge_model and not is_complete(merged_dir):
         check_merge_space(model, merged_dir, run.config.model)
     return model, tokenizer
-
-
-def _take_up_adapter(model: Any, folder: Path) -> None:
-    """Put saved adapter weights into the model that is trained."""
-    from peft import load_peft_weights, set_peft_model_state_dict
-
-    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
 
 
 def _save_stage_adapter(run: Run, model: Any, tokenizer: Any, folder: Path) -> None:
@@ -275,7 +273,7 @@ def train_sft(run: Run, model: Any, tokenizer: Any) -> Path:
     """
     folder = run.folder / "sft" / "adapter"
     if is_complete(folder):
-        _take_up_adapter(model, folder)
+        take_up_adapter(model, folder)
         return folder
     with memory_guard("SFT", smaller_setting(run.config, "SFT")), report_peak("SFT"):
         run_sft(model, tokenizer, run.train, run.config, resume=run.resume)
@@ -306,7 +304,7 @@ def train_grpo(
     """
     folder = run.folder / "final_model"
     if is_complete(folder):
-        _take_up_adapter(model, folder)
+        take_up_adapter(model, folder)
         return folder
     with memory_guard("GRPO", smaller_setting(run.config, "GRPO")), report_peak("GRPO"):
         run_grpo(

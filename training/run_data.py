@@ -6,10 +6,13 @@ Left out on purpose: the audit's questions about wording and policy (`task_teste
 from collections.abc import Sequence
 
 import configs
-from data_reader import Splits, Task
+from data_reader import DatasetError, Splits, Task
 from envs.retail import RetailDatabase
 from training.evaluation import choose_tasks
 from training.streaming import open_splits
+
+DIFFICULTIES = ("easy", "medium", "hard")
+"""Values of a task's tag `difficulty`, by which the curriculum sorts; a task without it is easy."""
 
 
 def load_tasks(
@@ -25,7 +28,8 @@ def load_tasks(
         tasks), and the store.
 
     Raises:
-        DatasetError: A file is missing or faulty, or too small to be split.
+        DatasetError: A file is missing or faulty, or too small to be split, or a difficulty tag is
+            unknown to the curriculum.
         DatabaseError: The store cannot be read.
     """
     data = config.data
@@ -38,4 +42,25 @@ def load_tasks(
     same_file = data.eval_dataset_path == data.dataset_path
     held_out = splits if same_file else split(data.eval_dataset_path)
     test = choose_tasks(held_out.test, config.evaluation.num_tasks, data.split_seed)
+    if config.grpo.curriculum:
+        check_difficulties(splits.train, data.dataset_path)
     return splits.train, held_out.validation, test, db
+
+
+def check_difficulties(tasks: Sequence[Task], path: str) -> None:
+    """Refuse difficulty tags that the curriculum cannot sort by.
+
+    Args:
+        tasks: Training tasks.
+        path: The file they stand in.
+
+    Raises:
+        DatasetError: Names the first such line.
+    """
+    for task in tasks:
+        tag = task.tags.get("difficulty", DIFFICULTIES[0])
+        if tag not in DIFFICULTIES:
+            raise DatasetError([
+                f"{path}:{task.line}: tags.difficulty is {tag!r}; write "
+                f"{', '.join(DIFFICULTIES)}, or set grpo.curriculum=false"
+            ])

@@ -16,7 +16,7 @@ import numpy as np
 
 import configs
 from data_reader import Task, sft_rows
-from training.artifacts import RunError
+from training.artifacts import SettingsError
 from training.callbacks import CheckpointMarker, RunLogger
 from training.stage import common_arguments, run_trainer, world_size
 from training.streaming import ROWS_PER_BATCH, drop_rows, select_tasks, store_rows
@@ -54,12 +54,12 @@ def check_lengths(lengths: Sequence[int], max_seq_length: int, reserve: int = 0)
         reserve: Tokens to leave free after the prompt, for a completion to be sampled.
 
     Raises:
-        RunError: Names the number of rows and the setting.
+        SettingsError: Names the number of rows and the setting.
     """
     longest = max(lengths) + reserve
     if longest > max_seq_length:
         count = sum(length + reserve > max_seq_length for length in lengths)
-        raise RunError(
+        raise SettingsError(
             f"{count} of {len(lengths)} rows need up to {longest} tokens, model.max_seq_length is "
             f"{max_seq_length}; raise it, or drop the long tasks"
         )

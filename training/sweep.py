@@ -192,8 +192,8 @@ def _free_memory() -> None:
 def run_trial(sweep: Sweep, number: int, values: dict[str, Any]) -> dict[str, Any]:
     """Measure a trial and keep the result in its folder; a trial that has one is read back.
 
-    Values that cannot be trained with (too large for the memory, NaN, fields that do not go
-    together) make a failed trial, and the sweep goes on.
+    Values that cannot be trained with (too large for the memory, too long for the model, NaN,
+    fields that do not go together) make a failed trial, and the sweep goes on.
 
     Args:
         sweep: The sweep.
@@ -206,7 +206,9 @@ def run_trial(sweep: Sweep, number: int, values: dict[str, Any]) -> dict[str, An
     Raises:
         RunError: The folder cannot be used, or the disk is full.
     """
-    from training.artifacts import RunError, read_json, write_json_atomic, write_text_atomic
+    from training.artifacts import (
+        RunError, SettingsError, read_json, write_json_atomic, write_text_atomic,
+    )
     from training.checkpoint import ModelError
 
     path = sweep.trial_dir(number) / "trial.json"
@@ -216,9 +218,9 @@ def run_trial(sweep: Sweep, number: int, values: dict[str, Any]) -> dict[str, An
     try:
         result = measure_trial(sweep, number, values)
         result["seconds"] = round(time.monotonic() - started, 1)
-    except RunError:
-        raise
     except (RuntimeError, ModelError, configs.ConfigError) as error:
+        if isinstance(error, RunError) and not isinstance(error, SettingsError):
+            raise
         write_text_atomic(path.with_name("error.txt"), traceback.format_exc())
         result = {"error": str(error).partition("\n")[0]}
     _free_memory()
@@ -289,6 +291,8 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     except configs.ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    from sqlalchemy.exc import DatabaseError as StudyError
+
     from training.artifacts import RunError
     from training.checkpoint import ModelError
 
@@ -296,4 +300,9 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         return run_study(sweep)
     except (DatasetError, DatabaseError, ModelError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+    except StudyError as error:
+        print(
+            f"error: {sweep.folder / 'study.db'}: cannot be used ({error.orig}); free some space, "
+            "restore the file, or choose another --output-dir", file=sys.stderr,
+        )
+    return 1

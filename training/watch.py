@@ -20,11 +20,14 @@ import harmony
 from data_reader import Task
 from envs.retail import Episode, RetailDatabase
 from task_tester import Score, parse_plan, score_completion
-from training.artifacts import build_folder, read_json, write_json_atomic, write_text_atomic
+from training.artifacts import (
+    build_folder, finish_move, is_complete, read_json, write_json_atomic, write_text_atomic,
+)
 from training.callbacks import MetricsTable, RunLogger
 from training.evaluation import choose_tasks, complete_tasks
 from training.model import save_adapter
 from training.rewards import CompletionScorer
+from training.stage import take_up_adapter
 
 BEST_NAME = "best_adapter"
 QUIET_STEPS = 20
@@ -124,8 +127,8 @@ def _result_falls(rows: list[Row]) -> str | None:
     fell = _fall_of_db_match(rows)
     if fell >= 0.15 and not _reward_rises(rows):
         return (
-            f"held-out db match fell by {fell:.2f} from its best: lower grpo.learning_rate or "
-            "raise grpo.beta, and set grpo.early_stopping_patience=3"
+            f"held-out db match fell by {fell:.2f} from its best: lower grpo.learning_rate, and "
+            "set grpo.early_stopping_patience=3"
         )
     return None
 
@@ -135,7 +138,7 @@ def _parse_rate_falls(rows: list[Row]) -> str | None:
     if len(rates) >= 10 and fmean(rates[-5:]) < fmean(rates[:5]) - 0.1:
         return (
             "fewer completions are valid JSON than at the start: lower grpo.learning_rate or "
-            "grpo.temperature, or raise grpo.beta"
+            "grpo.temperature"
         )
     return None
 
@@ -228,11 +231,27 @@ class SamplingEntropy(TrainerCallback):
             logs.setdefault("entropy", entropy)
 
 
+class Look(NamedTuple):
+    """Figures of one look at held-out tasks."""
+
+    step: int
+    db_match: float
+    exact_match: float
+
+    @property
+    def figures(self) -> tuple[float, float]:
+        """What is compared: db match, then exact match; of equal looks the first one stays."""
+        return self.db_match, self.exact_match
+
+
 class HeldOutWatch(TrainerCallback):
     """Looks at held-out tasks every N steps, keeps the best adapter, stops when it gets no better.
 
     Attributes:
-        looks: (step, db match, exact match) of every look, oldest first.
+        looks: Steps of all looks, oldest first.
+        best: The look whose adapter is kept. It is read from that adapter's folder, so that after
+            a kill it is the adapter which is there, also when its step was lost and is trained
+            again.
     """
 
     def __init__(
@@ -254,16 +273,23 @@ class HeldOutWatch(TrainerCallback):
         self.tasks = choose_tasks(tasks, config.grpo.num_eval_tasks, config.data.split_seed)
         self.db = db
         self.folder = Path(config.output_dir)
-        self.looks: list[tuple[int, float, float]] = []
+        self.looks: list[int] = []
+        self.best: Look | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         """Read the looks of the part before a resume; look at the SFT adapter at step 0."""
-        rows = MetricsTable(self.folder / "metrics.csv").stage_rows("grpo", state.global_step)
-        self.looks = [
-            (int(row["step"]), row["heldout/db_match"], row["heldout/exact_match"])
-            for row in rows if "heldout/db_match" in row
-        ]
-        if not self.looks:
+        processes = PartialState()
+        if processes.is_main_process:
+            # Begun looks belong to steps that are trained again, which a GPU rounds otherwise.
+            for parts_dir in (self.folder / "evaluation_parts").glob("grpo-step-*"):
+                shutil.rmtree(parts_dir)
+            finish_move(self.folder / BEST_NAME)
+        processes.wait_for_everyone()
+        if state.global_step:
+            rows = MetricsTable(self.folder / "metrics.csv").stage_rows("grpo", state.global_step)
+            self.looks = [int(row["step"]) for row in rows if "heldout/db_match" in row]
+            self.best = self._read_best()
+        if self.best is None:
             self._look(model, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> Any:
@@ -273,16 +299,16 @@ class HeldOutWatch(TrainerCallback):
             return control
         self._look(model, step)
         patience = self.config.grpo.early_stopping_patience
-        since_best = len(self.looks) - 1 - self.looks.index(self.best())
-        if patience and since_best >= patience:
+        if patience and sum(look > self.best.step for look in self.looks) >= patience:
             control.should_training_stop = True
             if PartialState().is_main_process:
-                print(f"grpo stops at step {step}: no better look since step {self.best()[0]}")
+                print(f"grpo stops at step {step}: no better look since step {self.best.step}")
         return control
 
-    def best(self) -> tuple[int, float, float]:
-        """Return the first look with the highest db match, then the highest exact match."""
-        return max(self.looks, key=lambda look: (look[1], look[2], -look[0]))
+    def _read_best(self) -> Look | None:
+        folder = self.folder / BEST_NAME
+        facts = read_json(folder / "step.json", {}) if is_complete(folder) else {}
+        return Look(**facts) if facts.keys() == set(Look._fields) else None
 
     def _look(self, model: Any, step: int) -> None:
         parts_dir = self.folder / "evaluation_parts" / f"grpo-step-{step}"
@@ -291,37 +317,43 @@ class HeldOutWatch(TrainerCallback):
             score_completion(task, harmony.parse_completion(text).final, self.db)
             for task, text in zip(self.tasks, texts, strict=True)
         ]
-        exact = fmean(score.exact_match for score in scores)
-        match = fmean(score.db_match for score in scores)
-        self.looks.append((step, match, exact))
-        self.logger.record({"heldout/db_match": match, "heldout/exact_match": exact}, step)
+        look = Look(
+            step, fmean(score.db_match for score in scores),
+            fmean(score.exact_match for score in scores),
+        )
+        is_best = self.best is None or look.figures > self.best.figures
         state = PartialState()
         state.wait_for_everyone()
+        # The adapter comes before the row: a look whose row is there is not taken again.
+        if is_best and state.is_main_process:
+            build_folder(self.folder / BEST_NAME, lambda part: self._save_best(model, part, look))
+        if is_best:
+            self.best = look
+        self.looks.append(step)
+        self.logger.record(
+            {"heldout/db_match": look.db_match, "heldout/exact_match": look.exact_match}, step
+        )
         if state.is_main_process:
             shutil.rmtree(parts_dir)
-            if self.best()[0] == step:
-                build_folder(
-                    self.folder / BEST_NAME, lambda part: self._save_best(model, part, step)
-                )
         state.wait_for_everyone()
 
-    def _save_best(self, model: Any, folder: Path, step: int) -> None:
+    def _save_best(self, model: Any, folder: Path, look: Look) -> None:
         save_adapter(model, self.tokenizer, folder)
-        write_json_atomic(folder / "step.json", {"step": step})
+        write_json_atomic(folder / "step.json", look._asdict())
 
-    def restore_best(self, model: Any) -> None:
-        """Put the best look's adapter into the model.
 
-        Args:
-            model: The trained model; changed in place.
-        """
-        from peft import load_peft_weights, set_peft_model_state_dict
+def restore_best(folder: Path, model: Any, last_step: int) -> None:
+    """Put the best look's adapter into the model.
 
-        folder = self.folder / BEST_NAME
-        step = read_json(folder / "step.json", {})["step"]
-        if step != self.looks[-1][0]:
-            print(f"the adapter of step {step} is kept, the best on held-out tasks")
-        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    Args:
+        folder: The run folder.
+        model: The trained model; changed in place.
+        last_step: The step that training ended at.
+    """
+    step = read_json(folder / BEST_NAME / "step.json", {})["step"]
+    if step != last_step:
+        print(f"the adapter of step {step} is kept, the best on held-out tasks")
+    take_up_adapter(model, folder / BEST_NAME)
 
 
 class Watchdog(TrainerCallback):
