@@ -217,6 +217,15 @@ def test_20b_without_gpu_is_refused(monkeypatch):
         load_model(ModelStage(model_name="unsloth/gpt-oss-20b"))
 
 
+def test_a_gpu_that_is_asked_for_is_not_replaced_by_the_cpu(stage, monkeypatch):
+    hide_gpu(monkeypatch, driver=False)
+    with pytest.raises(ModelError, match="model.device=cuda needs a CUDA GPU and none is visible"):
+        load_model(replace(stage, device="cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ModelError, match="needs a CUDA GPU and model.device is cpu"):
+        load_model(ModelStage(model_name="unsloth/gpt-oss-20b", device="cpu"))
+
+
 def test_small_gpu_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Small GPU")

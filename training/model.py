@@ -172,22 +172,26 @@ def memory_needed_gib(stage: ModelStage) -> float:
     return SMALLEST_GPU_GIB if stage.load_in_4bit else parameters * 2 / 2**30 + 4
 
 
+def _why_no_gpu(stage: ModelStage) -> str:
+    """Say why the model does not go to a GPU; empty when it does."""
+    if not torch.cuda.is_available():
+        return versions.why_gpu_is_unused() or "none is visible"
+    return "model.device is cpu" if stage.device == "cpu" else ""
+
+
 def _check_hardware(stage: ModelStage) -> None:
     """Refuse a model that this machine cannot train."""
+    no_gpu = _why_no_gpu(stage)
+    if no_gpu and stage.device == "cuda":
+        raise ModelError(f"model.device=cuda needs a CUDA GPU and {no_gpu}")
     parameters = count_parameters(stage.model_name)
     if parameters < LARGEST_CPU_PARAMETERS:
         return
     size = f"{stage.model_name} ({parameters / 1e9:.0f} B parameters)"
-    unused = "" if torch.cuda.is_available() else versions.why_gpu_is_unused()
-    if unused:
+    if no_gpu:
         raise ModelError(
-            f"{size} needs a CUDA GPU, and {unused}; or use the preset cpu (the small model that "
-            "ships here)"
-        )
-    if stage.device == "cpu" or not torch.cuda.is_available():
-        raise ModelError(
-            f"{size} needs a CUDA GPU and none is visible; use the preset cpu (the small model "
-            "that ships here), or a machine with a GPU of 16 GB or more"
+            f"{size} needs a CUDA GPU and {no_gpu}; use the preset cpu (the small model that "
+            "ships here), or a machine with a GPU of 16 GB or more"
         )
     memory_gib = torch.cuda.get_device_properties(0).total_memory / 2**30
     needed = memory_needed_gib(stage)
@@ -201,7 +205,7 @@ def _check_hardware(stage: ModelStage) -> None:
 
 def _check_4bit_packages(stage: ModelStage) -> None:
     """Refuse 4-bit weights where a package for them is missing: plain transformers has 16 bit."""
-    if not stage.load_in_4bit or stage.device == "cpu" or not torch.cuda.is_available():
+    if not stage.load_in_4bit or _why_no_gpu(stage):
         return
     missing = versions.find_missing(versions.GPU_ONLY, gpu=True)
     if missing:
