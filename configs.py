@@ -18,6 +18,7 @@ import versions
 # The mix of generated tasks is a declared table too; it lives beside the generator that reads it.
 from tasks.mix import DEFAULT_MIX as DEFAULT_MIX
 from tasks.mix import TaskMix as TaskMix
+from user_error import UserError
 
 dataset_path = "dataset.jsonl"
 """Training tasks, 800 of them; "3.5k.jsonl" is the extended set. Path relative to the root."""
@@ -27,7 +28,7 @@ SCHEDULES = ("cosine", "linear", "constant_with_warmup", "constant")
 PRESET_NAMES = ("auto", "cpu", "t4", "24gb", "80gb")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A setting is unknown, of the wrong type or out of its range."""
 
 

@@ -16,12 +16,13 @@ import strict_json
 from envs.retail import Episode, RetailDatabase, check_arguments
 from harmony import find_special_token, render_completion, render_prompt
 from prompts import PromptStyle, plan_instructions
+from user_error import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError, ValueError):
     """A task file or a set of tasks that cannot be used; one fault a line, then any remedy."""
 
     def __init__(self, faults: Sequence[str], remedy: str = "") -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import configs
 import versions
+from user_error import UserError
 
 EPILOG = """examples:
   python train_script.py --preset cpu
@@ -183,17 +184,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         command, arguments = train, build_parser().parse_args(words)
     if not check_versions():
         return 1
-    # The errors that name what the user has to change, as the classes that carry such messages.
-    from data_reader import DatasetError
-    from envs.retail import DatabaseError
-
     try:
         return command(arguments)
     except KeyboardInterrupt:
         again = "; start again with --resume to go on" if command is train else ""
         print(f"\nstopped{again}", file=sys.stderr)
         return 130
-    except (DatasetError, DatabaseError) as error:
+    except UserError as error:
         lines = str(error).splitlines()
         print("error: " + ("; ".join(lines) if len(lines) <= 3 else str(error)), file=sys.stderr)
         return 1
@@ -204,14 +201,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not is_disk_full(error, folder):
             raise
         print(f"error: {disk_full_error(folder)}", file=sys.stderr)
-        return 1
-    except (RuntimeError, ValueError) as error:
-        from training.artifacts import RunError
-        from training.checkpoint import ModelError
-
-        if not isinstance(error, RunError | ModelError | configs.ConfigError):
-            raise
-        print(f"error: {error}", file=sys.stderr)
         return 1
 
 

@@ -119,3 +119,22 @@ def test_runs_from_start_to_end(tmp_path):
         assert (run / name).is_file(), name
     assert list((run / "plots").glob("*.png"))
     assert list(run.rglob("events.out.tfevents*"))
+
+
+@pytest.mark.slow
+def test_an_error_of_the_user_s_is_one_line_and_no_traceback(tmp_path):
+    command = [
+        sys.executable, "-m", "papermill", str(NOTEBOOK), str(tmp_path / "executed.ipynb"),
+        "--no-progress-bar", "-p", "PRESET", "cpu", "-p", "DATASET", "nowhere.jsonl",
+        "-p", "OUTPUT_DIR", str(tmp_path / "run"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    cells = nbformat.read(tmp_path / "executed.ipynb", as_version=4).cells
+    (error,) = [
+        output for cell in cells if cell.cell_type == "code" for output in cell.outputs
+        if output.output_type == "error"
+    ]
+    assert error.traceback == [
+        "error: nowhere.jsonl: cannot be read (No such file or directory); check the path"
+    ]

@@ -13,10 +13,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from user_error import UserError
+
 COMPLETE_NAME = "complete.json"
 
 
-class RunError(RuntimeError):
+class RunError(UserError, RuntimeError):
     """A run cannot go on; the message is one line that says what to do."""
 
 

@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 import versions
 from configs import ModelStage
+from user_error import UserError
 
 ADAPTER_KEYS = ("base_model_name_or_path", "r", "lora_alpha")
 """What is read of an adapter's settings."""
@@ -24,7 +25,7 @@ HUB_TIMEOUT_S = 10.0
 """Seconds that the model hub has to answer."""
 
 
-class ModelError(ValueError):
+class ModelError(UserError, ValueError):
     """A model cannot be loaded, trained or saved; the text says why and what to do."""
 
 

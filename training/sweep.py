@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import configs
 from training.sweep_space import Sweep, build_sweep_parser, sweep_from_arguments, typed_value
+from user_error import UserError
 
 if TYPE_CHECKING:
     import optuna
@@ -278,9 +279,6 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     Returns:
         The exit code: 0 done, 1 data, model, folder or every trial failed, 2 wrong usage.
     """
-    from data_reader import DatasetError
-    from envs.retail import DatabaseError
-
     if importlib.util.find_spec("optuna") is None:
         print("error: optuna is missing: pip install optuna==5.0.0", file=sys.stderr)
         return 1
@@ -293,12 +291,9 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         return 2
     from sqlalchemy.exc import DatabaseError as StudyError
 
-    from training.artifacts import RunError
-    from training.checkpoint import ModelError
-
     try:
         return run_study(sweep)
-    except (DatasetError, DatabaseError, ModelError, RunError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except StudyError as error:
         print(

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from user_error import UserError
+
 DEFAULT_DATA_DIR = Path(__file__).parent / "data"
 FILE_NAMES = ("users.json", "orders.json", "products.json")
 ADDRESS_FIELDS = ("address1", "address2", "city", "state", "country", "zip")
@@ -22,7 +24,7 @@ Record = dict[str, Any]
 _KINDS: dict[type, str] = {str: "text", dict: "an object", list: "a list", bool: "true or false"}
 
 
-class DatabaseError(ValueError):
+class DatabaseError(UserError, ValueError):
     """A store that cannot be loaded; the message names the file, the fault and the remedy."""
 
 
