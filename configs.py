@@ -328,7 +328,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _check(bool(self.output_dir), "run", "output_dir", self.output_dir, "a folder path")
-        _check(0 <= self.seed < 2**32, "run", "seed", self.seed, "from 0 to 4294967295")
+        # NumPy takes 32 bits; processes and trials add their numbers to it.
+        _check(0 <= self.seed < 2**31, "run", "seed", self.seed, "from 0 to 2147483647")
         for name, stage in ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self)):
             if dataclasses.is_dataclass(stage):
                 _check_finite(name, stage)

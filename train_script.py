@@ -200,7 +200,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(getattr(arguments, "output_dir", None) or ".")
         if not is_disk_full(error, folder):
             raise
-        print(f"error: {disk_full_error(folder)}", file=sys.stderr)
+        again = "disk full; free some space and start again"
+        print(f"error: {disk_full_error(folder) if command is train else again}", file=sys.stderr)
         return 1
 
 

@@ -7,8 +7,10 @@ package can make the import of another fail, with an error that says nothing of 
 
 import importlib.metadata
 import importlib.util
+import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
@@ -37,14 +39,24 @@ def has_gpu_stack() -> bool:
     return importlib.util.find_spec("unsloth") is not None or bool(shutil.which("nvidia-smi"))
 
 
+def driver_lists_gpu() -> bool:
+    """Say whether NVIDIA's driver is there and lists a GPU."""
+    if not shutil.which("nvidia-smi"):
+        return False
+    return "GPU " in subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+
+
 def why_gpu_is_unused() -> str:
     """Say why torch, where it sees no GPU, cannot use the one that this machine seems to have.
 
     Returns:
         One sentence with the remedy; empty without NVIDIA's driver, as no GPU is missed there.
     """
-    if not shutil.which("nvidia-smi"):
+    if not driver_lists_gpu():
         return ""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden in ("", "-1"):
+        return f"CUDA_VISIBLE_DEVICES={hidden} hides the GPU: unset it"
     if (_installed("torch") or "").endswith("+cpu"):
         return (
             "torch cannot use the GPU, as it is built for CPUs only: pip uninstall torch, then pip "

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import configs
+import versions
 from configs import ConfigError, GrpoStage, ModelStage, RunConfig, get_preset, with_overrides
 
 
@@ -52,7 +53,7 @@ def fake_gpus(monkeypatch, gib, capability, count=1, driver=False):
 
     properties = SimpleNamespace(
         name="GPU", total_memory=int((gib or 0) * 2**30), major=capability[0], minor=capability[1])
-    monkeypatch.setattr("shutil.which", lambda name: name if driver else None)
+    monkeypatch.setattr(versions, "driver_lists_gpu", lambda: driver)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gib is not None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
@@ -142,7 +143,7 @@ def test_settings_are_frozen():
         ({"grpo.tool_reward_weight": "0", "grpo.outcome_reward_weight": "0"}, "tool_reward_weight"),
         ({"grpo.save_total_limit": "1"}, "grpo.save_total_limit is 1"),
         ({"seed": "-1"}, "run.seed"),
-        ({"seed": "4294967296"}, "run.seed"),
+        ({"seed": "2147483648"}, "run.seed"),
         ({"preset": "80gb"}, "unknown field 'preset'"),
         ({"grpo.lr_scheduler_type": "cosin"}, "grpo.lr_scheduler_type is 'cosin'"),
         ({"grpo.learning_rate": "inf"}, "grpo.learning_rate is inf"),

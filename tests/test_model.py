@@ -1,6 +1,7 @@
 """Loading, saving, merging: what comes back from disk computes the same; faults are one line."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -209,12 +210,43 @@ def hide_gpu(monkeypatch, driver: bool) -> None:
     """Make torch see no GPU, on a machine with or without NVIDIA's driver."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("shutil.which", lambda name: name if driver else None)
+    monkeypatch.setattr(versions, "driver_lists_gpu", lambda: driver)
 
 
 def test_20b_without_gpu_is_refused(monkeypatch):
     hide_gpu(monkeypatch, driver=False)
     with pytest.raises(ModelError, match="needs a CUDA GPU.*preset cpu"):
         load_model(ModelStage(model_name="unsloth/gpt-oss-20b"))
+
+
+def test_a_gpu_that_is_hidden_on_purpose_is_told_as_such(monkeypatch):
+    hide_gpu(monkeypatch, driver=True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ModelError, match="CUDA GPU and CUDA_VISIBLE_DEVICES= hides the GPU: unset"):
+        load_model(ModelStage(model_name="unsloth/gpt-oss-20b"))
+
+
+@pytest.mark.parametrize("listed", ["GPU 0: Tesla T4 (UUID: GPU-1)\n", "No devices found.\n"])
+def test_the_driver_is_asked_whether_there_is_a_gpu(monkeypatch, tmp_path, listed):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\nprintf '%s' '{listed}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert versions.driver_lists_gpu() == listed.startswith("GPU")
+
+
+@pytest.mark.parametrize("error", [
+    ValueError("Unsloth: the model does not fit in GPU memory (cuda:0 has 3 GB free)."),
+    ValueError("Some modules are dispatched on the CPU or the disk."),
+    RuntimeError("CUDA error: out of memory"),
+])
+def test_a_model_that_does_not_fit_is_no_damaged_checkpoint(stage, monkeypatch, error):
+    def load(*_, **__):
+        raise error
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", load)
+    with pytest.raises(ModelError, match="ran out of GPU memory at .* GiB; try "):
+        load_model(stage)
 
 
 def test_a_gpu_that_is_asked_for_is_not_replaced_by_the_cpu(stage, monkeypatch):

@@ -323,11 +323,14 @@ def test_a_model_cut_in_half(folder, tmp_path, capsys, monkeypatch, name, told, 
 def test_a_model_that_lacks_tensors_gets_no_random_ones(folder, tmp_path, capsys):
     damaged = Path(shutil.copytree(folder / "model", tmp_path / "model"))
     tensors = load_file(damaged / "model.safetensors")
-    gone = "model.layers.1.self_attn.q_proj.weight"
-    del tensors[gone]
-    save_file(tensors, damaged / "model.safetensors", metadata={"format": "pt"})
-    error = error_of(capsys, ["chat", "--model", str(damaged)])
-    assert f"{damaged}: lacks 1 tensors, such as {gone}; copy the checkpoint again" in error
+    for gone, told in (
+        ("model.norm.weight", "lacks 1 tensors, such as model.norm.weight; copy"),
+        # Told before anything is loaded, by whichever library.
+        ("model.layers.1.self_attn.q_proj.weight", "lacks the tensor model.layers.1.self_attn.q_proj"),
+    ):
+        del tensors[gone]
+        save_file(tensors, damaged / "model.safetensors", metadata={"format": "pt"})
+        assert f"{damaged}: {told}" in error_of(capsys, ["chat", "--model", str(damaged)])
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
@@ -342,7 +345,9 @@ def test_an_adapter_cut_in_half(adapter_dir, tmp_path, capsys, monkeypatch, name
 @pytest.mark.parametrize(("name", "text", "told"), [
     ("config.json", "{}", "config.json: lacks model_type; copy"),
     ("config.json", "[]", "config.json: not a JSON object; copy"),
-    ("config.json", '{"model_type": "x"}', "cannot be loaded: ValueError: The checkpoint you are"),
+    ("config.json", '{"model_type": "x"}', "config.json: lacks num_hidden_layers; copy"),
+    ("config.json", '{"model_type": "x", "num_hidden_layers": "2"}', "num_hidden_layers is '2'; copy"),
+    ("config.json", '{"model_type": "x", "num_hidden_layers": 2}', "cannot be loaded: ValueError: The"),
     ("tokenizer.json", "{}", "tokenizer.json: lacks model; copy"),
     ("tokenizer.json", '{"model": {"a": 1}}', "cannot be loaded: KeyError: 'added_tokens'; check"),
     ("tokenizer_config.json", "[]", "cannot be loaded: TypeError: list indices must be"),

@@ -264,11 +264,20 @@ def test_an_earlier_run_is_set_aside_wholly_or_not_at_all(tmp_path, monkeypatch)
     assert [path.name for path in folder.iterdir()] == ["config.json"]
     aside = {path.name for path in tmp_path.glob("run.earlier-*/*")}
     assert aside == {"final_model", "metrics.csv", "config.json"}
-    # Files of a run without its settings are nothing to go on from.
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_without_settings_is_left_as_it_is(tmp_path, resume):
+    config = resume_run.resume_config(tmp_path)
+    folder = tmp_path / "run"
+    (folder / "plots").mkdir(parents=True)
+    (folder / "plots" / "mine.png").write_text("not of a run")
+    pipeline.prepare_run(config, resume)
+    assert (folder / "plots" / "mine.png").exists()
     (folder / "config.json").unlink()
-    (folder / "final_model").write_text("whose?")
-    pipeline.prepare_run(other, resume=True)
-    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    (folder / "final_model").mkdir()
+    with pytest.raises(RunError, match="holds final_model of a run but no config.json; choose"):
+        pipeline.prepare_run(config, resume)
 
 
 def test_full_disk_is_one_clear_line_and_keeps_the_old_folder(tmp_path):

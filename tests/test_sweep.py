@@ -217,6 +217,16 @@ def test_trouble_of_the_folder_or_the_study_ends_the_sweep_with_one_line(
     monkeypatch.setattr(sweep, "measure_trial", no_folder)
     assert sweep.run_sweep(fake_arguments(tmp_path, 3)) == 1
     assert capsys.readouterr().err == "error: the folder cannot be used\n"
+
+    def damage(one, number, values):
+        (tmp_path / "cut" / "study.db").write_bytes(b"x" * 100_000)
+        return make_figure(one, number, values)
+
+    monkeypatch.setattr(sweep, "measure_trial", damage)
+    assert sweep.run_sweep(fake_arguments(tmp_path / "cut", 3)) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {tmp_path / 'cut' / 'study.db'}: cannot be used (")
+    assert told.count("\n") == 1
     (tmp_path / "study.db").write_text("no database")
     assert sweep.run_sweep(fake_arguments(tmp_path, 3)) == 1
     told = capsys.readouterr().err

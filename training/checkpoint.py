@@ -105,6 +105,30 @@ def list_tensor_names(folder: Path, weights: str = "model.safetensors") -> list[
     return names
 
 
+def check_layers(folder: Path) -> None:
+    """Refuse a model folder whose layers do not all hold the same tensors.
+
+    Loaders would go on with random values in the place of what is missing.
+
+    Raises:
+        ModelError: Names a tensor that is missing.
+    """
+    count = read_json_file(folder / "config.json", "num_hidden_layers")["num_hidden_layers"]
+    layers_of: dict[str, set[int]] = {}
+    for name in list_tensor_names(folder):
+        found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
+        # Behind `weight` stands how it is quantized, which may differ from layer to layer.
+        if found and ".weight." not in found[2]:
+            layers_of.setdefault(found[2], set()).add(int(found[1]))
+    for rest, layers in sorted(layers_of.items()):
+        for number in range(count):
+            if number not in layers:
+                raise ModelError(
+                    f"{folder}: lacks the tensor model.layers.{number}.{rest}; copy the checkpoint "
+                    "again"
+                )
+
+
 def holds_mxfp4_experts(folder: Path) -> bool:
     """Say whether a folder is a checkpoint with experts in MXFP4; False for a hub name."""
     path = folder / "config.json"
@@ -193,17 +217,26 @@ def count_parameters(model_name: str) -> int:
 
     Returns:
         Parameters; 0 when nothing tells.
+
+    Raises:
+        ModelError: A size in the config is no number.
     """
     path = Path(model_name) / "config.json"
     if not path.is_file():
         match = re.search(r"(\d+)b\b", model_name.lower())
         return int(match.group(1)) * 1_000_000_000 if match else 0
     config = read_json_file(path)
-    width, vocabulary = config.get("hidden_size", 0), config.get("vocab_size", 0)
-    experts = config.get("num_local_experts", 1) * 3 * width * config.get("intermediate_size", 0)
-    heads = config.get("num_attention_heads", 0) * config.get("head_dim", 0)
-    attention = 3 * width * heads
-    return config.get("num_hidden_layers", 0) * (experts + attention) + 2 * width * vocabulary
+
+    def number(key: str, default: int = 0) -> int:
+        value = config.get(key, default)
+        if not isinstance(value, int):
+            raise ModelError(f"{path}: {key} is {value!r}; copy the checkpoint again")
+        return value
+
+    width, heads = number("hidden_size"), number("num_attention_heads") * number("head_dim")
+    experts = number("num_local_experts", 1) * 3 * width * number("intermediate_size")
+    layer = experts + 3 * width * heads
+    return number("num_hidden_layers") * layer + 2 * width * number("vocab_size")
 
 
 def check_environment() -> list[str]:

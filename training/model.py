@@ -24,6 +24,7 @@ from training.checkpoint import (
     check_checkpoint,
     check_disk_space,
     check_hub,
+    check_layers,
     count_parameters,
     holds_mxfp4_experts,
     list_tensor_names,
@@ -81,6 +82,7 @@ def load_model(
         check_checkpoint(folder)
         read_json_file(folder / "config.json", "model_type")
         read_json_file(folder / "tokenizer.json", "model")
+        check_layers(folder)
         if uses_unsloth(stage) and stage.load_in_4bit and holds_fused_experts(folder):
             # Unsloth would fill the experts of this layout with random values at 4-bit.
             with PartialState().local_main_process_first():
@@ -133,6 +135,9 @@ def load_for_evaluation(name_or_dir: str, stage: ModelStage) -> tuple[Any, Any]:
     Raises:
         ModelError: As `load_model`.
     """
+    if stage.device == "cuda":
+        # Where a model was trained says nothing of where it is looked at.
+        stage = replace(stage, device="auto")
     config_path = Path(name_or_dir) / "adapter_config.json"
     if not config_path.is_file():
         model, tokenizer = load_model(replace(stage, model_name=name_or_dir), trainable=False)
@@ -235,7 +240,7 @@ def _load_unsloth(stage: ModelStage, with_lora: bool) -> tuple[Any, Any]:
             local_files_only=Path(stage.model_name).is_dir(),
         )
     except (RuntimeError, *WRONG_FILES) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if lacks_memory(error):
             raise
         raise _load_error(stage, error) from error
     if with_lora:
@@ -270,7 +275,9 @@ def _load_transformers(stage: ModelStage, with_lora: bool) -> tuple[Any, Any]:
             stage.model_name, dtype=_dtype(stage), attn_implementation="eager",
             output_loading_info=True, **kwargs,
         )
-    except WRONG_FILES as error:
+    except (RuntimeError, *WRONG_FILES) as error:
+        if lacks_memory(error):
+            raise
         raise _load_error(stage, error) from error
     if missing := sorted(found["missing_keys"]):
         # transformers would go on with random values in their place.
@@ -301,14 +308,16 @@ def _load_transformers(stage: ModelStage, with_lora: bool) -> tuple[Any, Any]:
 def _load_error(stage: ModelStage, error: Exception) -> ModelError:
     """Turn a loader's error into one line with a remedy."""
     first_line = str(error).strip().split("\n")[0].rstrip(".")
-    if isinstance(error, WRONG_FILES):
+    is_folder = Path(stage.model_name).is_dir()
+    if is_folder or isinstance(error, WRONG_FILES):
         # Named by its type: the text of a KeyError is the key alone.
-        return ModelError(
-            f"{stage.model_name}: cannot be loaded: {type(error).__name__}: {first_line}; check "
-            "its JSON files or copy the checkpoint again"
+        remedy = (
+            "check its JSON files or copy the checkpoint again" if is_folder
+            else "compare the installed versions with requirements.txt"
         )
-    if Path(stage.model_name).is_dir():
-        return ModelError(f"{stage.model_name}: cannot be loaded: {first_line}")
+        return ModelError(
+            f"{stage.model_name}: cannot be loaded: {type(error).__name__}: {first_line}; {remedy}"
+        )
     return ModelError(
         f"{stage.model_name}: not a folder here, and the model hub did not give it "
         f"({first_line}); check the network and the name, or set model.model_name to a folder"
@@ -452,6 +461,21 @@ def compare_logits(before: torch.Tensor, after: torch.Tensor) -> dict[str, float
     return {"max_abs_diff": difference, "same_top_token": same}
 
 
+def lacks_memory(error: Exception) -> bool:
+    """Say whether an error comes from too little GPU memory.
+
+    Kernels outside of torch's allocator say so in a plain RuntimeError, bitsandbytes and Unsloth
+    in a ValueError when the model does not fit beside what is on the GPU already.
+    """
+    text = str(error).lower()
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or ("out of memory" in text and "cuda" in text)
+        or "does not fit in gpu memory" in text
+        or "dispatched on the cpu or the disk" in text
+    )
+
+
 @contextlib.contextmanager
 def memory_guard(doing: str, remedy: str) -> Iterator[None]:
     """Turn an out-of-memory error into one line that names the next smaller setting.
@@ -465,11 +489,8 @@ def memory_guard(doing: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        # Kernels outside of torch's allocator say it in a plain RuntimeError.
-        text = str(error).lower()
-        full = isinstance(error, torch.OutOfMemoryError)
-        if not full and not ("out of memory" in text and "cuda" in text):
+    except (RuntimeError, ValueError) as error:
+        if not lacks_memory(error):
             raise
         peak = torch.cuda.max_memory_allocated() / 2**30
         raise ModelError(f"{doing} ran out of GPU memory at {peak:.1f} GiB; try {remedy}") from error

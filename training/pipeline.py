@@ -48,7 +48,7 @@ ARTIFACTS = (
     "warnings.jsonl", "evaluation_parts", "sft", "best_adapter", "final_model", "merged_model",
     "plots", "tensorboard", "runs", "config.json",
 )
-"""What a run leaves; config.json is moved last, so that a folder without it holds no run."""
+"""What a run leaves; config.json is moved last, as it says that there is a run."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -154,11 +154,17 @@ def _open_folder(config: configs.RunConfig, folder: Path, resume: bool) -> None:
     path = folder / "config.json"
     if path.exists() and resume:
         _take_up_settings(path, config)
-    else:
-        _set_aside(folder)
-        settings = json.loads(config.to_json())
-        facts = {"settings": settings, "versions": package_versions(), "git_hash": git_hash()}
-        write_json_atomic(path, facts)
+        return
+    if path.exists():
+        _set_aside(folder.resolve())
+    for name in ("sft/adapter", "final_model", "evaluation.json"):
+        if (folder / name).exists():
+            raise RunError(
+                f"{folder}: holds {name} of a run but no config.json; choose another --output-dir"
+            )
+    settings = json.loads(config.to_json())
+    facts = {"settings": settings, "versions": package_versions(), "git_hash": git_hash()}
+    write_json_atomic(path, facts)
 
 
 def _take_up_settings(path: Path, config: configs.RunConfig) -> None:
@@ -185,10 +191,8 @@ def _take_up_settings(path: Path, config: configs.RunConfig) -> None:
 
 def _set_aside(folder: Path) -> None:
     """Move the files of an earlier run to a folder beside this one."""
-    found = [folder / name for name in ARTIFACTS] + sorted(folder.glob("checkpoint-*"))
+    found = sorted(folder.glob("checkpoint-*")) + [folder / name for name in ARTIFACTS]
     found = [path for path in found if path.exists()]
-    if not found:
-        return
     if found == [folder / "config.json"]:
         # It came to nothing, as when the model was not found: there is nothing to keep.
         found[0].unlink()

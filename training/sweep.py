@@ -289,15 +289,18 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     except configs.ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import DatabaseError as StudyError
 
     try:
         return run_study(sweep)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-    except StudyError as error:
+    except (StudyError, StorageInternalError) as error:
+        # Once the study is open, Optuna wraps what the database says.
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
         print(
-            f"error: {sweep.folder / 'study.db'}: cannot be used ({error.orig}); free some space, "
-            "restore the file, or choose another --output-dir", file=sys.stderr,
+            f"error: {sweep.folder / 'study.db'}: cannot be used ({getattr(cause, 'orig', cause)}); "
+            "free some space, restore the file, or choose another --output-dir", file=sys.stderr,
         )
     return 1
