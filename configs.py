@@ -330,9 +330,8 @@ class RunConfig:
         _check(bool(self.output_dir), "run", "output_dir", self.output_dir, "a folder path")
         # NumPy takes 32 bits; processes and trials add their numbers to it.
         _check(0 <= self.seed < 2**31, "run", "seed", self.seed, "from 0 to 2147483647")
-        for name, stage in ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self)):
-            if dataclasses.is_dataclass(stage):
-                _check_finite(name, stage)
+        for name, stage in stages_of(self).items():
+            _check_finite(name, stage)
         longest = self.grpo.max_completion_length
         _check(longest < self.model.max_seq_length, "grpo", "max_completion_length", longest,
                f"below model.max_seq_length ({self.model.max_seq_length})")
@@ -340,6 +339,11 @@ class RunConfig:
     def to_json(self) -> str:
         """Return the settings as indented JSON text."""
         return json.dumps(dataclasses.asdict(self), indent=2)
+
+
+def stages_of(config: RunConfig) -> dict[str, object]:
+    """Return the stages of the settings by their field's name."""
+    return {name: part for name, part in vars(config).items() if dataclasses.is_dataclass(part)}
 
 
 def from_dict(settings: dict) -> RunConfig:
@@ -534,20 +538,19 @@ def with_overrides(config: RunConfig, overrides: dict[str, object]) -> RunConfig
         ConfigError: A field is unknown, a value has the wrong type or is out of range.
     """
     changes: dict[str, dict[str, object]] = {}
+    stages = stages_of(config)
     for path, value in overrides.items():
         if value is None:
             continue
         stage_name, _, name = path.rpartition(".")
-        stages = [f.name for f in dataclasses.fields(config)
-                  if dataclasses.is_dataclass(getattr(config, f.name))]
         if stage_name and stage_name not in stages:
             raise ConfigError(f"unknown stage in {path!r}; choose one of " + ", ".join(stages))
-        owner = getattr(config, stage_name) if stage_name else config
+        owner = stages[stage_name] if stage_name else config
         hints = typing.get_type_hints(type(owner))
         known = [n for n in hints if stage_name or n not in (*stages, "preset")]
         if name not in known:
             raise ConfigError(f"unknown field {path!r}; choose one of " + ", ".join(known))
         changes.setdefault(stage_name, {})[name] = _convert(path, value, hints[name])
     top = changes.pop("", {})
-    parts = {s: replace(getattr(config, s), **fields) for s, fields in changes.items()}
+    parts = {name: replace(stages[name], **fields) for name, fields in changes.items()}
     return replace(config, **parts, **top)

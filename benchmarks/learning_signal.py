@@ -26,6 +26,7 @@ from training import pipeline  # noqa: E402
 from training.artifacts import read_json, write_json_atomic  # noqa: E402
 from training.callbacks import MetricsTable  # noqa: E402
 from training.evaluation import Evaluation, compare_evaluations  # noqa: E402
+from training.stage import take_up_adapter  # noqa: E402
 from training.watch import BEST_NAME  # noqa: E402
 
 ROUNDS = (0, 1, 2)
@@ -80,8 +81,6 @@ def shown(evaluation: Evaluation) -> dict[str, Any]:
 
 def measure_best_restored(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train past the best step; evaluate the last adapter and the one that would be restored."""
-    from peft import load_peft_weights, set_peft_model_state_dict
-
     overrides = {
         "grpo.max_steps": arguments.long_steps, "grpo.eval_steps": arguments.long_steps // 4,
         "grpo.num_eval_tasks": 64, "grpo.learning_rate": arguments.learning_rate,
@@ -93,7 +92,7 @@ def measure_best_restored(arguments: argparse.Namespace) -> dict[str, Any]:
     pipeline.train_grpo(run, model, tokenizer)
     last = pipeline.evaluate_stage(run, model, tokenizer, "sft_grpo")
     folder = run.folder / BEST_NAME
-    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    take_up_adapter(model, folder)
     # Under a label of its own: a stage that is evaluated already would be read from its file.
     restored = pipeline.evaluate_stage(run, model, tokenizer, "restored")
     rows = MetricsTable(run.folder / "metrics.csv").stage_rows("grpo", arguments.long_steps)

@@ -47,12 +47,16 @@ LARGEST_CPU_PARAMETERS = 2_000_000_000
 """Parameters above which loading without a GPU is refused: hours a step, if it fits at all."""
 
 
+def goes_to_gpu(stage: ModelStage) -> bool:
+    """Say whether the model goes to a CUDA GPU: one is there, and the settings let it."""
+    return stage.device != "cpu" and torch.cuda.is_available()
+
+
 def uses_unsloth(stage: ModelStage) -> bool:
     """Say whether `load_model` goes through Unsloth: a CUDA GPU is there and it is installed."""
     import importlib.util
 
-    wants_gpu = stage.device != "cpu" and torch.cuda.is_available()
-    return wants_gpu and importlib.util.find_spec("unsloth") is not None
+    return goes_to_gpu(stage) and importlib.util.find_spec("unsloth") is not None
 
 
 def load_model(
@@ -177,25 +181,24 @@ def memory_needed_gib(stage: ModelStage) -> float:
     return SMALLEST_GPU_GIB if stage.load_in_4bit else parameters * 2 / 2**30 + 4
 
 
-def _why_no_gpu(stage: ModelStage) -> str:
-    """Say why the model does not go to a GPU; empty when it does."""
-    if not torch.cuda.is_available():
-        return versions.why_gpu_is_unused() or "none is visible"
-    return "model.device is cpu" if stage.device == "cpu" else ""
+def _why_no_gpu() -> str:
+    """Say why the model does not go to a GPU, where it does not."""
+    if torch.cuda.is_available():
+        return "model.device is cpu"
+    return versions.why_gpu_is_unused() or "none is visible"
 
 
 def _check_hardware(stage: ModelStage) -> None:
     """Refuse a model that this machine cannot train."""
-    no_gpu = _why_no_gpu(stage)
-    if no_gpu and stage.device == "cuda":
-        raise ModelError(f"model.device=cuda needs a CUDA GPU and {no_gpu}")
+    if stage.device == "cuda" and not goes_to_gpu(stage):
+        raise ModelError(f"model.device=cuda needs a CUDA GPU and {_why_no_gpu()}")
     parameters = count_parameters(stage.model_name)
     if parameters < LARGEST_CPU_PARAMETERS:
         return
     size = f"{stage.model_name} ({parameters / 1e9:.0f} B parameters)"
-    if no_gpu:
+    if not goes_to_gpu(stage):
         raise ModelError(
-            f"{size} needs a CUDA GPU and {no_gpu}; use the preset cpu (the small model that "
+            f"{size} needs a CUDA GPU and {_why_no_gpu()}; use the preset cpu (the small model that "
             "ships here), or a machine with a GPU of 16 GB or more"
         )
     memory_gib = torch.cuda.get_device_properties(0).total_memory / 2**30
@@ -210,7 +213,7 @@ def _check_hardware(stage: ModelStage) -> None:
 
 def _check_4bit_packages(stage: ModelStage) -> None:
     """Refuse 4-bit weights where a package for them is missing: plain transformers has 16 bit."""
-    if not stage.load_in_4bit or _why_no_gpu(stage):
+    if not stage.load_in_4bit or not goes_to_gpu(stage):
         return
     missing = versions.find_missing(versions.GPU_ONLY, gpu=True)
     if missing:
@@ -220,7 +223,7 @@ def _check_4bit_packages(stage: ModelStage) -> None:
 def _dtype(stage: ModelStage) -> torch.dtype:
     if stage.dtype != "auto":
         return getattr(torch, stage.dtype)
-    if stage.device == "cpu" or not torch.cuda.is_available():
+    if not goes_to_gpu(stage):
         return torch.float32
     # Older GPUs emulate bfloat16, far slower than they compute in float16.
     native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -230,7 +233,7 @@ def _dtype(stage: ModelStage) -> torch.dtype:
 def _load_unsloth(stage: ModelStage, with_lora: bool) -> tuple[Any, Any]:
     from unsloth import FastLanguageModel
 
-    try:
+    with _load_errors(stage):
         model, tokenizer = FastLanguageModel.from_pretrained(
             model_name=stage.model_name,
             max_seq_length=stage.max_seq_length,
@@ -239,10 +242,6 @@ def _load_unsloth(stage: ModelStage, with_lora: bool) -> tuple[Any, Any]:
             offload_embedding=stage.offload_embedding,
             local_files_only=Path(stage.model_name).is_dir(),
         )
-    except (RuntimeError, *WRONG_FILES) as error:
-        if lacks_memory(error):
-            raise
-        raise _load_error(stage, error) from error
     if with_lora:
         experts = EXPERT_MODULES if stage.lora_reach == "attention+experts" else []
         model = FastLanguageModel.get_peft_model(
@@ -263,22 +262,17 @@ def _load_transformers(stage: ModelStage, with_lora: bool) -> tuple[Any, Any]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, Mxfp4Config
 
-    on_gpu = stage.device != "cpu" and torch.cuda.is_available()
     kwargs = {} if stage.experts_implementation == "auto" else {
         "experts_implementation": stage.experts_implementation
     }
     if holds_mxfp4_experts(Path(stage.model_name)):
         kwargs["quantization_config"] = Mxfp4Config(dequantize=True)
-    try:
+    with _load_errors(stage):
         tokenizer = AutoTokenizer.from_pretrained(stage.model_name)
         model, found = AutoModelForCausalLM.from_pretrained(
             stage.model_name, dtype=_dtype(stage), attn_implementation="eager",
             output_loading_info=True, **kwargs,
         )
-    except (RuntimeError, *WRONG_FILES) as error:
-        if lacks_memory(error):
-            raise
-        raise _load_error(stage, error) from error
     if missing := sorted(found["missing_keys"]):
         # transformers would go on with random values in their place.
         raise ModelError(
@@ -286,7 +280,7 @@ def _load_transformers(stage: ModelStage, with_lora: bool) -> tuple[Any, Any]:
             "checkpoint again"
         )
     # The dtype once more: experts come out of MXFP4 in bfloat16, which holds them exactly.
-    model = model.to("cuda" if on_gpu else "cpu", _dtype(stage))
+    model = model.to("cuda" if goes_to_gpu(stage) else "cpu", _dtype(stage))
     if with_lora:
         experts = stage.lora_reach == "attention+experts"
         if experts and stage.lora_dropout:
@@ -303,6 +297,17 @@ def _load_transformers(stage: ModelStage, with_lora: bool) -> tuple[Any, Any]:
         if stage.gradient_checkpointing:
             model.enable_input_require_grads()
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _load_errors(stage: ModelStage) -> Iterator[None]:
+    """Turn what the loading call itself raises into one line, but for too little memory."""
+    try:
+        yield
+    except (RuntimeError, *WRONG_FILES) as error:
+        if lacks_memory(error):
+            raise
+        raise _load_error(stage, error) from error
 
 
 def _load_error(stage: ModelStage, error: Exception) -> ModelError:

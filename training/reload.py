@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 
 from configs import ModelStage
-from training.model import compare_logits, load_for_evaluation, logits_on, memory_needed_gib
+from training.model import (
+    compare_logits, goes_to_gpu, load_for_evaluation, logits_on, memory_needed_gib,
+)
 
 
 def check_reload(
@@ -42,7 +44,7 @@ def check_reload(
     settings = stage if is_adapter else replace(
         stage, model_name=str(folder), load_in_4bit=False, offload_embedding=False
     )
-    if torch.cuda.is_available() and stage.device != "cpu":
+    if goes_to_gpu(stage):
         needed = memory_needed_gib(settings)
         free = torch.cuda.mem_get_info()[0] / 2**30
         if needed > free:

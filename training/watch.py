@@ -321,14 +321,14 @@ class HeldOutWatch(TrainerCallback):
             step, fmean(score.db_match for score in scores),
             fmean(score.exact_match for score in scores),
         )
-        is_best = self.best is None or look.figures > self.best.figures
         state = PartialState()
         state.wait_for_everyone()
         # The adapter comes before the row: a look whose row is there is not taken again.
-        if is_best and state.is_main_process:
-            build_folder(self.folder / BEST_NAME, lambda part: self._save_best(model, part, look))
-        if is_best:
+        if self.best is None or look.figures > self.best.figures:
             self.best = look
+            if state.is_main_process:
+                best_dir = self.folder / BEST_NAME
+                build_folder(best_dir, lambda part: self._save_best(model, part, look))
         self.looks.append(step)
         self.logger.record(
             {"heldout/db_match": look.db_match, "heldout/exact_match": look.exact_match}, step
