@@ -48,7 +48,7 @@ tensorboard: install
 data: install
 	$(BIN)/python task_generator.py --num-tasks 800 --seed 1 --output dataset.jsonl
 	$(BIN)/python task_generator.py --num-tasks 3500 --seed 2 --output 3.5k.jsonl
-	$(BIN)/python -m tasks.report
+	$(BIN)/python -m tasks.audit.report
 
 audit: install
 	$(BIN)/python task_tester.py audit dataset.jsonl

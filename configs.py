@@ -13,12 +13,12 @@ import typing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import versions
+from common import versions
+from common.user_error import UserError
 
 # The mix of generated tasks is a declared table too; it lives beside the generator that reads it.
-from tasks.mix import DEFAULT_MIX as DEFAULT_MIX
-from tasks.mix import TaskMix as TaskMix
-from user_error import UserError
+from tasks.generate.mix import DEFAULT_MIX as DEFAULT_MIX
+from tasks.generate.mix import TaskMix as TaskMix
 
 dataset_path = "dataset.jsonl"
 """Training tasks, 800 of them; "3.5k.jsonl" is the extended set. Path relative to the root."""
@@ -85,7 +85,7 @@ class ModelStage:
     num_threads: int = 0
     """CPU threads of torch, 0 leaves torch's choice. Fixed so that two runs agree bitwise."""
     sampling: str = "plain"
-    """"plain" (transformers' generate), "fast" (training/rollouts.py), or "fast-resident", which
+    """"plain" (transformers' generate), "fast" (gptoss/engine.py), or "fast-resident", which
     also keeps 16-bit copies of 4-bit experts: 38 GiB more on 20 B, faster from 64 rows."""
     sampling_rows: int = 128
     """Completions that fast sampling decodes at once; more are done in turns."""
@@ -396,8 +396,9 @@ def pick_preset() -> tuple[str, str]:
     Returns:
         The preset's name and one sentence that says why.
     """
-    import training  # noqa: F401  (before torch: it sets what torch reads once)
     import torch
+
+    import training  # noqa: F401  (before torch: it sets what torch reads once)
 
     if not torch.cuda.is_available():
         unused = versions.why_gpu_is_unused()

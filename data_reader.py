@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import strict_json
+from common import strict_json
+from common.user_error import UserError
 from envs.retail import Episode, RetailDatabase, check_arguments
-from harmony import find_special_token, render_completion, render_prompt
-from prompts import PromptStyle, plan_instructions
-from user_error import UserError
+from prompting.harmony import find_special_token, render_completion, render_prompt
+from prompting.plan import PromptStyle, plan_instructions
 
 if TYPE_CHECKING:
     from datasets import Dataset

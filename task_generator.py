@@ -1,4 +1,4 @@
-"""Write a file of retail tasks: the command over `tasks.pipeline`.
+"""Write a file of retail tasks: the command over `tasks.generate.pipeline`.
 
 Left out on purpose: anything about one task (see `tasks/`). The file appears at once and whole: it
 is written beside its place first, so an interrupted run leaves what was there before.
@@ -19,9 +19,9 @@ from typing import NoReturn
 
 from data_reader import Task
 from envs.retail import DatabaseError, RetailDatabase
-from tasks.llm import add_llm_arguments, apply_llm_steps
-from tasks.llm_client import LlmError
-from tasks.pipeline import GenerationError, TaskStream, YieldTable, task_row
+from tasks.generate.pipeline import GenerationError, TaskStream, YieldTable, task_row
+from tasks.llm.client import LlmError
+from tasks.llm.rewording import add_llm_arguments, apply_llm_steps
 
 EXIT_DATA = 1
 EXIT_USAGE = 2

@@ -1,7 +1,7 @@
 """The one scorer, and its command line: audit tasks, evaluate a model, score completions.
 
 Training's reward and every evaluation call `score_completion` from here. Left out: reading tasks
-(`data_reader.py`), finding a message's final text (`harmony.py`) and anything that needs torch,
+(`data_reader.py`), finding a message's final text (`prompting/harmony.py`) and anything that needs torch,
 which `evaluate` imports when it runs.
 """
 
@@ -13,14 +13,22 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import strict_json
+from common import strict_json
 from data_reader import DatasetError, Task, read_tasks
 from envs.retail import DatabaseError, RetailDatabase
 from scoring.metrics import parse_failure_table, per_tool_table, summarize, summarize_outcome
 from scoring.parse import MAX_CALLS, MAX_CHARACTERS, Call, ParseKind, parse_plan
-from scoring.score import (
-    DEFAULT_WEIGHTS, CallScore, GoldError, GoldReplay, RewardWeights, Score, call_key, max_reward,
-    replay_gold, score_completion,
+from scoring.reward import (
+    DEFAULT_WEIGHTS,
+    CallScore,
+    GoldError,
+    GoldReplay,
+    RewardWeights,
+    Score,
+    call_key,
+    max_reward,
+    replay_gold,
+    score_completion,
 )
 
 __all__ = [
@@ -44,7 +52,7 @@ class UsageError(ValueError):
 
 def _run_audit(args: argparse.Namespace) -> int:
     path = _existing_file(args.file)
-    from tasks.audit import audit_file
+    from tasks.audit.audit import audit_file
 
     against = [_existing_file(other) for other in args.against]
     report = audit_file(path, args.data_dir, against)
@@ -81,9 +89,9 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     db = RetailDatabase.load(args.data_dir)
     _check_gold(tasks, args.tasks, db)
     try:
+        from common.files import RunError
         from configs import ConfigError
-        from training.artifacts import RunError
-        from training.checkpoint import ModelError
+        from gptoss.preflight import ModelError
         from training.evaluation import evaluate_model_dir
     except ImportError as error:
         raise UsageError(f"a package is missing ({error}); run `make install`") from None

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import configs
-import versions
-from user_error import UserError
+from common import versions
+from common.user_error import UserError
 
 EPILOG = """examples:
   python train_script.py --preset cpu
@@ -136,7 +136,7 @@ def chat(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """Write a trained model for serving; return the exit code."""
-    from training.export import run_export
+    from gptoss.export import run_export
 
     return run_export(arguments.model, arguments.format, arguments.output, arguments.llama_cpp)
 
@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("error: " + ("; ".join(lines) if len(lines) <= 3 else str(error)), file=sys.stderr)
         return 1
     except OSError as error:
-        from training.artifacts import disk_full_error, is_disk_full
+        from common.files import disk_full_error, is_disk_full
 
         folder = Path(getattr(arguments, "output_dir", None) or ".")
         if not is_disk_full(error, folder):

@@ -115,12 +115,12 @@ def measure(path: Path, folder: Path, in_full: bool) -> dict:
     import datasets
 
     import configs
+    from gptoss.load import load_model
     from training import pipeline
     from training.grpo import build_grpo_trainer, run_grpo
-    from training.model import load_model
     from training.rewards import make_reward_functions
     from training.sft import build_sft_trainer, run_sft
-    from training.stage import run_trainer
+    from training.trainer import run_trainer
 
     datasets.disable_progress_bars()
     # Small batches, so that the memory of a step does not hide the memory of the data.

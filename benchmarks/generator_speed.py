@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from task_generator import write_tasks  # noqa: E402
-from tasks.pipeline import TaskStream  # noqa: E402
+from tasks.generate.pipeline import TaskStream  # noqa: E402
 
 RESULTS_PATH = ROOT / "benchmarks" / "results" / "generator_speed.json"
 NUM_WARM_UP = 100

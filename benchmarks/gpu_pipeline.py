@@ -18,12 +18,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import training  # noqa: E402, F401  (Unsloth, before anything that it patches)
 import torch  # noqa: E402
 
 import configs  # noqa: E402
+import training  # noqa: E402, F401  (Unsloth, before anything that it patches)
+from gptoss.load import compare_logits, count_trainable, load_model, logits_on  # noqa: E402
 from training import pipeline  # noqa: E402
-from training.model import compare_logits, count_trainable, load_model, logits_on  # noqa: E402
 
 GIB = 2**30
 CHECK_PROMPTS = ["<|start|>user<|message|>Cancel #W1234567.<|end|><|start|>assistant", "Hello"]

@@ -23,7 +23,7 @@ PACK = """
 import sys
 from pathlib import Path
 import training  # Unsloth, before anything that it patches
-from training.packing import holds_fused_experts, pack_checkpoint
+from gptoss.nf4 import holds_fused_experts, pack_checkpoint
 if holds_fused_experts(Path(sys.argv[1])):
     pack_checkpoint(Path(sys.argv[1]))
 """

@@ -23,21 +23,23 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import training  # noqa: E402, F401  (Unsloth, before anything that it patches)
 import torch  # noqa: E402
 
 import configs  # noqa: E402
+import training  # noqa: E402, F401  (Unsloth, before anything that it patches)
 from benchmarks.gpu_pipeline import GIB, Meter, device_name  # noqa: E402
 from benchmarks.logprobs import compare_logprobs, sample_batch, within_tolerance  # noqa: E402
+from common.files import read_json  # noqa: E402
 from data_reader import Task  # noqa: E402
+from gptoss.engine import FastGenerate, detach_fast_generate  # noqa: E402
 from training import pipeline  # noqa: E402
-from training.artifacts import read_json  # noqa: E402
 from training.evaluation import plan_prompt  # noqa: E402
 from training.grpo import REFERENCE_ADAPTER, build_grpo_trainer  # noqa: E402
 from training.rewards import (  # noqa: E402
-    CompletionScorer, RewardFunction, make_reward_functions,
+    CompletionScorer,
+    RewardFunction,
+    make_reward_functions,
 )
-from training.rollouts import FastGenerate, detach_fast_generate  # noqa: E402
 
 FULL_RUN_COMPLETIONS = 800 * 3 * 8
 """800 tasks, 3 epochs, 8 completions a task."""

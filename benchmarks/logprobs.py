@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from training.decoder import Decoder
-from training.rollouts import FastGenerate
+from gptoss.decoder import Decoder
+from gptoss.engine import FastGenerate
 
 TOLERANCE_FACTOR = 1.5
 """The update and the sampler may be this many times as far from float32 in the mean as the model's

@@ -18,13 +18,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import training  # noqa: E402, F401  (Unsloth, before anything that it patches)
 import configs  # noqa: E402
+import training  # noqa: E402, F401  (Unsloth, before anything that it patches)
+from common.files import is_complete, read_json, write_json_atomic  # noqa: E402
 from training import pipeline  # noqa: E402
-from training.artifacts import is_complete, read_json, write_json_atomic  # noqa: E402
 from training.evaluation import Evaluation, compare_evaluations  # noqa: E402
 from training.rewards import (  # noqa: E402
-    CompletionScorer, RewardFunction, make_reward_functions,
+    CompletionScorer,
+    RewardFunction,
+    make_reward_functions,
 )
 
 SHOWN = ("exact_match_rate", "db_match_rate", "mean_reward", "json_parse_success")

@@ -102,7 +102,7 @@ def run_timed(trainer: Any, figures: Figures, name: str) -> tuple[list[float], l
     """Train and return the seconds and the loss of each optimizer step; note each as it ends."""
     from transformers import TrainerCallback
 
-    from training.stage import run_trainer
+    from training.trainer import run_trainer
 
     seconds, losses = [], []
 
@@ -226,10 +226,10 @@ def run_child(arguments: argparse.Namespace) -> None:
 
 def measure(arguments: argparse.Namespace, figures: Figures) -> None:
     """Load the model and measure both stages."""
-    import training  # noqa: F401  (Unsloth, before anything that it patches)
     import torch
 
     import configs
+    import training  # noqa: F401  (Unsloth, before anything that it patches)
     from training import pipeline
 
     config = configs.get_preset(arguments.preset)

@@ -19,17 +19,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import training  # noqa: E402, F401  (before torch: it sets what torch reads once)
 import torch  # noqa: E402
 
 import configs  # noqa: E402
-import harmony  # noqa: E402
+import training  # noqa: E402, F401  (before torch: it sets what torch reads once)
+from common.files import write_json_atomic  # noqa: E402
 from data_reader import Task  # noqa: E402
+from gptoss.generation import generate_batch  # noqa: E402
+from prompting import harmony  # noqa: E402
 from task_tester import score_completion  # noqa: E402
 from training import pipeline  # noqa: E402
-from training.artifacts import write_json_atomic  # noqa: E402
 from training.evaluation import choose_tasks, evaluate_model, plan_prompt  # noqa: E402
-from training.generation import generate_batch  # noqa: E402
 
 SFT_STEPS = (20, 40, 80)
 PRESET_STEPS = 40

@@ -11,7 +11,7 @@ from typing import Any
 from data_reader import Task, gold_completion
 from envs.retail import Episode, RetailDatabase
 from scoring.parse import parse_plan
-from scoring.score import Score, score_completion
+from scoring.reward import Score, score_completion
 
 _MAX_SHOWN = 88
 

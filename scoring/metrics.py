@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from envs.retail import TOOL_SCHEMAS
-from scoring.score import Score
+from scoring.reward import Score
 
 UNKNOWN_TOOL = "(unknown tool)"
 

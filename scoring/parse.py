@@ -8,7 +8,7 @@ store's question.
 
 from typing import Any, Literal, NamedTuple
 
-import strict_json
+from common import strict_json
 
 MAX_CHARACTERS = 20_000
 MAX_CALLS = 64

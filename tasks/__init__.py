@@ -1,5 +1,4 @@
-"""Make and check retail tasks: blueprint first, then checks, then words.
+"""Retail tasks: generate them, give them words, audit them.
 
-Left out on purpose: reading rows (data_reader), scoring completions (task_tester) and anything that
-needs torch.
+Reading rows is in `data_reader`, scoring completions in `scoring`. Nothing here imports torch.
 """

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tasks.llm_client import LlmConfig
+from tasks.llm.client import LlmConfig
 
 
 @dataclass

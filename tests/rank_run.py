@@ -10,11 +10,11 @@ import socket
 from pathlib import Path
 
 import resume_run
-from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
 from trl import GRPOTrainer, SFTTrainer
 
 import configs
+from accelerate import PartialState
 from training import evaluation
 from training.rewards import CompletionScorer, RewardFunction
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import accelerate
 import pytest
 import tiny_random
 import torch
@@ -22,6 +21,7 @@ from transformers.models.gpt_oss import modeling_gpt_oss
 from trl import TrlParser
 from trl.scripts import vllm_serve
 
+import accelerate
 from train_script import build_parser, main
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,10 +13,10 @@ import pytest
 import task_tester
 from data_reader import DatasetError, Task, read_tasks, split_tasks
 from envs.retail import RetailDatabase
-from tasks import report
-from tasks.audit import audit_file, audit_files
-from tasks.leakage import SplitLeakage
-from tasks.near_duplicates import NearDuplicates, masked_words
+from tasks.audit import report
+from tasks.audit.audit import audit_file, audit_files
+from tasks.audit.leakage import SplitLeakage
+from tasks.audit.near_duplicates import NearDuplicates, masked_words
 from tests.plant_faults import Planted, plant_all
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -140,7 +140,7 @@ def test_own_file_is_clean(own_reports, index):
 def test_own_report_is_current(own_reports):
     path = ROOT / report.OWN_REPORT
     text = path.read_text(encoding="utf-8")
-    assert text == report.own_report_text(own_reports), "run `python -m tasks.report`, commit docs/"
+    assert text == report.own_report_text(own_reports), "run `python -m tasks.audit.report`, commit docs/"
     for plot in report.plot_links(own_reports, path.stem.lower()):
         assert (path.parent / plot).stat().st_size < 100_000
 

@@ -8,17 +8,24 @@ import pytest
 import tiny_random
 from datasets import Dataset
 
+from common.files import RunError
 from data_reader import (
-    DatasetError, Task, build_grpo_dataset, build_sft_dataset, grpo_rows, read_tasks, sft_rows,
-    split_tasks, task_to_json,
+    DatasetError,
+    Task,
+    build_grpo_dataset,
+    build_sft_dataset,
+    grpo_rows,
+    read_tasks,
+    sft_rows,
+    split_tasks,
+    task_to_json,
 )
 from envs.retail import RetailDatabase
-from training import streaming
-from training.artifacts import RunError
+from training import task_store
 from training.grpo import order_by_difficulty
 from training.run_data import load_tasks
 from training.sft import build_sft_trainer, row_lengths
-from training.streaming import StoredTasks, TaskLookup, open_splits, store_rows
+from training.task_store import StoredTasks, TaskLookup, open_splits, store_rows
 
 FRACTIONS = (0.7, 0.1, 0.2)
 DB = RetailDatabase.load()
@@ -57,7 +64,7 @@ def test_tasks_on_disk_are_those_in_memory(tmp_path):
 
 def test_blank_lines_crlf_byte_order_mark_missing_ids_and_wide_letters(tmp_path, monkeypatch):
     # Chunks of a few bytes, so that line ends fall on every side of a chunk's border.
-    monkeypatch.setattr(streaming, "CHUNK_BYTES", 7)
+    monkeypatch.setattr(task_store, "CHUNK_BYTES", 7)
     rows = make_rows(6)
     for row in rows[2:]:
         del row["task_id"]
@@ -97,7 +104,7 @@ def test_all_faults_are_listed_and_can_be_skipped(tmp_path, capsys):
 
 
 def test_equal_digests_of_different_ids_are_no_repeat(tmp_path, monkeypatch):
-    monkeypatch.setattr(streaming, "_digest", lambda _: 7)
+    monkeypatch.setattr(task_store, "_digest", lambda _: 7)
     path = tiny_random.write_tasks(tmp_path / "tasks.jsonl", 9)
     assert list(open_all(path)) == read_tasks(path)
 
@@ -133,7 +140,7 @@ def test_a_file_that_changes_under_a_run_is_refused(tmp_path):
 
 
 def test_stored_rows_are_those_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(streaming, "ROWS_PER_BATCH", 7)
+    monkeypatch.setattr(task_store, "ROWS_PER_BATCH", 7)
     tasks = tiny_random.make_tasks(25)
     for rows, expected in (
         (sft_rows(tasks, "brief"), build_sft_dataset(tasks, "brief")),
@@ -151,7 +158,7 @@ def test_a_full_disk_while_rows_are_written_is_one_line(tmp_path, monkeypatch):
     def fill(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(streaming, "_write_arrow", fill)
+    monkeypatch.setattr(task_store, "_write_arrow", fill)
     with pytest.raises(RunError, match="disk full while writing"):
         store_rows(iter([]), tmp_path / "rows")
 
@@ -171,7 +178,7 @@ def test_the_task_of_a_prompt_is_found():
 
 
 def test_the_trainer_keeps_rows_and_tokens_on_disk(tmp_path):
-    from training.model import load_model
+    from gptoss.load import load_model
 
     config = tiny_random.tiny_config(tmp_path)
     train, _, _, _ = load_tasks(config)
@@ -184,8 +191,8 @@ def test_the_trainer_keeps_rows_and_tokens_on_disk(tmp_path):
 
 def test_memory_stays_flat(tmp_path, monkeypatch):
     """Ten times the tasks take no more memory but for the index, 21 bytes a task."""
-    monkeypatch.setattr(streaming, "ROWS_PER_BATCH", 100)
-    monkeypatch.setattr(streaming, "CHUNK_BYTES", 1 << 14)
+    monkeypatch.setattr(task_store, "ROWS_PER_BATCH", 100)
+    monkeypatch.setattr(task_store, "CHUNK_BYTES", 1 << 14)
     small, large = (tmp_path / f"{count}.jsonl" for count in (400, 4000))
     row = make_rows(1)[0]
     for path, count in ((small, 400), (large, 4000)):

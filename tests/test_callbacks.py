@@ -17,14 +17,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import TrainerCallback
 
 from data_reader import gold_completion
-from harmony import render_completion
+from gptoss.load import load_model
+from prompting.harmony import render_completion
 from task_tester import score_completion
-from training import stage
+from training import trainer as stage_module
 from training.callbacks import MetricsTable, RunLogger
 from training.grpo import run_grpo
-from training.model import load_model
+from training.monitor import RULES, describe_rollout, find_warnings
 from training.plots import plot_all
-from training.watch import RULES, describe_rollout, find_warnings
 
 
 class CutAfter(TrainerCallback):
@@ -100,7 +100,7 @@ def test_the_best_look_s_adapter_ends_in_the_model(tmp_path, db, monkeypatch):
         figure = next(figures)
         return SimpleNamespace(db_match=figure, exact_match=figure)
 
-    monkeypatch.setattr("training.watch.score_completion", made_up)
+    monkeypatch.setattr("training.monitor.score_completion", made_up)
     run_grpo(
         model, tokenizer, tasks, db, config, validation_tasks=tasks[:4],
         make_rewards=resume_run.make_spread_rewards,
@@ -123,7 +123,7 @@ def test_a_best_adapter_that_is_gone_is_made_again_from_where_the_run_goes_on(
     )
     tasks = tiny_random.make_tasks(12)
     model, tokenizer = load_model(config.model)
-    save = stage.run_trainer
+    save = stage_module.run_trainer
 
     def cut(trainer, resume):
         trainer.add_callback(CutAfter(3))

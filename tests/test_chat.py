@@ -5,12 +5,12 @@ import json
 import pytest
 
 import configs
+from common.files import write_json_atomic
 from envs.retail import Episode
-from training.artifacts import write_json_atomic
+from gptoss.load import load_model, logits_on, merge_and_save, save_adapter
+from gptoss.reload import check_reload
 from training.chat import example_query, quick_test, run_chat
 from training.evaluation import config_of_model
-from training.model import load_model, logits_on, merge_and_save, save_adapter
-from training.reload import check_reload
 
 CONFIG = configs.with_overrides(
     configs.get_preset("cpu"), {"evaluation.max_new_tokens": 24, "model.num_threads": 1}

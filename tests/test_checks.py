@@ -9,7 +9,7 @@ import pytest
 
 from data_reader import Task, read_tasks, task_from_json
 from envs.retail import RetailDatabase
-from tasks.checks import (
+from tasks.audit.execution import (
     UniquenessCheck,
     check_agent_grounding,
     check_conventions,
@@ -18,8 +18,8 @@ from tasks.checks import (
     check_grounding,
     check_policy,
 )
-from tasks.grounding import MISTAKE, NOT_NEEDED, cancel_reason, find_value
-from tasks.pipeline import TaskStream, task_row
+from tasks.audit.grounding import MISTAKE, NOT_NEEDED, cancel_reason, find_value
+from tasks.generate.pipeline import TaskStream, task_row
 from tests.plant_faults import FAULT_CLASSES
 
 ROOT = Path(__file__).resolve().parent.parent

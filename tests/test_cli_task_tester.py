@@ -179,7 +179,7 @@ def test_an_old_output_survives_a_failed_run(tmp_path, task_file, monkeypatch):
 
 @pytest.fixture
 def fake_audit(monkeypatch):
-    """Put a fake `tasks.audit` in place; its report's counts can be set."""
+    """Put a fake `tasks.audit.audit` in place; its report's counts can be set."""
     found = {"num_tasks": 2, "num_valid": 2}
 
     def audit_file(path, data_dir, against):
@@ -190,9 +190,9 @@ def fake_audit(monkeypatch):
             write_report=lambda report: Path(report).write_text("# Audit"),
         )
 
-    module = ModuleType("tasks.audit")
+    module = ModuleType("tasks.audit.audit")
     module.audit_file = audit_file
-    monkeypatch.setitem(sys.modules, "tasks.audit", module)
+    monkeypatch.setitem(sys.modules, "tasks.audit.audit", module)
     return found
 
 
@@ -213,7 +213,7 @@ def test_audit_exit_codes_and_output(tmp_path, task_file, fake_audit, capsys):
 def fake_training(monkeypatch):
     """Put fakes of the two training modules in place; return the calls they got."""
     calls = []
-    checkpoint, evaluation = ModuleType("training.checkpoint"), ModuleType("training.evaluation")
+    checkpoint, evaluation = ModuleType("gptoss.preflight"), ModuleType("training.evaluation")
 
     class ModelError(ValueError):
         pass
@@ -224,7 +224,7 @@ def fake_training(monkeypatch):
             raise ModelError("it cannot be loaded; check the name")
 
     checkpoint.ModelError, evaluation.evaluate_model_dir = ModelError, evaluate_model_dir
-    monkeypatch.setitem(sys.modules, "training.checkpoint", checkpoint)
+    monkeypatch.setitem(sys.modules, "gptoss.preflight", checkpoint)
     monkeypatch.setitem(sys.modules, "training.evaluation", evaluation)
     return calls
 
@@ -243,7 +243,7 @@ def test_evaluate_passes_its_arguments_on(tmp_path, task_file, fake_training, ca
     )
 
 
-@pytest.mark.parametrize("model", ["./nope", "a/b/final", "/nope", "tests/nope", "harmony.py"])
+@pytest.mark.parametrize("model", ["./nope", "a/b/final", "/nope", "tests/nope", "prompting/harmony.py"])
 def test_a_missing_model_folder_is_one_line(
     model, task_file, tmp_path, fake_training, capsys, monkeypatch
 ):

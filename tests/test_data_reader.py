@@ -12,13 +12,24 @@ import pytest
 from example_tasks import call, make_tasks
 
 import data_reader
-import prompts
 from data_reader import (
-    DatasetError, Task, build_grpo_dataset, build_sft_dataset, gold_completion, iter_tasks,
-    plan_messages, read_tasks, scan_tasks, split_tasks, task_from_json, task_group, task_to_json,
+    DatasetError,
+    Task,
+    build_grpo_dataset,
+    build_sft_dataset,
+    gold_completion,
+    iter_tasks,
+    plan_messages,
+    read_tasks,
+    scan_tasks,
+    split_tasks,
+    task_from_json,
+    task_group,
+    task_to_json,
 )
 from envs.retail import TOOL_SCHEMAS, RetailDatabase
-from harmony import parse_completion, render_prompt
+from prompting import plan
+from prompting.harmony import parse_completion, render_prompt
 
 ROOT = Path(__file__).parents[1]
 TAUBENCH = ROOT.parent / "shared" / "taubench"
@@ -335,7 +346,7 @@ def test_the_subjects_for_human_agents_are_those_of_the_wiki():
     wiki = (ROOT / "envs" / "retail" / "wiki.md").read_text(encoding="utf-8").lower()
     for subject in ["lost parcel", "warranty claim", "price match", "coupon request",
                     "damaged on arrival", "invoice correction"]:
-        assert f'"{subject}"' in prompts.POLICY and subject in wiki
+        assert f'"{subject}"' in plan.POLICY and subject in wiki
 
 
 def test_messages_show_the_query_and_no_gold():

@@ -12,7 +12,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 import train_script
-from versions import GPU_ONLY, KNOWN_TO_BREAK, read_pins
+from common.versions import GPU_ONLY, KNOWN_TO_BREAK, read_pins
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile.*"))

@@ -7,16 +7,24 @@ import pytest
 import tiny_random
 import torch
 
+from common.files import RunError
 from data_reader import gold_completion
-from harmony import render_completion
+from gptoss.generation import generate_batch, split_batches
+from gptoss.load import load_model, save_adapter
+from prompting.harmony import render_completion
 from training import evaluation as evaluation_module
-from training.artifacts import RunError
 from training.evaluation import (
-    choose_tasks, compare_evaluations, complete_tasks, evaluate_model, evaluate_model_dir,
-    format_table, plan_prompt, print_table, record_differences, score_texts,
+    choose_tasks,
+    compare_evaluations,
+    complete_tasks,
+    evaluate_model,
+    evaluate_model_dir,
+    format_table,
+    plan_prompt,
+    print_table,
+    record_differences,
+    score_texts,
 )
-from training.generation import generate_batch, split_batches
-from training.model import load_model, save_adapter
 
 METRICS = {
     "exact_match_rate", "action_precision", "action_recall", "action_f1", "json_parse_success",

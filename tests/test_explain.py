@@ -5,7 +5,11 @@ import torch
 
 from data_reader import Task, gold_completion
 from scoring.explain import (
-    break_one_argument, explain_calls, explain_completion, format_score, group_advantages,
+    break_one_argument,
+    explain_calls,
+    explain_completion,
+    format_score,
+    group_advantages,
 )
 from task_tester import max_reward, score_completion
 

@@ -8,16 +8,26 @@ from safetensors.torch import load_file
 
 import train_script
 from configs import ModelStage
-from training import export as export_module
-from training import mxfp4
-from training.checkpoint import ModelError, holds_mxfp4_experts, read_json_file
-from training.export import (
-    CONVERTER, check_prompts, export_bytes, export_model, reload_logits, round_experts_in_place,
+from gptoss import export as export_module
+from gptoss import mxfp4
+from gptoss.export import (
+    CONVERTER,
+    check_prompts,
+    export_bytes,
+    export_model,
+    reload_logits,
+    round_experts_in_place,
 )
-from training.model import (
-    compare_logits, load_for_evaluation, load_model, logits_on, merge_and_save, save_adapter,
+from gptoss.load import (
+    compare_logits,
+    load_for_evaluation,
+    load_model,
+    logits_on,
+    merge_and_save,
+    save_adapter,
 )
-from training.plain import plain_logits
+from gptoss.plain import plain_logits
+from gptoss.preflight import ModelError, holds_mxfp4_experts, read_json_file
 
 PROMPTS = ["<|start|>user<|message|>cancel #W12", "<|start|>assistant", "7"]
 

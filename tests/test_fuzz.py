@@ -11,7 +11,7 @@ from example_tasks import call, make_tasks
 
 from data_reader import gold_completion
 from envs.retail import TOOL_SCHEMAS, RetailDatabase
-from harmony import SPECIAL_TOKENS, find_special_token, parse_completion, render_completion
+from prompting.harmony import SPECIAL_TOKENS, find_special_token, parse_completion, render_completion
 from task_tester import score_completion
 
 DB = RetailDatabase.load()

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from tiny_random import make_tokenizer
 
 from configs import ModelStage
-from training import kernels, packing
-from training.checkpoint import list_weight_files
+from gptoss import moe_kernels, nf4
+from gptoss.preflight import list_weight_files
 
 try:
     import bitsandbytes
@@ -23,14 +23,14 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU is visible"),
     pytest.mark.skipif(bitsandbytes is None, reason="bitsandbytes is not installed"),
-    pytest.mark.skipif(kernels.triton is None, reason="triton is not installed"),
+    pytest.mark.skipif(moe_kernels.triton is None, reason="triton is not installed"),
 ]
 
 E, K, N = 32, 2880, 5760
 """Experts and shape of GPT-OSS 20B's larger expert projection."""
 
 
-def make_packed(num_out: int = N) -> kernels.PackedExperts:
+def make_packed(num_out: int = N) -> moe_kernels.PackedExperts:
     functional = bitsandbytes.functional
     weights = []
     for _ in range(E):
@@ -40,10 +40,10 @@ def make_packed(num_out: int = N) -> kernels.PackedExperts:
         )
         packed.quant_state = state
         weights.append(packed)
-    return kernels.PackedExperts(weights)
+    return moe_kernels.PackedExperts(weights)
 
 
-def unpacked(packed: kernels.PackedExperts) -> torch.Tensor:
+def unpacked(packed: moe_kernels.PackedExperts) -> torch.Tensor:
     rows = [
         bitsandbytes.functional.dequantize_4bit(weight, weight.quant_state)
         for weight in packed.weights
@@ -52,7 +52,7 @@ def unpacked(packed: kernels.PackedExperts) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def packed() -> kernels.PackedExperts:
+def packed() -> moe_kernels.PackedExperts:
     torch.manual_seed(0)
     return make_packed()
 
@@ -71,7 +71,7 @@ def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:
 
 def test_unpacking_is_bit_exact(packed):
     out = torch.full((E, N, K), float("nan"), dtype=torch.bfloat16, device="cuda")
-    assert torch.equal(kernels.unpack(packed, out), unpacked(packed))
+    assert torch.equal(moe_kernels.unpack(packed, out), unpacked(packed))
 
 
 @pytest.mark.parametrize("num_rows", [4, 64, 512, 1024, 3000])
@@ -86,11 +86,11 @@ def test_grouped_products(packed, num_rows: int, with_lora: bool):
         right = torch.randn(E, 16, N, device="cuda").bfloat16()
     weight = unpacked(packed).transpose(1, 2)
     as_double = [None if t is None else t.double() for t in (bias, hidden, right)]
-    expected = kernels.grouped_reference(x.double(), weight.double(), starts, *as_double)
+    expected = moe_kernels.grouped_reference(x.double(), weight.double(), starts, *as_double)
     arguments = (starts, bias, hidden, right)
-    assert relative_error(kernels.grouped_packed(x, packed, *arguments), expected) < 5e-3
-    assert relative_error(kernels.grouped_dense(x, weight, *arguments), expected) < 5e-3
-    result = kernels._grouped_dense_triton(x, weight, *arguments)
+    assert relative_error(moe_kernels.grouped_packed(x, packed, *arguments), expected) < 5e-3
+    assert relative_error(moe_kernels.grouped_dense(x, weight, *arguments), expected) < 5e-3
+    result = moe_kernels._grouped_dense_triton(x, weight, *arguments)
     assert relative_error(result, expected) < 5e-3
 
 
@@ -105,8 +105,8 @@ def test_attention_of_one_token(capacity: int, dim: int):
     values = torch.randn_like(keys)
     sinks = torch.randn(heads, device="cuda")
     lengths = torch.tensor([1, 63, 64, 65, capacity], dtype=torch.int32, device="cuda")
-    result = kernels.attend_one(query, keys, values, sinks, lengths, dim**-0.5)
-    expected = kernels.attend_reference(
+    result = moe_kernels.attend_one(query, keys, values, sinks, lengths, dim**-0.5)
+    expected = moe_kernels.attend_reference(
         query.double(), keys.double(), values.double(), sinks, lengths, dim**-0.5
     )
     assert relative_error(result, expected) < 5e-3
@@ -131,7 +131,7 @@ def fused(tmp_path_factory):
 
 
 def test_packing_keeps_each_expert_to_nf4_rounding(fused):
-    packed_dir = packing.pack_checkpoint(fused)
+    packed_dir = nf4.pack_checkpoint(fused)
     dense = load_file(str(list_weight_files(fused)[0]))
     tensors = load_file(str(list_weight_files(packed_dir)[0]))
     for kind in ("gate_up_proj", "down_proj"):
@@ -148,7 +148,7 @@ def test_packing_keeps_each_expert_to_nf4_rounding(fused):
 
 
 def test_a_packed_checkpoint_answers_like_the_16_bit_one(fused):
-    from training.model import load_model, logits_on
+    from gptoss.load import load_model, logits_on
 
     prompts = ["<|start|>user<|message|>cancel #W12", "Hello, order 7 of mine"]
     stage = ModelStage(model_name=str(fused), sampling="plain", offload_embedding=False)

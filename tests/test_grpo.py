@@ -7,12 +7,12 @@ import torch
 from datasets import Dataset
 
 from data_reader import Task, gold_completion, grpo_rows, task_from_json, task_to_json
-from harmony import render_completion
+from gptoss.load import load_model
+from prompting.harmony import render_completion
 from task_tester import score_completion
 from training import rewards as rewards_module
+from training.dynamic_sampling import Group, Resampler
 from training.grpo import build_grpo_trainer, count_steps, order_by_difficulty, run_grpo
-from training.model import load_model
-from training.resampling import Group, Resampler
 from training.rewards import CompletionScorer, make_reward_functions, summarize_batch
 
 

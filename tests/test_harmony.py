@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-import harmony
 from envs.retail import TOOL_SCHEMAS
-from harmony import parse_completion, render_completion, render_prompt
+from prompting import harmony
+from prompting.harmony import parse_completion, render_completion, render_prompt
 
 ANSWER = '{"tool_calls":[]}'
 FINAL = f"<|channel|>final<|message|>{ANSWER}<|return|>"

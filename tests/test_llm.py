@@ -9,8 +9,11 @@ import pytest
 
 from data_reader import Task
 from envs.retail import RetailDatabase
-from tasks.audit import audit_file
-from tasks.llm import (
+from tasks.audit.audit import audit_file
+from tasks.generate.pipeline import TaskStream, task_row
+from tasks.llm.check import rewording_faults
+from tasks.llm.client import ChatClient, LlmError
+from tasks.llm.rewording import (
     MAX_FAILURES_IN_A_ROW,
     LlmSteps,
     add_llm_arguments,
@@ -18,9 +21,6 @@ from tasks.llm import (
     review_tasks,
     reword_tasks,
 )
-from tasks.llm_client import ChatClient, LlmError
-from tasks.pipeline import TaskStream, task_row
-from tasks.rewording_check import rewording_faults
 from tests.fake_chat_server import FakeChatServer, Reply, config, in_turn
 
 ADDRESS = {

@@ -4,7 +4,7 @@ import builtins
 
 import pytest
 
-from tasks.llm_client import (
+from tasks.llm.client import (
     BudgetSpent,
     ChatClient,
     LlmConfig,

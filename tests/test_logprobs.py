@@ -10,11 +10,15 @@ import torch
 from transformers import GptOssConfig, GptOssForCausalLM
 
 from benchmarks.logprobs import (
-    compare_logprobs, differences, forced_logprobs, sample_batch, within_tolerance,
+    compare_logprobs,
+    differences,
+    forced_logprobs,
+    sample_batch,
+    within_tolerance,
 )
-from training.decoder import Decoder
+from gptoss.decoder import Decoder
+from gptoss.load import load_model
 from training.grpo import build_grpo_trainer, run_grpo
-from training.model import load_model
 
 TOLERANCE = 1e-4
 """Largest difference of a token's log-probability in float32."""

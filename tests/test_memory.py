@@ -5,7 +5,7 @@ import re
 import pytest
 
 import configs
-from training.memory import next_smaller, smaller_loading, smaller_setting
+from gptoss.memory import next_smaller, smaller_loading, smaller_setting
 
 
 def preset(name: str, **overrides: object) -> configs.RunConfig:

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import versions
+from common import versions
 from configs import ModelStage
-from training import model as model_module
-from training.checkpoint import ModelError, check_environment, count_parameters
-from training.model import (
+from gptoss import load as model_module
+from gptoss.load import (
     compare_logits,
     count_trainable,
     load_for_evaluation,
@@ -21,6 +20,7 @@ from training.model import (
     merge_and_save,
     save_adapter,
 )
+from gptoss.preflight import ModelError, check_environment, count_parameters
 
 PROMPTS = ["<|start|>user<|message|>cancel #W12", "<|start|>assistant", "7"]
 

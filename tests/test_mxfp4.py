@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from training import mxfp4
+from gptoss import mxfp4
 
 VALUES = [*mxfp4.MAGNITUDES, *(-value for value in mxfp4.MAGNITUDES)]
 

@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 
 import task_tester
 import train_script
-import versions
+from common import versions
+from common.files import RunError, is_complete, mark_complete
 from configs import ModelStage
-from training import model as model_module
+from gptoss import load as model_module
+from gptoss.load import load_model, save_adapter
+from gptoss.preflight import ModelError
 from training import pipeline
-from training.artifacts import RunError, is_complete, mark_complete
-from training.checkpoint import ModelError
-from training.model import load_model, save_adapter
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -209,7 +209,7 @@ def test_out_of_memory_in_evaluate_names_the_option(
 
 def test_out_of_memory_in_a_chat_and_an_export(adapter_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("training.chat.stream_answer", out_of_memory)
-    monkeypatch.setattr("training.export.logits_on", out_of_memory)
+    monkeypatch.setattr("gptoss.export.logits_on", out_of_memory)
     monkeypatch.setattr("sys.stdin", io.StringIO("Cancel my order.\n"))
     assert train_script.main(["chat", "--model", str(adapter_dir)]) == 0
     told = "ran out of GPU memory at 0.0 GiB; try a GPU with more memory"

@@ -22,9 +22,9 @@ from transformers import set_seed
 import configs
 from data_reader import Task, iter_tasks
 from envs.retail import RetailDatabase
+from gptoss.load import load_model
 from task_tester import Score
 from training.grpo import run_grpo
-from training.model import load_model
 from training.rewards import CompletionScorer, RewardFunction, make_reward_functions
 from training.sft import run_sft
 

@@ -16,12 +16,19 @@ import torch
 from safetensors.torch import load_file
 
 import configs
-from training import pipeline
-from training.artifacts import (
-    RunError, build_folder, finish_move, is_complete, is_disk_full, latest_complete, mark_complete,
-    read_json, remove_checkpoints,
+from common.files import (
+    RunError,
+    build_folder,
+    finish_move,
+    is_complete,
+    is_disk_full,
+    latest_complete,
+    mark_complete,
+    read_json,
+    remove_checkpoints,
 )
-from training.checkpoint import ModelError
+from gptoss.preflight import ModelError
+from training import pipeline
 
 NUM_KILLS = 12
 

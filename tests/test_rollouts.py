@@ -7,19 +7,19 @@ import torch
 from torch import nn
 
 from configs import ModelStage
-from tests.test_model import randomize_lora
-from tests.tiny_random import make_model_dir
-from training.decoder import Decoder
-from training.kernels import attend_reference, grouped_reference
-from training.model import compare_logits, load_model, logits_on, merge_and_save
-from training.rollouts import (
+from gptoss.decoder import Decoder
+from gptoss.engine import (
     Sampling,
     attach_fast_generate,
     choose_tokens,
     detach_fast_generate,
 )
-from training.watch import SamplingEntropy
-from training.weights import Experts, find_core
+from gptoss.load import compare_logits, load_model, logits_on, merge_and_save
+from gptoss.moe_kernels import attend_reference, grouped_reference
+from gptoss.weights import Experts, find_core
+from tests.test_model import randomize_lora
+from tests.tiny_random import make_model_dir
+from training.monitor import SamplingEntropy
 
 LENGTHS = (300, 300, 7, 150, 128, 127, 129)
 """Prompt lengths around and beyond the sliding window of 128."""
@@ -306,7 +306,7 @@ def test_reference_kernels_on_edge_shapes():
 def test_forward_rows_are_limited_for_one_call_only():
     from types import SimpleNamespace
 
-    from training.memory import limit_forward_rows
+    from gptoss.memory import limit_forward_rows
 
     seen = []
     args = SimpleNamespace(unsloth_grpo_mini_batch=None)

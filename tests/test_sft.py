@@ -3,12 +3,18 @@
 import pytest
 import tiny_random
 
+from common.files import RunError
 from data_reader import build_sft_dataset, gold_completion
-from harmony import render_completion
-from training.artifacts import RunError
-from training.model import load_model
+from gptoss.load import load_model
+from prompting.harmony import render_completion
 from training.sft import (
-    build_sft_trainer, check_lengths, choose_rows, count_steps, order_rows, row_lengths, run_sft,
+    build_sft_trainer,
+    check_lengths,
+    choose_rows,
+    count_steps,
+    order_rows,
+    row_lengths,
+    run_sft,
 )
 
 

@@ -17,8 +17,8 @@ import resume_run
 import tiny_random
 
 import configs
+from common.files import RunError, SettingsError
 from training import pipeline, sweep, sweep_space
-from training.artifacts import RunError, SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent
 PARAMETERS = ("grpo.learning_rate=log:1e-6:1e-2", "grpo.beta=choice:0,0.01")

@@ -15,9 +15,9 @@ import pytest
 
 from envs.retail import READ_TOOLS, WRITE_TOOLS, RetailDatabase
 from task_generator import main, yield_path
-from tasks.mix import DEFAULT_MIX, TaskMix
-from tasks.pipeline import GenerationError, TaskStream
-from tasks.yield_table import STEPS
+from tasks.generate.mix import DEFAULT_MIX, TaskMix
+from tasks.generate.pipeline import GenerationError, TaskStream
+from tasks.generate.yield_table import STEPS
 
 ROOT = Path(__file__).resolve().parent.parent
 TAU_BENCH = ROOT.parent / "shared" / "taubench"

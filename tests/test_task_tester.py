@@ -8,15 +8,30 @@ from pathlib import Path
 
 import pytest
 from example_tasks import (
-    call, find_card, find_orders, find_swap_order, find_swaps, make_task, make_tasks,
+    call,
+    find_card,
+    find_orders,
+    find_swap_order,
+    find_swaps,
+    make_task,
+    make_tasks,
 )
 
 import task_tester
 from data_reader import Task, gold_completion
 from envs.retail import Episode, RetailDatabase
 from task_tester import (
-    GoldError, RewardWeights, Score, max_reward, parse_failure_table, parse_plan, per_tool_table,
-    replay_gold, score_completion, summarize, summarize_outcome,
+    GoldError,
+    RewardWeights,
+    Score,
+    max_reward,
+    parse_failure_table,
+    parse_plan,
+    per_tool_table,
+    replay_gold,
+    score_completion,
+    summarize,
+    summarize_outcome,
 )
 
 TAUBENCH = Path(__file__).parents[2] / "shared" / "taubench"

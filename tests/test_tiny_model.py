@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GptOssForCausalLM
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 import data_reader
-import harmony
 from envs.retail import TOOL_SCHEMAS
+from prompting import harmony
 
 MODEL_DIR = Path(__file__).resolve().parent.parent / "models" / "tiny-gpt-oss"
 MAX_BYTES = 20 * 2**20

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 import configs
-from training.artifacts import is_complete
+from common.files import is_complete
 
 pytestmark = [
     pytest.mark.slow,

@@ -6,9 +6,13 @@ from random import Random
 import pytest
 
 from envs.retail import RetailDatabase
-from tasks.blueprint import BlueprintSampler
-from tasks.checks import check_grounding
-from tasks.grammar import (
+from tasks.audit.execution import check_grounding
+from tasks.audit.wording_figures import masked_tokens, wording_figures
+from tasks.generate.blueprint import BlueprintSampler
+from tasks.generate.mix import CHANNELS, DEFAULT_MIX, PERSONAS
+from tasks.generate.pipeline import TaskStream
+from tasks.generate.store_view import StoreView
+from tasks.phrasing.grammar import (
     Grammar,
     add_slips,
     capitalize,
@@ -17,14 +21,10 @@ from tasks.grammar import (
     resolve_articles,
     tidy_punctuation,
 )
-from tasks.instruction import write_instruction
-from tasks.lexicon_questions import QUESTION_PHRASES
-from tasks.mix import CHANNELS, DEFAULT_MIX, PERSONAS
-from tasks.naming import UNIT_SPELLINGS, option_value
-from tasks.pipeline import TaskStream
-from tasks.store_view import StoreView
-from tasks.wording import PHRASES
-from tasks.wording_figures import masked_tokens, wording_figures
+from tasks.phrasing.instruction import write_instruction
+from tasks.phrasing.naming import UNIT_SPELLINGS, option_value
+from tasks.phrasing.phrases_questions import QUESTION_PHRASES
+from tasks.phrasing.query import PHRASES
 
 ID = re.compile(r"\b\d{10}\b|\b(?:credit_card|paypal|gift_card)_\d+")
 

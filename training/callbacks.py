@@ -10,13 +10,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
 
 import configs
-from training.artifacts import mark_complete, write_text_atomic
-from training.model import uses_unsloth
+from accelerate import PartialState
+from common.files import mark_complete, write_text_atomic
+from gptoss.load import uses_unsloth
 
 UNSTEADY = ("num_tokens",)
 """Counters that TRL starts over at a resume; left out so that a resumed run's rows are the same."""

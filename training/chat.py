@@ -11,13 +11,13 @@ from typing import Any, TextIO
 import torch
 
 import configs
-import harmony
 from data_reader import Task, plan_messages
 from envs.retail import RetailDatabase
+from gptoss.load import load_for_evaluation, memory_guard
+from gptoss.memory import LARGER_GPU
+from prompting import harmony
 from scoring.explain import explain_calls
 from training.evaluation import config_of_model
-from training.memory import LARGER_GPU
-from training.model import load_for_evaluation, memory_guard
 
 EXAMPLE_QUERY = (
     "Hi, I need to cancel my order {order_id}, I no longer need it. My email is {email}."

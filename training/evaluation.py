@@ -13,18 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 import configs
-import harmony
+from accelerate import PartialState
+from common.files import RunError, read_json, write_json_atomic, write_text_atomic
 from data_reader import Task, plan_messages
 from envs.retail import RetailDatabase
+from gptoss.generation import generate_batch, split_batches
+from gptoss.memory import LARGER_GPU
+from prompting import harmony
 from task_tester import (
-    Score, parse_failure_table, per_tool_table, score_completion, summarize,
+    Score,
+    parse_failure_table,
+    per_tool_table,
+    score_completion,
+    summarize,
 )
-from training.artifacts import RunError, read_json, write_json_atomic, write_text_atomic
-from training.generation import generate_batch, split_batches
-from training.memory import LARGER_GPU
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGE_NAMES = {"base": "base", "sft": "SFT", "sft_grpo": "SFT+GRPO"}
@@ -372,7 +376,7 @@ def evaluate_model_dir(
     Raises:
         ModelError: The model cannot be loaded, or the GPU's memory is too small for the batch.
     """
-    from training.model import load_for_evaluation, memory_guard
+    from gptoss.load import load_for_evaluation, memory_guard
 
     config = config_of_model(model)
     size = batch_size or config.evaluation.batch_size

@@ -16,21 +16,25 @@ from typing import Any
 import numpy as np
 
 import configs
+from common.files import SettingsError
 from data_reader import Task, grpo_rows
 from envs.retail import RetailDatabase
-from training.artifacts import SettingsError
+from gptoss.load import uses_unsloth
+from gptoss.memory import limit_forward_rows
 from training.callbacks import CheckpointMarker, RunLogger
-from training.memory import limit_forward_rows
-from training.model import uses_unsloth
-from training.resampling import Resampler
+from training.dynamic_sampling import Resampler
+from training.monitor import (
+    HeldOutWatch,
+    SampleRollouts,
+    SamplingEntropy,
+    Watchdog,
+    restore_best,
+)
 from training.rewards import CompletionScorer, RewardFunction, make_reward_functions
 from training.run_data import DIFFICULTIES
 from training.sft import check_lengths, choose_rows, order_rows, row_lengths
-from training.stage import common_arguments, round_up, run_trainer, world_size
-from training.streaming import drop_rows, select_tasks, store_rows
-from training.watch import (
-    HeldOutWatch, SampleRollouts, SamplingEntropy, Watchdog, restore_best,
-)
+from training.task_store import drop_rows, select_tasks, store_rows
+from training.trainer import common_arguments, round_up, run_trainer, world_size
 
 REFERENCE_ADAPTER = "ref"
 

@@ -17,27 +17,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import set_seed
 
 import configs
-import versions
-from data_reader import Task
-from envs.retail import RetailDatabase
-from training.artifacts import (
-    RunError, build_folder, disk_full_error, is_complete, is_disk_full, read_json,
+from accelerate import PartialState
+from common import versions
+from common.files import (
+    RunError,
+    build_folder,
+    disk_full_error,
+    is_complete,
+    is_disk_full,
+    read_json,
     write_json_atomic,
 )
+from data_reader import Task
+from envs.retail import RetailDatabase
+from gptoss.load import (
+    check_merge_space,
+    load_model,
+    memory_guard,
+    merge_and_save,
+    save_adapter,
+)
+from gptoss.memory import changed_fields, keeps_the_steps, report_peak, smaller_setting
 from training.evaluation import Evaluation, evaluate_model, print_table, record_differences
 from training.grpo import run_grpo
-from training.memory import changed_fields, keeps_the_steps, report_peak, smaller_setting
-from training.model import (
-    check_merge_space, load_model, memory_guard, merge_and_save, save_adapter,
-)
 from training.rewards import CompletionScorer, RewardFunction, make_reward_functions
 from training.run_data import load_tasks
 from training.sft import run_sft
-from training.stage import take_up_adapter
+from training.trainer import take_up_adapter
 
 STAGES = ("base", "sft", "sft_grpo")
 PACKAGES = (

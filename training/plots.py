@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from training.artifacts import read_json
+from common.files import read_json
 from training.callbacks import MetricsTable
 from training.evaluation import STAGE_NAMES
 

@@ -11,9 +11,9 @@ from dataclasses import fields
 from functools import lru_cache
 from typing import Any, get_args
 
-import harmony
 from data_reader import Task, task_from_json
 from envs.retail import TOOL_SCHEMAS, RetailDatabase
+from prompting import harmony
 from task_tester import ParseKind, RewardWeights, Score, score_completion
 
 RewardFunction = Callable[..., list[float]]

@@ -9,7 +9,7 @@ import configs
 from data_reader import DatasetError, Splits, Task
 from envs.retail import RetailDatabase
 from training.evaluation import choose_tasks
-from training.streaming import open_splits
+from training.task_store import open_splits
 
 DIFFICULTIES = ("easy", "medium", "hard")
 """Values of a task's tag `difficulty`, by which the curriculum sorts; a task without it is easy."""

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import configs
+from common.files import SettingsError
 from data_reader import Task, sft_rows
-from training.artifacts import SettingsError
 from training.callbacks import CheckpointMarker, RunLogger
-from training.stage import common_arguments, run_trainer, world_size
-from training.streaming import ROWS_PER_BATCH, drop_rows, select_tasks, store_rows
-
+from training.task_store import ROWS_PER_BATCH, drop_rows, select_tasks, store_rows
+from training.trainer import common_arguments, run_trainer, world_size
 
 BATCHES_PER_BLOCK = 16
 

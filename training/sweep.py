@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import configs
+from common.user_error import UserError
 from training.sweep_space import Sweep, build_sweep_parser, sweep_from_arguments, typed_value
-from user_error import UserError
 
 if TYPE_CHECKING:
     import optuna
@@ -39,7 +39,7 @@ STAGE = "validation"
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keep a second process out of the folder; the system lifts the lock when this one ends."""
-    from training.artifacts import RunError
+    from common.files import RunError
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def open_study(sweep: Sweep) -> "optuna.Study":
     """
     import optuna
 
-    from training.artifacts import RunError
+    from common.files import RunError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
@@ -160,8 +160,8 @@ def measure_trial(sweep: Sweep, number: int, values: dict[str, Any]) -> dict[str
         ModelError: The model cannot be trained with them.
         RunError: The folder cannot be used, or the disk is full.
     """
+    from common.files import build_folder, is_complete, remove_checkpoints
     from training import pipeline
-    from training.artifacts import build_folder, is_complete, remove_checkpoints
     from training.evaluation import choose_tasks, evaluate_model
 
     config = sweep.trial_config(number, values)
@@ -207,10 +207,14 @@ def run_trial(sweep: Sweep, number: int, values: dict[str, Any]) -> dict[str, An
     Raises:
         RunError: The folder cannot be used, or the disk is full.
     """
-    from training.artifacts import (
-        RunError, SettingsError, read_json, write_json_atomic, write_text_atomic,
+    from common.files import (
+        RunError,
+        SettingsError,
+        read_json,
+        write_json_atomic,
+        write_text_atomic,
     )
-    from training.checkpoint import ModelError
+    from gptoss.preflight import ModelError
 
     path = sweep.trial_dir(number) / "trial.json"
     if path.exists():

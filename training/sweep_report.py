@@ -8,7 +8,7 @@ import io
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from training.artifacts import read_json, write_text_atomic
+from common.files import read_json, write_text_atomic
 
 if TYPE_CHECKING:
     import optuna

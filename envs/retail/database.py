@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from user_error import UserError
+from common.user_error import UserError
 
 DEFAULT_DATA_DIR = Path(__file__).parent / "data"
 FILE_NAMES = ("users.json", "orders.json", "products.json")

@@ -14,11 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
-
 from corpus import Corpus
 from corpus_records import WORDS
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 Batch = tuple[numpy.ndarray, numpy.ndarray]
 """Token ids [B, T], right-padded, and the mask [B, T] of the tokens that are trained."""

@@ -22,11 +22,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import GenerationConfig, GptOssConfig, GptOssForCausalLM, PreTrainedTokenizerFast
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-
 from corpus import Corpus
 from corpus_tokens import Batch, batch_stream, build_tokenizer, encode_batches, load_store
+from transformers import GenerationConfig, GptOssConfig, GptOssForCausalLM, PreTrainedTokenizerFast
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 EVALUATION_SEED = 10_000_019
 

@@ -1,0 +1,333 @@
+"""Fast sampling for GRPO and evaluation: a drop-in `generate` on top of `gptoss.decoder`.
+
+`attach_fast_generate` replaces the model's `generate`, which is what TRL's trainer and
+`generation.py` call, so nothing else changes: TRL still computes log-probabilities with its own
+forward pass. Prompts that repeat (the group of one task) are read once, one decode step is a CUDA
+graph, and a batch ends when its last row ends. Left out on purpose: beam search, penalties,
+prompt caches that outlive a call (each call leaves the GPU memory to the training step).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gptoss.decoder import Cache, Decoder
+
+CHECK_EVERY_STEPS = 16
+"""Decode steps between two looks whether every row has ended (a look waits for the GPU)."""
+STREAM_EVERY_STEPS = 4
+"""Decode steps between two looks while a streamer waits for words."""
+PREFILL_TOKENS = 4096
+"""Prompt tokens read in one forward pass."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    """0.0 takes the likeliest token."""
+    top_k: int = 0
+    """Only the k likeliest tokens; 0 is all of them."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that hold this much probability; 1.0 is all of them."""
+    stop_ids: tuple[int, ...] = ()
+    pad_id: int = 0
+
+
+def choose_tokens(
+    logits: torch.Tensor, sampling: Sampling, generators: Sequence[torch.Generator] | None = None
+) -> torch.Tensor:
+    """Choose the next token of each row.
+
+    Args:
+        logits: Float32 `[B, vocabulary]`; changed in place.
+        sampling: Temperature and truncation.
+        generators: One per row, for draws that do not depend on the other rows; None draws for all
+            rows at once, from torch's own generator.
+
+    Returns:
+        `[B]` token ids.
+    """
+    if sampling.temperature == 0.0:
+        return logits.argmax(-1)
+    logits.div_(sampling.temperature)
+    if sampling.top_k:
+        kth = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits.masked_fill_(logits < kth, float("-inf"))
+    if sampling.top_p < 1.0:
+        ordered, order = logits.sort(-1, descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        dropped = torch.zeros_like(logits, dtype=torch.bool)
+        dropped.scatter_(1, order, before >= sampling.top_p)
+        logits.masked_fill_(dropped, float("-inf"))
+    # argmax(logit - log E) with E ~ Exp(1) is a draw from softmax(logits), without a host sync.
+    noise = torch.empty_like(logits)
+    if generators is None:
+        noise.exponential_()
+    else:
+        for row, generator in zip(noise, generators, strict=True):
+            row.exponential_(generator=generator)
+    return logits.sub_(noise.clamp_(min=1e-30).log_()).argmax(-1)
+
+
+class _Batch:
+    """The rows of one decode loop: tokens so far, cache, and which rows have ended."""
+
+    def __init__(
+        self, decoder: Decoder, rows: int, capacity: int, sampling: Sampling,
+        seeds: Sequence[int] | None,
+    ) -> None:
+        device = decoder.device
+        self._decoder, self._sampling = decoder, sampling
+        self._generators = None
+        if seeds is not None and device.type == "cpu":
+            self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.cache: Cache = decoder.new_cache(rows, capacity)
+        self.tokens = torch.zeros(rows, dtype=torch.long, device=device)
+        self.positions = torch.zeros(rows, dtype=torch.long, device=device)
+        self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.column = torch.zeros(1, dtype=torch.long, device=device)
+        shape = (rows, sampling.max_new_tokens)
+        self.output = torch.full(shape, sampling.pad_id, dtype=torch.long, device=device)
+        self._stops = torch.tensor(sampling.stop_ids, dtype=torch.long, device=device)
+        self.entropy = torch.zeros((), device=device)
+        self.num_tokens = torch.zeros((), dtype=torch.long, device=device)
+
+    def accept(self, logits: torch.Tensor) -> None:
+        """Choose a token per row and record it; ended rows get padding."""
+        if self._sampling.temperature:
+            scores = (logits / self._sampling.temperature).log_softmax(-1)
+            live = ~self.ended
+            self.entropy -= ((scores.exp() * scores).sum(-1) * live).sum()
+            self.num_tokens += live.sum()
+        chosen = choose_tokens(logits, self._sampling, self._generators)
+        chosen = torch.where(self.ended, self._sampling.pad_id, chosen)
+        self.output.index_copy_(1, self.column, chosen[:, None])
+        self.ended |= (chosen[:, None] == self._stops).any(-1)
+        self.tokens.copy_(chosen)
+        self.column += 1
+
+    def step(self) -> None:
+        """Decode one token per row."""
+        self.accept(self._decoder.step(self.tokens, self.positions, self.cache))
+        self.positions += 1
+
+    def tell(self, streamer: Any, begin: int, end: int) -> int:
+        """Give a streamer the first row's tokens from `begin`, up to its stop; return where."""
+        row = self.output[0, :end].cpu()
+        stops = torch.isin(row, self._stops.cpu()).nonzero()
+        end = int(stops[0]) + 1 if len(stops) else end
+        for token in row[begin:end]:
+            streamer.put(token[None])
+        return end
+
+    def state(self) -> tuple[torch.Tensor, ...]:
+        """Return what a step changes besides the cache, to undo warm-up steps."""
+        return (
+            self.tokens, self.positions, self.ended, self.column, self.output, self.entropy,
+            self.num_tokens,
+        )
+
+
+class FastGenerate:
+    """A `generate` with the call shape of transformers.
+
+    Attributes:
+        decoder: The forward passes.
+        max_rows: Rows decoded at once; more are done in turns.
+        use_graphs: Record decode steps as CUDA graphs.
+        row_seeds: Seeds of the next call's rows, one each, so that what a row draws does not depend
+            on the rows beside it: processes that share out a batch draw what one would. On a CPU
+            only, as a CUDA graph draws for all rows at once; None draws from torch's own generator.
+        mean_entropy: Nats per token of the last call that sampled, at its temperature; greedy
+            calls leave it as it is.
+    """
+
+    def __init__(
+        self, model: Any, max_rows: int = 128, resident: bool = False,
+        use_graphs: bool | None = None,
+    ) -> None:
+        """Prepare sampling; see `attach_fast_generate`."""
+        self._model = model
+        self.replaced = model.__dict__.get("generate")
+        self.decoder = Decoder(model, resident=resident)
+        self.max_rows = max_rows
+        on_gpu = self.decoder.device.type == "cuda"
+        self.use_graphs = on_gpu if use_graphs is None else use_graphs
+        self.row_seeds: list[int] | None = None
+        self.mean_entropy: float | None = None
+
+    @torch.no_grad()
+    def __call__(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None,
+        generation_config: Any = None, **overrides: Any,
+    ) -> torch.Tensor:
+        """Sample a completion for every row.
+
+        Args:
+            input_ids: `[B, L]` prompts, padded on the left.
+            attention_mask: `[B, L]`, 0 on padding.
+            generation_config: transformers' settings; the model's own when None.
+            **overrides: Settings that replace those of the config. A `streamer` is given the tokens
+                of a single row a few at a time, as they are decoded.
+
+        Returns:
+            `[B, L + n]` prompts and completions, padded on the right after a stop token.
+        """
+        streamer = overrides.pop("streamer", None)
+        if streamer is not None:
+            streamer.put(input_ids.cpu())
+        sampling = self._sampling(generation_config, overrides)
+        seeds, self.row_seeds = self.row_seeds, None
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        self.decoder.refresh()
+        prompts = [
+            tuple(row[mask.bool()].tolist())
+            for row, mask in zip(input_ids.cpu(), attention_mask.cpu(), strict=True)
+        ]
+        # Equal prompts stand side by side, of about the same length: each is read once.
+        order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), prompts[row]))
+        width = sampling.max_new_tokens
+        completions = input_ids.new_full((len(prompts), width), sampling.pad_id)
+        used, num_tokens, entropy = 0, 0, 0.0
+        for begin in range(0, len(order), self.max_rows):
+            part = order[begin : begin + self.max_rows]
+            some = None if seeds is None else [seeds[row] for row in part]
+            batch, length = self._decode([prompts[row] for row in part], sampling, some, streamer)
+            rows = torch.tensor(part, device=input_ids.device)
+            completions[rows] = batch.output.to(input_ids.device)
+            used = max(used, length)
+            num_tokens += int(batch.num_tokens)
+            entropy += float(batch.entropy)
+        if num_tokens:
+            self.mean_entropy = entropy / num_tokens
+        if streamer is not None:
+            streamer.end()
+        self.decoder.free_scratch()
+        return torch.cat([input_ids, completions[:, :used]], dim=1)
+
+    @torch.no_grad()
+    def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the logits after a prompt `[L]` of token ids, float32 `[vocabulary]`."""
+        decoder = self.decoder
+        decoder.refresh()
+        row = torch.zeros(1, dtype=torch.long, device=decoder.device)
+        length = torch.full((1,), len(ids), device=decoder.device)
+        cache = decoder.new_cache(1, len(ids))
+        logits = decoder.prefill(ids.to(decoder.device)[None], length, cache, row, row)
+        decoder.free_scratch()
+        return logits[0]
+
+    def _sampling(self, config: Any, overrides: dict[str, Any]) -> Sampling:
+        config = self._model.generation_config if config is None else config
+        values = {**config.to_dict(), **overrides}
+        stops = values["eos_token_id"]
+        if stops is None:
+            stops = self._model.generation_config.eos_token_id
+        stops = stops if isinstance(stops, list | tuple) else [stops]
+        greedy = not values.get("do_sample")
+        temperature = 1.0 if values.get("temperature") is None else values["temperature"]
+        return Sampling(
+            max_new_tokens=values["max_new_tokens"],
+            temperature=0.0 if greedy else float(temperature),
+            top_k=values.get("top_k") or 0,
+            top_p=1.0 if values.get("top_p") is None else values["top_p"],
+            stop_ids=tuple(stop for stop in stops if stop is not None),
+            pad_id=values["pad_token_id"] or 0,
+        )
+
+    def _decode(
+        self, prompts: list[tuple[int, ...]], sampling: Sampling, seeds: Sequence[int] | None,
+        streamer: Any,
+    ) -> tuple[_Batch, int]:
+        """Sample one batch; returns it and the columns of its output in use."""
+        longest = max(map(len, prompts))
+        # Whole blocks of 64 slots, as the attention kernel reads them.
+        capacity = -(-(longest + sampling.max_new_tokens) // 64) * 64
+        batch = _Batch(self.decoder, len(prompts), capacity, sampling, seeds)
+        batch.accept(self._prefill(prompts, batch))
+        step, done = batch.step, 1
+        if self.use_graphs and sampling.max_new_tokens > 2:
+            step = record_step(batch)
+        told = 0
+        while True:
+            if streamer is not None:
+                told = batch.tell(streamer, told, done)
+            if done == sampling.max_new_tokens or bool(batch.ended.all()):
+                return batch, done
+            every = CHECK_EVERY_STEPS if streamer is None else STREAM_EVERY_STEPS
+            steps = min(every, sampling.max_new_tokens - done)
+            for _ in range(steps):
+                step()
+            done += steps
+
+    def _prefill(self, prompts: list[tuple[int, ...]], batch: _Batch) -> torch.Tensor:
+        """Read every distinct prompt once; returns logits `[rows, vocabulary]`."""
+        device = self.decoder.device
+        distinct = list(dict.fromkeys(prompts))
+        index = {prompt: number for number, prompt in enumerate(distinct)}
+        source = torch.tensor([index[prompt] for prompt in prompts], device=device)
+        per_pass = max(1, PREFILL_TOKENS // len(distinct[-1]))
+        parts = []
+        for begin in range(0, len(distinct), per_pass):
+            some = distinct[begin : begin + per_pass]
+            lengths = torch.tensor([len(prompt) for prompt in some], device=device)
+            width = len(some[-1])
+            ids = torch.tensor([[*p, *[0] * (width - len(p))] for p in some], device=device)
+            mine = ((source >= begin) & (source < begin + len(some))).nonzero()[:, 0]
+            sources = source[mine] - begin
+            parts.append(self.decoder.prefill(ids, lengths, batch.cache, mine, sources))
+            batch.positions[mine] = lengths[sources]
+        return torch.cat(parts)[source]
+
+
+def record_step(batch: _Batch) -> Callable[[], None]:
+    """Record one decode step as a CUDA graph; the returned function replays it."""
+    saved = [tensor.clone() for tensor in batch.state()]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        batch.step()  # compiles kernels and fills library workspaces before recording
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        batch.step()
+    # Recording runs nothing; the one warm-up step is undone, its cache slot is written again.
+    for tensor, value in zip(batch.state(), saved, strict=True):
+        tensor.copy_(value)
+    return graph.replay
+
+
+def attach_fast_generate(
+    model: Any, max_rows: int = 128, resident: bool = False, use_graphs: bool | None = None
+) -> FastGenerate:
+    """Replace `model.generate` by the fast one.
+
+    Args:
+        model: GPT-OSS as `load_model` returns it.
+        max_rows: Completions decoded at once; more are done in turns.
+        resident: Keep unpacked 16-bit experts beside 4-bit ones (38 GiB more for 20 B parameters).
+        use_graphs: CUDA graphs; None uses them on a GPU.
+
+    Returns:
+        The new `generate`; `detach_fast_generate` puts the old one back.
+
+    Raises:
+        ValueError: The weights are in float16, whose range the fast path does not guard.
+    """
+    generate = FastGenerate(model, max_rows, resident, use_graphs)
+    model.generate = generate
+    return generate
+
+
+def detach_fast_generate(model: Any) -> None:
+    """Give the model back the `generate` it had."""
+    replaced = model.generate.replaced
+    del model.generate
+    if replaced is not None:
+        model.generate = replaced

@@ -1,0 +1,243 @@
+"""Write a trained model for serving, and compare what was written with the model in memory.
+
+Formats: `16bit`, as `merged_model/` is written in a run; `mxfp4`, the layout of the released
+`openai/gpt-oss-20b`, a third of the size; `gguf`, that folder and a `model.gguf` beside it, made by
+llama.cpp's own converter. The first two load with transformers and vLLM.
+Left out on purpose: Unsloth's `save_method="mxfp4"` and the `save_pretrained_gguf` built on it. They
+copy the packed experts of the base model and so leave out what an adapter changed in them.
+"""
+
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.files import build_folder
+from configs import ModelStage
+from data_reader import Task, plan_messages
+from gptoss import mxfp4
+from gptoss.load import (
+    compare_logits,
+    count_trainable,
+    load_for_evaluation,
+    logits_on,
+    memory_guard,
+    uses_unsloth,
+)
+from gptoss.memory import LARGER_GPU
+from gptoss.merge import write_merged
+from gptoss.nf4 import holds_fused_experts
+from gptoss.preflight import ModelError, check_checkpoint, check_disk_space
+from gptoss.weights import KINDS, Experts, find_core
+from prompting import harmony
+from training.evaluation import config_of_model
+
+FORMATS = ("16bit", "mxfp4", "gguf")
+CONVERTER = "convert_hf_to_gguf.py"
+"""llama.cpp's program that reads a folder in the released model's layout."""
+_BEGUN = '<|channel|>final<|message|>{"tool_calls":[{"name":"'
+CHECKS = (
+    ("Hi, I need to cancel my order #W2611340, I no longer need it. My email is a.b@example.com.",
+     ("", _BEGUN, _BEGUN + 'find_user_id_by_email","arguments":{"email":"')),
+    ("I am mia_garcia_4516. Please change the address of order #W5490111 to 12 Oak Street, Austin.",
+     (_BEGUN, _BEGUN + 'get_order_details","arguments":{"order_id":"#W')),
+    ("How much would the t-shirt at 46.85 and the lamp at 153.23 cost together?",
+     (_BEGUN, _BEGUN + 'calculate","arguments":{"expression":"')),
+)
+"""Fixed customers' words, and answers begun: the token that follows is where models differ."""
+
+
+def run_export(
+    model_dir: str, export_format: str, output_dir: str, llama_cpp: str = "llama.cpp"
+) -> int:
+    """Load a model, write it in a format, load that again and print how far the two are apart.
+
+    Args:
+        model_dir: Adapter folder (final_model/), complete model folder, or hub name.
+        export_format: One of `FORMATS`.
+        output_dir: Where to; an earlier export there is replaced once the new one is whole.
+        llama_cpp: Folder of llama.cpp's sources; only the format gguf needs it.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        ModelError: The model cannot be loaded or packed, or memory or disk is too small.
+        RunError: The disk is full.
+    """
+    folder = Path(output_dir)
+    if folder.resolve() == Path(model_dir).resolve():
+        raise ModelError(f"{folder}: is the model itself; choose another --output")
+    if folder.is_file() or (folder.is_dir() and not (folder / "config.json").exists()
+                            and any(folder.iterdir())):
+        raise ModelError(f"{folder}: holds something else than a model; choose another --output")
+    if export_format == "gguf" and not Path(llama_cpp, CONVERTER).is_file():
+        raise ModelError(
+            f"{Path(llama_cpp, CONVERTER)}: missing; git clone https://github.com/ggml-org/llama.cpp, "
+            "name its folder with --llama-cpp, or use --format mxfp4"
+        )
+    config = config_of_model(model_dir)
+    prompts = check_prompts(config.data.prompt_style)
+    stage = replace(config.model, sampling="plain")
+    if Path(model_dir).is_dir() and not (Path(model_dir) / "adapter_config.json").is_file():
+        check_checkpoint(Path(model_dir))
+        if holds_fused_experts(Path(model_dir)):
+            stage = replace(stage, load_in_4bit=False)
+    model, tokenizer = load_for_evaluation(model_dir, stage)
+    export_model(model, tokenizer, folder, stage, export_format, llama_cpp)
+    size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
+    print(f"{folder}: {size:.2f} GB as {export_format}")
+    rounded = None
+    with memory_guard(f"the comparison ({folder} is written)", LARGER_GPU):
+        before = logits_on(model, tokenizer, prompts)
+        if export_format != "16bit" and round_experts_in_place(model):
+            rounded = logits_on(model, tokenizer, prompts)
+    # The exported model is loaded next: both at once would not fit a GPU that fits one.
+    del model
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    after = reload_logits(folder, prompts)
+    print(f"against the model in memory: {_told(before, after)}")
+    if rounded is not None:
+        print(f"against the same with experts rounded in memory: {_told(rounded, after)}")
+    return 0
+
+
+def check_prompts(style: str) -> list[str]:
+    """Return the fixed prompts whose next-token logits are compared.
+
+    Args:
+        style: `data.prompt_style` that the model was trained with.
+    """
+    prompts = []
+    for query, answers in CHECKS:
+        task = Task(query=query, gold_actions=[], gold_final="", task_id="export")
+        prompt = harmony.render_prompt(plan_messages(task, style))
+        prompts += [prompt + answer for answer in answers]
+    return prompts
+
+
+def _told(before: torch.Tensor, after: torch.Tensor) -> str:
+    found = compare_logits(before, after)
+    old, new = before.log_softmax(-1), after.log_softmax(-1)
+    divergence = (old.exp() * (old - new)).sum(-1).mean().item()
+    return (
+        f"same likeliest token in {found['same_top_token']:.0%} of {len(before)} prompts, KL "
+        f"{abs(divergence):.2g} nats, log-probabilities differ by {found['max_abs_diff']:.2g} at most"
+    )
+
+
+def export_model(
+    model: Any, tokenizer: Any, folder: Path, stage: ModelStage, export_format: str,
+    llama_cpp: str = "llama.cpp",
+) -> None:
+    """Write a complete model folder, whole or not at all.
+
+    Args:
+        model: GPT-OSS with or without an adapter; left as it is.
+        tokenizer: Its tokenizer.
+        folder: Where to.
+        stage: The settings the model was loaded with.
+        export_format: One of `FORMATS`.
+        llama_cpp: Folder of llama.cpp's sources, for gguf.
+
+    Raises:
+        ModelError: The experts cannot be packed, the disk has too little room, or llama.cpp fails.
+        RunError: The disk is full.
+    """
+    dtype = torch.bfloat16 if uses_unsloth(stage) else torch.float32
+    packed = export_format != "16bit"
+    # A GGUF file is as large as the folder it is made from.
+    needed = export_bytes(model, dtype, packed) * (2 if export_format == "gguf" else 1)
+    check_disk_space(folder, needed, f"the {export_format} export", "or choose another --output")
+
+    def build(part: Path) -> None:
+        write_merged(model, part, dtype, pack_experts=packed)
+        tokenizer.save_pretrained(str(part))
+        if export_format == "gguf":
+            _convert_to_gguf(part, Path(llama_cpp, CONVERTER))
+
+    try:
+        build_folder(folder, build)
+    except ModelError:
+        raise
+    except ValueError as error:
+        raise ModelError(f"{folder}: {error}; use --format 16bit") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise ModelError(f"{folder}: cannot be written ({reason}); choose another --output") from error
+
+
+def _convert_to_gguf(part: Path, converter: Path) -> None:
+    command = [sys.executable, converter, part, "--outfile", part / "model.gguf"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode or not (part / "model.gguf").is_file():
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ModelError(f"{converter}: failed: {reason}; use --format mxfp4")
+
+
+def export_bytes(model: Any, dtype: torch.dtype, packed: bool) -> float:
+    """Return the bytes that an export takes on disk, 2 % for the tokenizer and headers added."""
+    core = find_core(model)
+    config = core.config
+    adapter = sum(p.numel() for name, p in core.named_parameters() if "lora_" in name)
+    total = count_trainable(core)[1] - adapter
+    experts = (
+        config.num_hidden_layers * config.num_local_experts
+        * 3 * config.hidden_size * config.intermediate_size
+    )
+    bytes_per_expert_value = mxfp4.BITS_PER_VALUE / 8 if packed else dtype.itemsize
+    return 1.02 * ((total - experts) * dtype.itemsize + experts * bytes_per_expert_value)
+
+
+@torch.no_grad()
+def round_experts_in_place(model: Any) -> bool:
+    """Round the experts of a model in memory to MXFP4, to have the yardstick of an export.
+
+    Args:
+        model: GPT-OSS; changed.
+
+    Returns:
+        False, with nothing changed, when the experts carry an adapter or are held in 4-bit.
+    """
+    layers = [Experts(layer.mlp.experts) for layer in find_core(model).model.layers]
+    if any(experts.split or experts.lora(kind) for experts in layers for kind in KINDS):
+        return False
+    for experts in layers:
+        for kind in KINDS:
+            weight = experts.weight(kind, model.dtype)
+            weight.copy_(mxfp4.round_experts(weight))
+    return True
+
+
+def reload_logits(folder: Path, prompts: list[str]) -> torch.Tensor:
+    """Load a model folder in a process of its own with transformers alone; return its logits.
+
+    Args:
+        folder: A complete model.
+        prompts: Texts with special tokens written out.
+
+    Returns:
+        Float32 logits, shape `[len(prompts), vocabulary]`.
+
+    Raises:
+        ModelError: transformers cannot load the folder.
+    """
+    program = Path(__file__).with_name("plain.py")
+    with tempfile.TemporaryDirectory() as temporary:
+        prompts_path, logits_path = Path(temporary, "prompting.plan.json"), Path(temporary, "logits.pt")
+        prompts_path.write_text(json.dumps(prompts), encoding="utf-8")
+        # -P keeps this folder off the import path: its kernels.py would be taken for a package.
+        command = [sys.executable, "-P", program, folder, prompts_path, logits_path]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ModelError(f"{folder}: written, but transformers cannot load it: {reason}")
+        return torch.load(logits_path)

@@ -1,0 +1,124 @@
+"""Write a model with its adapter folded in as a plain transformers checkpoint, layer by layer.
+
+Weights are unpacked and merged one layer at a time, so memory stays at about one layer (2.4 GiB
+for 20 B parameters) whatever the size of the model. On request the merged experts are rounded to
+MXFP4, as in the released model. Left out on purpose: merging back into NF4, which no server reads.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from gptoss import mxfp4
+from gptoss.weights import (
+    KINDS,
+    Experts,
+    add_lora,
+    base_linear,
+    dense,
+    find_core,
+    linear_lora,
+    router_linear,
+)
+
+INDEX_NAME = "model.safetensors.index.json"
+
+
+@torch.no_grad()
+def write_merged(
+    model: Any, folder: Path, dtype: torch.dtype, pack_experts: bool = False
+) -> None:
+    """Write `config.json`, `generation_config.json` and one weight file per layer.
+
+    Args:
+        model: GPT-OSS with or without a LoRA adapter, weights in any layout.
+        folder: Created when missing; weight files of an earlier merge are removed first.
+        dtype: Floating-point type of the written weights.
+        pack_experts: Round the merged experts to MXFP4, 4.25 bits a parameter.
+
+    Raises:
+        ValueError: The experts cannot be packed: an odd width, or a weight that is not finite.
+    """
+    core = find_core(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (*folder.glob("*.safetensors"), folder / INDEX_NAME):
+        old.unlink(missing_ok=True)
+    config = core.config.to_dict()
+    config.pop("quantization_config", None)
+    if pack_experts:
+        config["quantization_config"] = mxfp4.CONFIG
+    config["architectures"] = ["GptOssForCausalLM"]
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(_plain(config), indent=2), encoding="utf-8")
+    core.generation_config.save_pretrained(str(folder))
+    tensors = {
+        "model.embed_tokens.weight": core.model.embed_tokens.weight,
+        "model.norm.weight": core.model.norm.weight,
+    }
+    if not core.config.tie_word_embeddings:
+        tensors["lm_head.weight"] = dense(core.lm_head.weight)
+    weight_map: dict[str, str] = {}
+    total = _write_shard(folder, 0, tensors, dtype, weight_map)
+    for index, layer in enumerate(core.model.layers):
+        tensors = _layer_tensors(f"model.layers.{index}.", layer, dtype, pack_experts)
+        total += _write_shard(folder, index + 1, tensors, dtype, weight_map)
+    index_json = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX_NAME).write_text(json.dumps(index_json, indent=2), encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """Make a config JSON-ready: dtypes become their names."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+
+
+def _layer_tensors(
+    prefix: str, layer: Any, dtype: torch.dtype, pack_experts: bool
+) -> dict[str, torch.Tensor]:
+    attention, experts = layer.self_attn, Experts(layer.mlp.experts)
+    router = router_linear(layer.mlp.router)
+    tensors = {
+        "self_attn.sinks": attention.sinks,
+        "input_layernorm.weight": layer.input_layernorm.weight,
+        "post_attention_layernorm.weight": layer.post_attention_layernorm.weight,
+        "mlp.router.weight": router.weight,
+        "mlp.router.bias": router.bias,
+    }
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        module = attention.get_submodule(name)
+        base, lora = base_linear(module), linear_lora(module)
+        # One linear layer is one expert of the general case, stored the other way round.
+        merged = add_lora(dense(base.weight).T[None], lora)[0].T
+        tensors[f"self_attn.{name}.weight"] = merged
+        tensors[f"self_attn.{name}.bias"] = base.bias
+    for kind in KINDS:
+        weight = add_lora(experts.weight(kind, dtype), experts.lora(kind))
+        if pack_experts:
+            blocks, scales = mxfp4.quantize_experts(weight)
+            tensors[f"mlp.experts.{kind}_blocks"] = blocks
+            tensors[f"mlp.experts.{kind}_scales"] = scales
+        else:
+            tensors[f"mlp.experts.{kind}"] = weight
+        tensors[f"mlp.experts.{kind}_bias"] = experts.bias(kind)
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _write_shard(
+    folder: Path, number: int, tensors: dict[str, torch.Tensor], dtype: torch.dtype,
+    weight_map: dict[str, str],
+) -> int:
+    name = f"model-{number:05d}.safetensors"
+    # Bytes are MXFP4 already; everything else is written in one floating-point type.
+    ready = {
+        key: tensor.detach().to("cpu", tensor.dtype if tensor.dtype == torch.uint8 else dtype)
+        .contiguous() for key, tensor in tensors.items()
+    }
+    save_file(ready, str(folder / name), metadata={"format": "pt"})
+    weight_map.update(dict.fromkeys(ready, name))
+    return sum(tensor.numel() * tensor.element_size() for tensor in ready.values())

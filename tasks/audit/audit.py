@@ -1,0 +1,294 @@
+"""Audit a task file of any origin: count what is wrong, name each fault by line, show the mix.
+
+One pass, memory that grows by hashes and signatures (about 2 KB a row) and by the faults found.
+Left out: mending rows, and the written analysis with plots (report).
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any, TextIO
+
+from data_reader import ScannedRow, Task, gold_completion, scan_tasks
+from envs.retail import WRITE_TOOLS, RetailDatabase
+from tasks.audit import execution
+from tasks.audit.execution import Fault
+from tasks.audit.leakage import SplitLeakage
+from tasks.audit.policy import AUTHENTICATION_TOOLS
+from tasks.audit.row_checks import RowChecks
+from tasks.audit.wording_figures import wording_figures
+
+NUM_WORDING_TEXTS = 400
+MAX_PRINTED = 40
+CHECKS = ("row", "gold", "grounding", "policy", "duplicate")
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a row is not valid."""
+
+    line: int
+    """Line in the file; item number in a JSON array."""
+    task_id: str
+    """The row's name; `line-<n>` when it has none."""
+    check: str
+    """Which question it fails: one of `CHECKS`."""
+    kind: str
+    """Short name of the fault."""
+    reason: str
+    """The fault in one line."""
+
+
+@dataclass
+class AuditReport:
+    """What an audit found."""
+
+    path: str
+    """The file."""
+    num_tasks: int = 0
+    """Rows, unreadable ones too."""
+    num_valid: int = 0
+    """Rows without any fault."""
+    num_unreadable: int = 0
+    """Rows that are no task at all: broken JSON, a field missing or of a wrong type."""
+    num_failing_gold: int = 0
+    """Rows with a gold call that the schema or the store refuses, or that changes nothing."""
+    num_ungrounded: int = 0
+    """Rows with an argument that cannot be known from the words."""
+    num_policy_violations: int = 0
+    """Rows whose gold breaks a rule of wiki.md."""
+    num_duplicates: int = 0
+    """Rows that repeat an earlier row's query (case and punctuation aside) or task_id."""
+    num_near_duplicates: int = 0
+    """Rows whose wording, ids and numbers masked, nearly repeats an earlier row's, in this file or
+    one it is held against; no fault."""
+    num_repeated_gold: int = 0
+    """Rows with exactly the gold calls of an earlier row; no fault."""
+    faults: dict[str, int] = field(default_factory=dict)
+    """Faults by kind."""
+    reasons: list[Reason] = field(default_factory=list)
+    """Every fault, in the order of the file."""
+    mix: dict[str, Any] = field(default_factory=dict)
+    """Tools, calls per task, tags and splits, as counts of readable rows."""
+    wording: dict[str, float] = field(default_factory=dict)
+    """Figures of up to 400 queries, see tasks.audit.wording_figures."""
+    near_duplicates: list[dict[str, Any]] = field(default_factory=list)
+    """{"line", "of_path", "of_line", "similarity"} each."""
+    repeated_gold: list[dict[str, int]] = field(default_factory=list)
+    """{"line", "of_line"} each."""
+    leakage: dict[str, Any] = field(default_factory=dict)
+    """Customers and queries that stand in two splits, over the file and the ones it is held
+    against."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain JSON data."""
+        return asdict(self)
+
+    def print(self, file: TextIO | None = None) -> None:
+        """Write the report for people: counts, then the first faults by line.
+
+        Args:
+            file: Where to; None means stdout.
+        """
+        out = file or sys.stdout
+        for name in (
+            "num_tasks", "num_valid", "num_unreadable", "num_failing_gold", "num_ungrounded",
+            "num_policy_violations", "num_duplicates", "num_near_duplicates", "num_repeated_gold",
+        ):
+            print(f"{name:<22} {getattr(self, name):>7}", file=out)
+        leaks = self.leakage
+        print(
+            f"in two splits          {leaks['num_users_in_two_splits']} users, "
+            f"{leaks['num_queries_in_two_splits']} queries, "
+            f"{leaks['num_near_duplicates_in_two_splits']} near duplicates",
+            file=out,
+        )
+        for title, counts in (("splits", "splits"), ("calls", "num_calls"), ("tools", "tools")):
+            print(_wrapped(title, self.mix[counts]), file=out)
+        print(_wrapped("wording", self.wording), file=out)
+        for reason in self.reasons[:MAX_PRINTED]:
+            print(
+                f"{self.path}:{reason.line}: {reason.task_id}: {reason.kind}: {reason.reason}",
+                file=out,
+            )
+        if len(self.reasons) > MAX_PRINTED:
+            print(f"... {len(self.reasons) - MAX_PRINTED} more; --json lists all", file=out)
+
+    def write_report(self, path: str | Path) -> None:
+        """Write the analysis of this audit as Markdown, its plots into `plots/` beside it.
+
+        Args:
+            path: The Markdown file.
+        """
+        from tasks.audit.report import write_report  # plots need matplotlib, an audit does not
+
+        write_report([self], path)
+
+
+def _wrapped(title: str, figures: dict) -> str:
+    """Return named figures as lines of at most 100 columns, aligned with the counts above."""
+    # A name and its figure stay on one line: the blank between them is not one to break at.
+    cells = ", ".join(f"{name}\N{NO-BREAK SPACE}{figure}" for name, figure in figures.items())
+    head = f"{title:<22} "
+    text = textwrap.fill(cells, 100, initial_indent=head, subsequent_indent=" " * len(head))
+    return text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def row_fault(text: str) -> tuple[str, Fault]:
+    """Sort a reader's fault, "file:line: field: reason"; a call against its schema is gold's."""
+    _, _, text = text.partition(": ")
+    if text.startswith("gold_actions["):
+        return "gold", Fault("schema", text)
+    return "row", Fault("unreadable", text)
+
+
+class Audit:
+    """Takes rows one by one and keeps the counts.
+
+    Args:
+        path: Name of the file, for the report.
+        db: The store.
+        leakage: Shared with other files that are held against this one.
+    """
+
+    def __init__(self, path: str, db: RetailDatabase, leakage: SplitLeakage) -> None:
+        self.report = AuditReport(path)
+        self._leakage = leakage
+        self._checks = RowChecks(db)
+        self._unique = execution.UniquenessCheck()
+        self._golds: dict[int, int] = {}
+        self._faults: Counter = Counter()
+        self._counts: dict[str, Counter] = {
+            name: Counter() for name in ("splits", "num_calls", "tools", "authentication")
+        }
+        self._tags: dict[str, Counter] = {}
+        self._words: Counter = Counter()
+        self._num_writing = 0
+        self._num_words = 0
+        self._sample: list[str] = []
+        self._random = Random(0)
+
+    def add(self, row: ScannedRow) -> None:
+        """Judge one row and count it."""
+        task = row.task
+        if task is None:
+            faults = [row_fault(text) for text in row.faults]
+        else:
+            faults = self._checks.faults(task)
+            faults += [("duplicate", fault) for fault in self._unique.check(task)]
+            self._describe(task, row.line)
+        report = self.report
+        report.num_tasks += 1
+        report.num_valid += not faults
+        failed = {check for check, _ in faults}
+        report.num_unreadable += task is None and "row" in failed
+        report.num_failing_gold += "gold" in failed
+        report.num_ungrounded += "grounding" in failed
+        report.num_policy_violations += "policy" in failed
+        report.num_duplicates += "duplicate" in failed
+        task_id = task.task_id if task else f"line-{row.line}"
+        for check, fault in faults:
+            self._faults[fault.kind] += 1
+            report.reasons.append(Reason(row.line, task_id, check, fault.kind, fault.detail))
+
+    def finish(self) -> AuditReport:
+        """Return the report of the rows so far."""
+        report = self.report
+        report.faults = dict(self._faults.most_common())
+        report.num_near_duplicates = len(report.near_duplicates)
+        report.num_repeated_gold = len(report.repeated_gold)
+        num_tasks = max(1, sum(self._counts["splits"].values()))
+        report.mix = {name: dict(sorted(c.items())) for name, c in self._counts.items()}
+        report.mix["num_writing_tasks"] = self._num_writing
+        report.mix["mean_query_words"] = round(self._num_words / num_tasks, 1)
+        report.mix["query_words"] = dict(sorted(self._words.items()))
+        report.mix["tags"] = {name: dict(sorted(c.items())) for name, c in self._tags.items()}
+        report.wording = wording_figures(self._sample)
+        report.leakage = self._leakage.to_dict()
+        return report
+
+    def _describe(self, task: Task, line: int) -> None:
+        """Count what the task is made of, whether or not it is valid."""
+        names = [action["name"] for action in task.gold_actions]
+        counts = self._counts
+        split, near = self._leakage.add(task, self.report.path, line)
+        if near is not None:
+            self.report.near_duplicates.append(near)
+        counts["splits"][split] += 1
+        counts["num_calls"][len(names)] += 1
+        counts["tools"].update(names)
+        counts["authentication"].update(AUTHENTICATION_TOOLS.intersection(names) or ["none"])
+        self._num_writing += any(name in WRITE_TOOLS for name in names)
+        num_words = len(task.query.split())
+        self._num_words += num_words
+        self._words[num_words // 10 * 10] += 1
+        for name, value in task.tags.items():
+            values = value if isinstance(value, list) else [value]
+            plain = [str(one) for one in values if isinstance(one, str | bool | int)]
+            self._tags.setdefault(name, Counter()).update(plain)
+        gold = execution.fingerprint(gold_completion(task))
+        of_line = self._golds.setdefault(gold, line)
+        if of_line != line:
+            self.report.repeated_gold.append({"line": line, "of_line": of_line})
+        self._sample_words(task.query)
+
+    def _sample_words(self, query: str) -> None:
+        """Keep an even sample of the queries (reservoir sampling)."""
+        num_seen = sum(self._counts["splits"].values())
+        if num_seen <= NUM_WORDING_TEXTS:
+            self._sample.append(query)
+            return
+        place = self._random.randrange(num_seen)
+        if place < NUM_WORDING_TEXTS:
+            self._sample[place] = query
+
+
+def audit_files(
+    paths: Sequence[str | Path], data_dir: str | Path | None = None
+) -> list[AuditReport]:
+    """Audit several files and hold them against each other.
+
+    Args:
+        paths: Task files: JSONL, or a JSON array such as tau-bench's own.
+        data_dir: Folder of the store; None means the project's own.
+
+    Returns:
+        One report a file; `leakage` is over all of them, duplicates are within each.
+
+    Raises:
+        DatasetError: A file cannot be read at all.
+        DatabaseError: The store cannot be loaded.
+    """
+    db = RetailDatabase.load(data_dir)
+    leakage = SplitLeakage(db)
+    audits = [Audit(str(path), db, leakage) for path in paths]
+    for path, audit in zip(paths, audits, strict=True):
+        for row in scan_tasks(path, check_ids=False):
+            audit.add(row)
+    # Leaks are known when every file has been read.
+    return [audit.finish() for audit in audits]
+
+
+def audit_file(
+    path: str | Path,
+    data_dir: str | Path | None = None,
+    against: Sequence[str | Path] = (),
+) -> AuditReport:
+    """Audit one task file.
+
+    Args:
+        path: JSONL, or a JSON array such as tau-bench's own task files.
+        data_dir: Folder of the store; None means the project's own.
+        against: Other files; customers and queries that stand in another split there are leaks.
+
+    Raises:
+        DatasetError: A file cannot be read at all.
+        DatabaseError: The store cannot be loaded.
+    """
+    return audit_files([path, *against], data_dir)[0]

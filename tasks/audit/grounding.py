@@ -1,0 +1,373 @@
+"""Where every argument of a gold call comes from: the query, or a rule that is stated here.
+
+Left out on purpose: whether the store allows the call (execution, policy) and any judging of style.
+The rules by which a value may follow without standing in the query word for word:
+
+- an order id may be written without its "#"; an email, a name, a street or a city in other case;
+- `reason` follows from the words next to the order id (see `cancel_reason`);
+- `address2` is "" when nothing stands between the street and the city, or words say "none";
+- `expression` needs its numbers, thousands separators aside; `thought` is free;
+- `new_item_ids` go with `item_ids` in the order in which the query pairs them.
+
+Kinds: ungrounded, address_scattered, name_scattered, swapped_pair, reason_contradicts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from data_reader import Task
+from envs.retail import Episode, RetailDatabase
+from tasks.audit.finding import Fault, call_label
+
+ADDRESS_FIELDS = ("address1", "address2", "city", "state", "country", "zip")
+MISTAKE = "ordered by mistake"
+NOT_NEEDED = "no longer needed"
+
+# The longest passage, in characters, that still reads as one address, or as one name.
+MAX_ADDRESS_SPAN = 200
+MAX_NAME_SPAN = 60
+
+MISTAKE_CUE = re.compile(
+    r"\b(?:mistak\w*|mistook|accident\w*|in error|(?:an|some|my|human) error|error on my|"
+    r"unintentional\w*|unintended|inadvertent\w*|mis-?click\w*|misclick|wrong button|"
+    r"(?:did ?n[o']?t|did not|never) (?:mean|intend)\w*|not mean to|meant to order|"
+    r"ordered (?:it )?twice|placed (?:it )?twice|double[- ]?order\w*|duplicate order|"
+    r"wrong (?:order|one|thing|product)|wrongly (?:ordered|placed))\b",
+    re.IGNORECASE,
+)
+NO_MISTAKE_CUE = re.compile(
+    r"\b(?:not|no|without|n't)\s+(?:an?\s+|by\s+)*(?:mistake|error|accident)\b", re.IGNORECASE
+)
+NO_SECOND_LINE_CUE = re.compile(
+    r"\b(?:no|without|none|n/a|not any|nothing|blank|empty)\b|[-–—]{1,2}", re.IGNORECASE
+)
+ADDRESS_LABEL = re.compile(
+    r"\b(?:line (?:2|two)|address|street|line|city|town|apt|apartment|unit|suite|second|floor|"
+    r"number|for|or|the|a|an|in|is|it|that|of|with|and|there's|there|house|flat|extra|part|"
+    r"details?|field)\b",
+    re.IGNORECASE,
+)
+SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|\n+")
+ORDER_ID = re.compile(r"#?\bW\d{7}\b")
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+
+
+def find_value(text: str, value: str, start: int = 0) -> int:
+    """Return where a value stands in a text as a token of its own, or -1.
+
+    A longer number, word, id or email around it does not count.
+
+    Args:
+        text: Where to look.
+        value: What to look for; nothing stands nowhere.
+        start: Where to begin, in characters.
+    """
+    if not value:
+        return -1
+    is_number, worded = value.isdigit(), value[0].isalnum()
+    position = text.find(value, start)
+    while position != -1:
+        end = position + len(value)
+        before = text[position - 1] if position else " "
+        after = text[end] if end < len(text) else " "
+        next_one = text[end + 1] if end + 1 < len(text) else " "
+        inside = (
+            before.isalnum()
+            or before in "_@"
+            or after.isalnum()
+            or after in "_@"
+            # "me@x.com" in "me@x.com.au", "12" in "12.50"; but "12.Thanks" only lacks a space.
+            or (after in ".-" and (next_one.isdigit() if is_number else next_one.isalnum()))
+            or (before in ".-+" and worded and position > 1 and text[position - 2].isalnum())
+        )
+        if not inside:
+            return position
+        position = text.find(value, position + 1)
+    return -1
+
+
+def find_all(text: str, value: str) -> list[int]:
+    """Return every place where a value stands as a token of its own."""
+    places = []
+    position = find_value(text, value)
+    while position != -1:
+        places.append(position)
+        position = find_value(text, value, position + 1)
+    return places
+
+
+class Words:
+    """A text prepared for looking values up in it."""
+
+    def __init__(self, text: str):
+        """Keep the text as it is and in lower case.
+
+        Args:
+            text: The query, or any text that values are looked up in.
+        """
+        self.text = text
+        self.lower = re.sub(r"\s+", " ", text.lower())
+
+    def places(self, field: str, value: str) -> list[int]:
+        """Return where an argument's value stands, by the rules of its field."""
+        if not value.strip():
+            return []
+        if field == "order_id":
+            return find_all(self.text, value) or find_all(self.text, value.lstrip("#"))
+        if field == "state" or field.endswith("_id") or field.endswith("_ids"):
+            # "OR", "IN" and "ME" are states, "or", "in" and "me" are not.
+            return find_all(self.text, value)
+        return find_all(self.lower, re.sub(r"\s+", " ", value.lower()))
+
+    def has(self, field: str, value: str) -> bool:
+        """Tell whether the value stands in the text."""
+        return bool(self.places(field, value))
+
+
+def says_mistake(text: str) -> bool:
+    """Tell whether words call something a mistake."""
+    return bool(MISTAKE_CUE.search(NO_MISTAKE_CUE.sub(" ", text)))
+
+
+def cancel_reason(text: str, order_id: str) -> str | None:
+    """Read the cancel reason off the words around an order id.
+
+    The sentence with the id counts and the one after it, unless that names another order; the one
+    before it counts when no other order has been named so far.
+
+    Returns:
+        One of the two reasons; None when the text does not name the order, or when a sentence
+        names several orders and a mistake without saying which order it was.
+    """
+    bare_id = order_id.lstrip("#")
+    sentences = [s for s in SENTENCE_END.split(text) if s.strip()]
+    orders = [[found.lstrip("#") for found in ORDER_ID.findall(s)] for s in sentences]
+    others = [any(found != bare_id for found in named) for named in orders]
+    places = [n for n, s in enumerate(sentences) if find_value(s.replace("#", " "), bare_id) != -1]
+    if not places:
+        return None
+    for n in places:
+        if not others[n]:
+            if says_mistake(sentences[n]):
+                return MISTAKE
+        elif says_mistake(sentences[n]):
+            own = sentences[n][sentences[n].find(bare_id) :]
+            following = ORDER_ID.search(own, len(bare_id))
+            own = own[: following.start()] if following else own
+            return MISTAKE if says_mistake(own) else None
+        if n + 1 < len(sentences) and not others[n + 1] and says_mistake(sentences[n + 1]):
+            return MISTAKE
+        if n and not any(others[:n]) and says_mistake(sentences[n - 1]):
+            return MISTAKE
+    return NOT_NEEDED
+
+
+def smallest_span(places: list[list[int]]) -> int:
+    """Return the length of the shortest stretch that holds one place of every list."""
+    tagged = sorted((p, n) for n, found in enumerate(places) for p in found)
+    last: dict[int, int] = {}
+    best = 1 << 30
+    for place, n in tagged:
+        last[n] = place
+        if len(last) == len(places):
+            best = min(best, place - min(last.values()))
+    return best
+
+
+def second_line_is_empty(lower: str, address1: str, city: str) -> bool:
+    """Tell whether the words give a street without a second address line.
+
+    True when only labels, punctuation or words such as "no apartment" stand between a street and
+    the city after it.
+    """
+    for start in find_all(lower, address1.lower()):
+        end = find_value(lower, city.lower(), start + len(address1))
+        if end == -1:
+            continue
+        between = lower[start + len(address1) : end]
+        rest = ADDRESS_LABEL.sub(" ", NO_SECOND_LINE_CUE.sub(" ", between))
+        if len(between) <= 80 and not re.search(r"[a-z0-9]", rest):
+            return True
+    return False
+
+
+def ground_address(words: Words, arguments: dict) -> list[tuple[str, str]]:
+    """Ground the six address fields: each is there, and all stand together."""
+    faults = []
+    places = []
+    for field in ADDRESS_FIELDS:
+        value = arguments[field]
+        if field == "address2" and value == "":
+            if not second_line_is_empty(words.lower, arguments["address1"], arguments["city"]):
+                faults.append(("ungrounded", "address2 is empty, the query does not say so"))
+            continue
+        found = words.places(field, value)
+        if not found:
+            faults.append(("ungrounded", f"{field} {value!r} is not in the query"))
+        places.append(found)
+    if not faults and smallest_span(places) > MAX_ADDRESS_SPAN:
+        faults.append(("address_scattered", "its fields do not stand together in the query"))
+    return faults
+
+
+def ground_pairs(
+    words: Words, item_ids: list[str], new_item_ids: list[str]
+) -> list[tuple[str, str]]:
+    """Check that the query pairs old and new items as gold does: n-th old with n-th new."""
+    pairs = []
+    for old, new in zip(item_ids, new_item_ids):
+        old_places, new_places = find_all(words.text, old), find_all(words.text, new)
+        # An id that stands there twice has no single place to compare.
+        if len(old_places) == 1 and len(new_places) == 1:
+            pairs.append((old_places[0], new_places[0], old, new))
+    pairs.sort()
+    for (_, first_new, _, _), (_, second_new, old, new) in zip(pairs, pairs[1:]):
+        if second_new < first_new:
+            return [("swapped_pair", f"the query does not pair {old} with {new}")]
+    return []
+
+
+def ground_expression(words: Words, expression: str) -> list[tuple[str, str]]:
+    """Check that every number of an expression is in the query."""
+    known = {n.rstrip(",").replace(",", "") for n in NUMBER.findall(words.text)}
+    known_values = {float(n) for n in known}
+    return [
+        ("ungrounded", f"the number {n} of expression is not in the query")
+        for n in NUMBER.findall(expression)
+        if float(n.replace(",", "")) not in known_values
+    ]
+
+
+def ground_name(words: Words, arguments: dict) -> list[tuple[str, str]]:
+    """Check first name, last name and zip: each is there, and the names stand together."""
+    faults = [
+        ("ungrounded", f"{field} {arguments[field]!r} is not in the query")
+        for field in ("first_name", "last_name", "zip")
+        if not words.has(field, arguments[field])
+    ]
+    names = [words.places(field, arguments[field]) for field in ("first_name", "last_name")]
+    if not faults and smallest_span(names) > MAX_NAME_SPAN:
+        faults.append(("name_scattered", "first and last name do not stand together"))
+    return faults
+
+
+def ground_reason(words: Words, arguments: dict, num_cancels: int) -> list[tuple[str, str]]:
+    """Check a cancel reason against the words next to the order id."""
+    stated = cancel_reason(words.text, arguments["order_id"])
+    if stated is None or stated == arguments["reason"]:
+        return []
+    # With one cancellation the apology may stand anywhere in the query.
+    if arguments["reason"] == MISTAKE and num_cancels == 1:
+        if says_mistake(words.text):
+            return []
+    return [("reason_contradicts", f"reason is {arguments['reason']!r}, the words say {stated!r}")]
+
+
+def ground_call(words: Words, action: dict, num_cancels: int) -> list[tuple[str, str]]:
+    """Return (kind, detail) of every argument of one call that the words do not give."""
+    name, arguments = action["name"], action["arguments"]
+    faults: list[tuple[str, str]] = []
+    if name == "find_user_id_by_name_zip":
+        return ground_name(words, arguments)
+    if name == "calculate":
+        return ground_expression(words, arguments["expression"])
+    for field, value in arguments.items():
+        if field in ADDRESS_FIELDS or field in ("reason", "thought"):
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            if not words.has(field, one):
+                faults.append(("ungrounded", f"{field} {one!r} is not in the query"))
+    if "address1" in arguments:
+        faults += ground_address(words, arguments)
+    if "new_item_ids" in arguments:
+        faults += ground_pairs(words, arguments["item_ids"], arguments["new_item_ids"])
+    if "reason" in arguments:
+        faults += ground_reason(words, arguments, num_cancels)
+    return faults
+
+
+def check_grounding(task: Task, db: RetailDatabase) -> list[Fault]:
+    """Check the plan view: every argument is in the query or follows from it by a stated rule.
+
+    Calls must fit the tool schemas (`check_format` first).
+
+    Args:
+        task: The task.
+        db: The store; not read here, the query alone counts.
+    """
+    words = Words(task.query)
+    num_cancels = sum(a["name"] == "cancel_pending_order" for a in task.gold_actions)
+    return [
+        Fault(kind, f"{call_label(index, action)}: {detail}")
+        for index, action in enumerate(task.gold_actions)
+        for kind, detail in ground_call(words, action, num_cancels)
+    ]
+
+
+def lookups(task: Task, db: RetailDatabase) -> str:
+    """Return as one text what the lookups of a careful agent show for a task's customer.
+
+    That is the profile, the customer's orders, the orders gold looks at, and the catalogue.
+    """
+    episode = Episode(db)
+    user_id = task.user_id
+    seen: list[str] = []
+    for action in task.gold_actions:
+        if action["name"].startswith("find_user_id"):
+            observation = episode.call(action["name"], action["arguments"])
+            if observation.ok:
+                user_id = observation.content
+    seen.append(str(user_id))
+    if user_id in db.users:
+        seen.append(json.dumps(db.users[user_id]))
+        for order_id in db.users[user_id]["orders"]:
+            if order_id not in db.orders:
+                continue
+            seen.append(json.dumps(db.orders[order_id]))
+            for item in db.orders[order_id]["items"]:
+                seen.append(json.dumps(db.products[item["product_id"]]))
+    seen.extend(f"{p['name']} {product_id}" for product_id, p in db.products.items())
+    return "\n".join(seen)
+
+
+def check_agent_grounding(task: Task, db: RetailDatabase) -> list[Fault]:
+    """Check the agent view: arguments are in `instruction` or in what an earlier lookup shows.
+
+    Rows without an instruction have no faults here.
+
+    Args:
+        task: The task.
+        db: The store that the lookups read.
+    """
+    if not task.instruction:
+        return []
+    told = Words(task.instruction)
+    shown = Words(lookups(task, db).replace('"', " "))
+    num_cancels = sum(a["name"] == "cancel_pending_order" for a in task.gold_actions)
+    faults = []
+    for index, action in enumerate(task.gold_actions):
+        arguments = action["arguments"]
+        free = action["name"] in ("calculate", "transfer_to_human_agents")
+        whole = free or action["name"].startswith("find_user_id") or "address1" in arguments
+        if whole:
+            known = {"user_id"} if "user_id" in arguments else set()
+            problems = [
+                (kind, detail)
+                for kind, detail in ground_call(told, action, num_cancels)
+                if not any(detail.startswith(field) for field in known)
+            ]
+        else:
+            problems = [
+                ("ungrounded", f"{field} {one!r} is neither told nor shown")
+                for field, value in arguments.items()
+                if field not in ("reason", "thought")
+                for one in (value if isinstance(value, list) else [value])
+                if not (told.has(field, one) or shown.has(field, one))
+            ]
+            if "reason" in arguments:
+                problems += ground_reason(told, arguments, num_cancels)
+        label = call_label(index, action)
+        faults += [Fault(kind, f"{label}: {detail}") for kind, detail in problems]
+    return faults

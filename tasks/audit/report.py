@@ -1,0 +1,330 @@
+"""Write the analysis of task files: one Markdown text and a few plots, from their audits.
+
+The text holds nothing but what the audits counted, so the same files give the same text. Our own
+report is made by `python -m tasks.audit.report`. Left out: judging whether the mix is a good one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_reader import DatasetError, Splits
+from envs.retail import DatabaseError
+from tasks.audit.audit import AuditReport, audit_files
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+OWN_FILES = ("dataset.jsonl", "3.5k.jsonl")
+OWN_REPORT = "docs/ANALYSIS_REPORT.md"
+MAX_LISTED = 50
+COUNTS = (
+    ("num_tasks", "tasks"),
+    ("num_valid", "valid"),
+    ("num_unreadable", "unreadable rows"),
+    ("num_failing_gold", "gold that fails on the store"),
+    ("num_ungrounded", "arguments not in the words"),
+    ("num_policy_violations", "gold against the rules"),
+    ("num_duplicates", "duplicates"),
+    ("num_near_duplicates", "near duplicates (no fault)"),
+    ("num_repeated_gold", "gold seen before (no fault)"),
+)
+# Faults that task files of this kind are known for, and what finds them in "kind: reason".
+KNOWN_FAULTS = (
+    (
+        "address incomplete or made up",
+        r"\b(address[12]|city|state|country|zip)\b.* not in the query|address2 is empty",
+    ),
+    ("item ids that the query does not name", r"item_ids .*not in the query"),
+    ("items paired otherwise than the query does", r"^swapped_pair"),
+    ("email that the query does not give", r"\bemail .*not in the query"),
+    ("order id that the query does not name", r"order_id .*not in the query"),
+    ("payment method that the query does not name", r"payment_method_id .*not in the query"),
+    ("cancel reason against the words", r"^reason_contradicts"),
+    ("item that the order does not hold", r"^item_not_in_order"),
+    ("order of somebody else", r"^other_customers_order"),
+    ("gift card too small", r"^gift_card_short"),
+)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Return a Markdown table, the first column to the left and numbers to the right."""
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    return lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows] + [""]
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count} ({100 * count / total:.1f} %)" if total else "0"
+
+
+def _names(reports: Sequence[AuditReport]) -> list[str]:
+    return [Path(report.path).name for report in reports]
+
+
+def _count_table(reports: Sequence[AuditReport], name: str, first: str, of: str) -> list[str]:
+    """Tabulate one Counter of the mix; `of` is what the shares are shares of."""
+    return _counter_table(reports, [report.mix[name] for report in reports], first, of)
+
+
+def _counter_table(
+    reports: Sequence[AuditReport], counters: Sequence[dict], first: str, of: str
+) -> list[str]:
+    keys = sorted({key for counter in counters for key in counter})
+    if set(keys) <= set(Splits._fields):
+        keys = [name for name in Splits._fields if name in keys]
+    rows = []
+    for key in keys:
+        cells = []
+        for report, counter in zip(reports, counters, strict=True):
+            total = sum(counter.values()) if of == "all" else report.num_tasks
+            cells.append(_share(counter.get(key, 0), total))
+        rows.append([key, *cells])
+    return _table([first, *_names(reports)], rows)
+
+
+def _known_fault_rows(reports: Sequence[AuditReport]) -> list[list[object]]:
+    rows = []
+    for title, pattern in KNOWN_FAULTS:
+        lines = [
+            {r.line for r in report.reasons if re.search(pattern, f"{r.kind}: {r.reason}")}
+            for report in reports
+        ]
+        rows.append([title, *map(len, lines)])
+    return rows
+
+
+def analysis_text(reports: Sequence[AuditReport], command: str, plots: Sequence[str]) -> str:
+    """Return the analysis as Markdown.
+
+    Args:
+        reports: Audits of the files, held against each other.
+        command: The command that writes this text.
+        plots: Links of the plots, relative to the text.
+    """
+    names = _names(reports)
+    lines = ["# Analysis of " + " and ".join(names), ""]
+    lines += [f"Written by `{command}`; do not edit. Every number is counted from the files.", ""]
+    lines += ["## What the audit found", ""]
+    lines += _table(
+        ["", *names], [[title, *(getattr(r, key) for r in reports)] for key, title in COUNTS]
+    )
+    lines += [
+        "A task is valid when its row reads, its gold calls fit the tool schemas and run on the "
+        "store, each write changes what it says, no rule of wiki.md is broken, every argument can "
+        "be known from the words, and no earlier row has the same query or name. Near duplicates "
+        "(wording alike from 0.8 on, ids and numbers masked) and repeated gold are shown and do "
+        "not make a task invalid.", "",
+    ]
+    lines += ["## Faults that such files are known for", "", "Rows with at least one of them.", ""]
+    lines += _table(["fault", *names], _known_fault_rows(reports))
+    lines += _fault_lines(reports)
+    lines += _yield_lines(reports)
+    lines += ["## What the tasks ask for", ""]
+    lines += [f"![{Path(plot).stem}]({plot})" for plot in plots] + [""]
+    lines += ["Calls of each tool in gold:", ""]
+    lines += _count_table(reports, "tools", "tool", "all")
+    lines += ["Calls per task, authentication included:", ""]
+    lines += _count_table(reports, "num_calls", "calls", "tasks")
+    lines += ["How gold finds the customer:", ""]
+    lines += _count_table(reports, "authentication", "by", "tasks")
+    for tag in sorted({name for report in reports for name in report.mix["tags"]}):
+        counters = [report.mix["tags"].get(tag, {}) for report in reports]
+        if 0 < max(len(counter) for counter in counters) <= 40:
+            lines += [f"Tag `{tag}`:", "", *_counter_table(reports, counters, tag, "tasks")]
+    writing = [_share(r.mix["num_writing_tasks"], r.num_tasks) for r in reports]
+    lengths = [r.mix["mean_query_words"] for r in reports]
+    lines += _table(
+        ["", *names],
+        [["tasks that change the store", *writing], ["words in a query, mean", *lengths]],
+    )
+    lines += ["## Wording", ""]
+    lines += [
+        "Figures of up to 400 queries drawn evenly from each file, ids and numbers masked: share "
+        "of distinct word groups, distinct openings, distinct texts, size of the vocabulary.", "",
+    ]
+    figures = list(dict.fromkeys(key for report in reports for key in report.wording))
+    lines += _table(
+        ["figure", *names], [[key, *(r.wording.get(key, "") for r in reports)] for key in figures]
+    )
+    lines += ["## Splits", ""]
+    lines += _count_table(reports, "splits", "split", "tasks")
+    leaks = reports[0].leakage
+    lines += [
+        f"Over all files together, {leaks['num_users_in_two_splits']} customers, "
+        f"{leaks['num_queries_in_two_splits']} queries and "
+        f"{leaks['num_near_duplicates_in_two_splits']} near duplicates stand in more than one "
+        "split. Customers are told by the gold calls that find them, not by the row's `user_id`.",
+        "", *(f"- {example}" for example in leaks["examples"]),
+    ]
+    lines += [""] if leaks["examples"] else []
+    lines += ["## What this does not show", ""]
+    lines += [
+        "- The queries come from a generator's grammar; real customers write worse and mean less "
+        "clearly.",
+        "- Grounding compares text: that a value stands in the query does not prove that a reader "
+        "would pick it.",
+        "- The audit trusts the store; a wrong record there is a wrong record here.", "",
+    ]
+    return "\n".join(lines)
+
+
+def _fault_lines(reports: Sequence[AuditReport]) -> list[str]:
+    lines = ["## Faults by line", ""]
+    for report in reports:
+        name = Path(report.path).name
+        if not report.reasons:
+            lines += [f"{name}: none.", ""]
+            continue
+        kinds = ", ".join(f"{kind} {count}" for kind, count in report.faults.items())
+        lines += [f"{name}: {len(report.reasons)} faults ({kinds}).", ""]
+        lines += [
+            f"- line {reason.line}, {reason.task_id}: {reason.kind}: {reason.reason}"
+            for reason in report.reasons[:MAX_LISTED]
+        ]
+        if len(report.reasons) > MAX_LISTED:
+            lines.append(f"- ... {len(report.reasons) - MAX_LISTED} more")
+        lines.append("")
+    return lines
+
+
+def _yield_lines(reports: Sequence[AuditReport]) -> list[str]:
+    """Tell what the generator rejected, for files with its `F.yield.json` beside them."""
+    tables = {}
+    for report in reports:
+        path = Path(report.path).with_suffix(".yield.json")
+        if path.is_file():
+            tables[Path(report.path).name] = json.loads(path.read_text(encoding="utf-8"))
+    if not tables:
+        return []
+    rows = []
+    for steps in zip(*(table["steps"] for table in tables.values()), strict=True):
+        cells = []
+        for step in steps:
+            reasons = ", ".join(f"{kind} {count}" for kind, count in step["rejected"].items())
+            why = f" ({reasons})" if reasons else ""
+            cells.append(f"{step['passed']} of {step['seen']}{why}")
+        rows.append([steps[0]["step"], *cells])
+    return [
+        "## What the generator rejected", "",
+        "Drafts that passed each step, and the reasons of the others.", "",
+        *_table(["step", *tables], rows),
+    ]
+
+
+def draw_plots(reports: Sequence[AuditReport], folder: Path, stem: str) -> list[Path]:
+    """Draw the mix of the files as small PNGs.
+
+    Args:
+        reports: Audits of the files.
+        folder: Where the plots go; made when missing.
+        stem: Beginning of their names.
+    """
+    from matplotlib.figure import Figure
+
+    folder.mkdir(parents=True, exist_ok=True)
+    names = _names(reports)
+    paths = []
+    tags = {name for report in reports for name in report.mix["tags"]}
+    panels = [("tools", "share of gold calls", [r.mix["tools"] for r in reports])]
+    if "wishes" in tags:
+        wishes = [r.mix["tags"].get("wishes", {}) for r in reports]
+        panels.append(("wishes", "share of wishes", wishes))
+    for name, title, counters in panels:
+        keys = sorted({key for counter in counters for key in counter}, reverse=True)
+        figure = Figure(figsize=(7, 1 + 0.28 * len(keys)), layout="constrained")
+        axes = figure.subplots()
+        height = 0.8 / len(reports)
+        for index, counter in enumerate(counters):
+            total = max(1, sum(counter.values()))
+            places = [row - index * height for row in range(len(keys))]
+            shares = [counter.get(key, 0) / total for key in keys]
+            axes.barh(places, shares, height, label=names[index])
+        axes.set_yticks([row - 0.4 + height / 2 for row in range(len(keys))], keys, fontsize=8)
+        axes.set_xlabel(title)
+        axes.legend()
+        paths.append(_save(figure, folder / f"{stem}_{name}.png"))
+    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    panes = figure.subplots(1, 2)
+    histograms = (("num_calls", "calls per task", 0.8), ("query_words", "words in a query", 8))
+    for axes, (name, title, width) in zip(panes, histograms, strict=True):
+        for index, report in enumerate(reports):
+            counter = report.mix[name]
+            total = max(1, sum(counter.values()))
+            places = [key + index * width / len(reports) for key in counter]
+            shares = [count / total for count in counter.values()]
+            axes.bar(places, shares, width / len(reports), align="edge", label=names[index])
+        axes.set_xlabel(title)
+        axes.set_ylabel("share of tasks")
+    panes[0].legend()
+    paths.append(_save(figure, folder / f"{stem}_sizes.png"))
+    return paths
+
+
+def _save(figure: object, path: Path) -> Path:
+    # Without the version of the plotting library, the same data gives the same bytes.
+    figure.savefig(path, dpi=80, metadata={"Software": None})
+    return path
+
+
+def plot_links(reports: Sequence[AuditReport], stem: str) -> list[str]:
+    """Return the links of the plots that `draw_plots` draws, without drawing them."""
+    has_wishes = any("wishes" in report.mix["tags"] for report in reports)
+    kinds = ["tools", *(["wishes"] if has_wishes else []), "sizes"]
+    return [f"plots/{stem}_{kind}.png" for kind in kinds]
+
+
+def write_report(
+    reports: Sequence[AuditReport], path: str | Path, command: str | None = None
+) -> None:
+    """Write the analysis, and its plots into `plots/` beside it.
+
+    Args:
+        reports: Audits of the files, held against each other.
+        path: The Markdown file.
+        command: The command that writes it; None names an audit of the first file.
+    """
+    path = Path(path)
+    stem = path.stem.lower()
+    if command is None:
+        command = f"python task_tester.py audit {reports[0].path} --report {path}"
+    draw_plots(reports, path.parent / "plots", stem)
+    text = analysis_text(reports, command, plot_links(reports, stem))
+    path.write_text(text, encoding="utf-8")
+
+
+def own_report_text(reports: Sequence[AuditReport]) -> str:
+    """Return the text that docs/ANALYSIS_REPORT.md must hold for the committed datasets.
+
+    Args:
+        reports: Audits of `OWN_FILES`, held against each other.
+    """
+    stem = Path(OWN_REPORT).stem.lower()
+    return analysis_text(reports, "python -m tasks.audit.report", plot_links(reports, stem))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the analysis of the named files, or of the project's own."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.audit.report", description=main.__doc__)
+    parser.add_argument("files", nargs="*", help=f"task files (default: {' '.join(OWN_FILES)})")
+    parser.add_argument("--output", type=Path, default=ROOT / OWN_REPORT, metavar="FILE.md")
+    parser.add_argument("--data-dir", type=Path, help="a store's folder (default: the project's)")
+    args = parser.parse_args(arguments)
+    files = args.files or [ROOT / name for name in OWN_FILES]
+    command = "python -m tasks.audit.report"
+    if args.files:
+        command += f" {' '.join(args.files)} --output {args.output}"
+    try:
+        reports = audit_files(files, args.data_dir)
+    except (DatasetError, DatabaseError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    write_report(reports, args.output, command)
+    print(f"wrote {args.output}")
+    return 0 if all(report.num_valid == report.num_tasks for report in reports) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

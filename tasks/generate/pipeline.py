@@ -1,0 +1,363 @@
+"""Blueprint first, then checks, then words, then the words' grounding: a stream of tasks.
+
+Every draft has its own random stream, made of seed, task number and attempt, so the same arguments
+give the same file whatever the number of workers. Left out on purpose: writing files (the command
+`task_generator.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+from data_reader import Task
+from envs.retail import Episode, RetailDatabase
+from tasks.audit.execution import (
+    Fault,
+    UniquenessCheck,
+    check_agent_grounding,
+    check_conventions,
+    check_execution,
+    check_format,
+    check_grounding,
+    check_policy,
+    fingerprint,
+)
+from tasks.generate.blueprint import Blueprint, BlueprintSampler
+from tasks.generate.mix import DEFAULT_MIX, TaskMix
+from tasks.generate.store_view import StoreView
+from tasks.generate.yield_table import Draft, YieldTable
+from tasks.phrasing.instruction import write_instruction
+from tasks.phrasing.query import word
+
+# A task number is given up, and the run with it, after this many drafts.
+MAX_ATTEMPTS = 50
+CHUNK_SIZE = 100
+CHUNKS_AHEAD_PER_WORKER = 3
+
+
+class GenerationError(ValueError):
+    """The store cannot give as many different tasks as were asked for."""
+
+
+def fact_sheet(blueprint: Blueprint) -> str:
+    """Return the facts that words will be made of, as a plain text to check grounding against."""
+    who = blueprint
+    lines = [
+        who.email
+        if who.authentication == "email"
+        else f"{who.first_name} {who.last_name}, zip {who.zip}"
+    ]
+    for wish in blueprint.wishes:
+        facts = dict(wish.facts)
+        parts = [str(facts.pop(name)) for name in ("order_id", "user_id") if name in facts]
+        address = facts.pop("address", None)
+        if address:
+            second = address["address2"] or "no second line"
+            parts.append(
+                f"{address['address1']}, {second}, {address['city']}, {address['state']}, "
+                f"{address['country']}, {address['zip']}"
+            )
+        for pair in facts.pop("pairs", ()):
+            parts.append(f"{pair['old']['item_id']} for {pair['new']['item_id']}")
+        parts += [item["item_id"] for item in facts.pop("items", ())]
+        parts += [facts.pop("method")["id"]] if "method" in facts else []
+        parts += facts.pop("numbers", [])
+        parts += [str(value) for value in facts.values() if isinstance(value, str)]
+        lines.append(", ".join(parts))
+    return ".\n".join(lines)
+
+
+def check_outputs(blueprint: Blueprint, db: RetailDatabase) -> list[Fault]:
+    """Check that an earlier wish has not changed the account that a later one asks about."""
+    episode = Episode(db)
+    faults = []
+    for action, wish in zip(blueprint.gold_actions, (None, *blueprint.wishes)):
+        observation = episode.call(action["name"], action["arguments"])
+        if wish is not None and wish.kind == "ask_account":
+            shown = json.dumps(observation.content, ensure_ascii=False)
+            if any(json.dumps(o, ensure_ascii=False)[1:-1] not in shown for o in wish.outputs):
+                faults.append(Fault("stale_output", "an earlier wish changes the answer"))
+    return faults
+
+
+def check_refusals(task: Task, blueprint: Blueprint, db: RetailDatabase) -> list[Fault]:
+    """Check that what gold refuses is forbidden by the rules indeed."""
+    faults = []
+    for wish in blueprint.wishes:
+        if wish.forbidden is not None:
+            tried = replace(task, gold_actions=[*task.gold_actions, wish.forbidden])
+            if not check_policy(tried, db):
+                faults.append(Fault("refusal_not_needed", f"{wish.kind}: the rules allow it"))
+    return faults
+
+
+class Drafter:
+    """Make drafts from one store by one mix; (seed, index, attempt) decide each draft."""
+
+    def __init__(self, db: RetailDatabase, seed: int, mix: TaskMix = DEFAULT_MIX):
+        """Index the store once.
+
+        Args:
+            db: The store.
+            seed: First part of every draft's random stream.
+            mix: What tasks are drawn by.
+        """
+        self.db = db
+        self.seed = seed
+        self.mix = mix
+        self.sampler = BlueprintSampler(StoreView(db), mix)
+
+    def draft(self, index: int, attempt: int) -> Draft:
+        """Take one attempt through all steps but uniqueness, which needs the other tasks.
+
+        Args:
+            index: The task's number in its file, from 0.
+            attempt: How many drafts of this number were rejected before.
+        """
+        rng = Random(f"{self.seed}/{index}/{attempt}")
+        blueprint = self.sampler.sample(rng)
+        if blueprint is None:
+            return Draft("sampling", "no_customer")
+        plan = Task(
+            query=fact_sheet(blueprint),
+            gold_actions=blueprint.gold_actions,
+            gold_final=blueprint.gold_final,
+            task_id=f"retail-{self.seed}-{index}",
+            user_id=blueprint.user_id,
+            outputs=blueprint.outputs,
+        )
+        for step, faults in (
+            ("format", lambda: check_format(plan)),
+            (
+                "execution",
+                lambda: check_execution(plan, self.db) or check_outputs(blueprint, self.db),
+            ),
+            (
+                "policy",
+                lambda: check_policy(plan, self.db) or check_refusals(plan, blueprint, self.db),
+            ),
+            ("grounding", lambda: check_grounding(plan, self.db)),
+        ):
+            found = faults()
+            if found:
+                return Draft(step, found[0].kind)
+        key = fingerprint(blueprint.key) or 1
+        task = self.worded(rng, blueprint, plan)
+        for step, found in (
+            ("wording", check_conventions(task, self.db)),
+            (
+                "words_grounding",
+                check_grounding(task, self.db) + check_agent_grounding(task, self.db),
+            ),
+        ):
+            if found:
+                return Draft(step, found[0].kind, key)
+        return Draft("", "", key, task)
+
+    def worded(self, rng: Random, blueprint: Blueprint, plan: Task) -> Task:
+        """Return the plan with its words and tags."""
+        words = word(rng, self.mix, blueprint)
+        return replace(
+            plan,
+            query=words.query,
+            instruction=write_instruction(rng, blueprint, words.persona),
+            tags={
+                "wishes": [wish.kind for wish in blueprint.wishes],
+                "num_wishes": len(blueprint.wishes),
+                "channel": words.channel,
+                "persona": words.persona,
+                "difficulty": blueprint.difficulty,
+                "refusal": blueprint.refusal,
+                "distractor": blueprint.distractor is not None,
+            },
+        )
+
+    def drafts(self, index: int) -> list[Draft]:
+        """Draft a task number until one passes, uniqueness aside."""
+        made = []
+        for attempt in range(MAX_ATTEMPTS):
+            made.append(self.draft(index, attempt))
+            if made[-1].task is not None:
+                break
+        return made
+
+
+class Judge:
+    """Let the drafts through that mean and say something new, and count all others."""
+
+    def __init__(self, drafter: Drafter):
+        """Start with nothing seen.
+
+        Args:
+            drafter: Makes more drafts when one is a repetition.
+        """
+        self.drafter = drafter
+        self.table = YieldTable()
+        self._keys: set[int] = set()
+        self._queries = UniquenessCheck()
+
+    def decide(self, draft: Draft) -> Task | None:
+        """Count one draft; return its task when it is new."""
+        table = self.table
+        table.num_drafts += 1
+        if draft.key and draft.key in self._keys:
+            table.rejected["uniqueness"]["same_blueprint"] += 1
+            return None
+        if draft.task is None:
+            table.rejected[draft.step][draft.kind] += 1
+            return None
+        if self._queries.check(draft.task):
+            table.rejected["words_grounding"]["same_query"] += 1
+            return None
+        self._keys.add(draft.key)
+        table.num_written += 1
+        return draft.task
+
+    def task(self, index: int, drafts: list[Draft]) -> Task:
+        """Return the task of one number, drafting on where the drafts given are not new.
+
+        Args:
+            index: The task's number.
+            drafts: The attempts made so far, in order.
+
+        Raises:
+            GenerationError: No attempt gave a new task.
+        """
+        for attempt in range(MAX_ATTEMPTS):
+            draft = drafts[attempt] if attempt < len(drafts) else self.drafter.draft(index, attempt)
+            task = self.decide(draft)
+            if task is not None:
+                return task
+        raise GenerationError(
+            f"the store gives no new task after {index}: {MAX_ATTEMPTS} drafts in a row were "
+            "repetitions or did not pass; ask for fewer tasks or use a larger store"
+        )
+
+
+_worker_drafter: Drafter | None = None
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that started it is gone, killed for instance."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _start_worker(data_dir: Path | None, seed: int, mix: TaskMix) -> None:
+    global _worker_drafter
+    # Ctrl-C reaches the whole group; the parent alone answers it and stops the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker_drafter = Drafter(RetailDatabase.load(data_dir), seed, mix)
+
+
+def _draft_chunk(indices: range) -> list[list[Draft]]:
+    assert _worker_drafter is not None
+    return [_worker_drafter.drafts(index) for index in indices]
+
+
+def _chunks_of_drafts(
+    drafter: Drafter, data_dir: Path | None, num_tasks: int, num_workers: int
+) -> Iterator[tuple[range, list[list[Draft]]]]:
+    """Yield the drafts of every task number in order, a bounded number of chunks ahead."""
+    chunks = (range(n, min(n + CHUNK_SIZE, num_tasks)) for n in range(0, num_tasks, CHUNK_SIZE))
+    if num_workers == 1:
+        for chunk in chunks:
+            for index in chunk:
+                yield range(index, index + 1), [drafter.drafts(index)]
+        return
+    with ProcessPoolExecutor(
+        num_workers, initializer=_start_worker, initargs=(data_dir, drafter.seed, drafter.mix)
+    ) as pool:
+        waiting: deque[tuple[range, Future[list[list[Draft]]]]] = deque()
+        try:
+            for chunk in chunks:
+                waiting.append((chunk, pool.submit(_draft_chunk, chunk)))
+                if len(waiting) >= num_workers * CHUNKS_AHEAD_PER_WORKER:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            while waiting:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+class TaskStream:
+    """Iterate over new tasks; `table` holds the yield so far."""
+
+    def __init__(
+        self,
+        num_tasks: int,
+        seed: int,
+        data_dir: Path | None = None,
+        num_workers: int = 1,
+        mix: TaskMix = DEFAULT_MIX,
+    ):
+        """Load the store.
+
+        Args:
+            num_tasks: How many tasks to give, at least 1.
+            seed: Decides every task together with the store and the mix.
+            data_dir: Folder of the store; None for the project's own.
+            num_workers: Processes that draft; the tasks do not depend on it.
+            mix: What tasks are drawn by.
+
+        Raises:
+            DatabaseError: The store cannot be read.
+            GenerationError: Nobody in the store can be authenticated.
+        """
+        self.num_tasks = num_tasks
+        self.data_dir = data_dir
+        self.num_workers = num_workers
+        self.drafter = Drafter(RetailDatabase.load(data_dir), seed, mix)
+        if not self.drafter.sampler.view.users:
+            raise GenerationError("the store has no user whom an email or name and zip would find")
+        self._judge = Judge(self.drafter)
+
+    @property
+    def table(self) -> YieldTable:
+        """The yield so far."""
+        return self._judge.table
+
+    def __iter__(self) -> Iterator[Task]:
+        """Yield the tasks in order.
+
+        Raises:
+            GenerationError: The store is too small for so many different tasks.
+        """
+        chunks = _chunks_of_drafts(self.drafter, self.data_dir, self.num_tasks, self.num_workers)
+        for indices, drafts in chunks:
+            for index, made in zip(indices, drafts):
+                yield self._judge.task(index, made)
+
+
+def task_row(task: Task) -> str:
+    """Return a task as its line of the file."""
+    return json.dumps(
+        {
+            "task_id": task.task_id,
+            "query": task.query,
+            "gold_actions": task.gold_actions,
+            "gold_final": task.gold_final,
+            "user_id": task.user_id,
+            "instruction": task.instruction,
+            "outputs": task.outputs,
+            "tags": task.tags,
+        },
+        ensure_ascii=False,
+    )

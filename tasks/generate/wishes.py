@@ -1,0 +1,336 @@
+"""One sampler per wish to change something: facts from the store, the gold call, what it leads to.
+
+A sampler returns None when this customer's records cannot carry the wish (any more); the caller
+draws again. Facts hold only what the words are made of. Left out on purpose: questions and refusals
+(modules of those names) and words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from tasks.audit.grounding import ADDRESS_FIELDS, MISTAKE, NOT_NEEDED
+from tasks.generate.mix import TaskMix
+from tasks.generate.store_view import Record, StoreView, unique_items
+
+# Changes to one order that may precede each other; the item change comes last.
+MAY_FOLLOW = {
+    "change_address": {"change_payment"},
+    "change_payment": {"change_address"},
+    "change_items": {"change_address", "change_payment"},
+}
+STATUSES_AFTER_PENDING = ("processed", "delivered", "cancelled")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One thing that the customer wants, with the one call that answers it."""
+
+    kind: str
+    """A name of `tasks.generate.mix`."""
+    action: dict
+    """The gold call."""
+    facts: dict[str, Any]
+    """What the words are made of; every argument value stands in it."""
+    outcome: str
+    """Short phrase for gold_final."""
+    outputs: tuple[str, ...] = ()
+    """Strings that an agent must tell the customer."""
+    forbidden: dict | None = None
+    """The call that a refused wish asks for, and that the rules forbid."""
+
+
+@dataclass
+class Draw:
+    """The state of one task while its wishes are drawn."""
+
+    rng: Random
+    view: StoreView
+    mix: TaskMix
+    user_id: str
+    used: dict[str, set[str]] = field(default_factory=dict)
+    """Kinds of wish by order id, so that two wishes do not meet on one order by chance."""
+
+    @property
+    def user(self) -> Record:
+        """The customer's record."""
+        return self.view.db.users[self.user_id]
+
+    def order(
+        self, kind: str, *statuses: str, fits: Callable[[str], bool] | None = None
+    ) -> str | None:
+        """Take an order for a wish, or None when no order fits.
+
+        Args:
+            kind: The wish, for which orders with compatible changes stay open.
+            *statuses: The statuses that will do.
+            fits: A further demand on the order.
+        """
+        open_ids = [
+            order_id
+            for order_id in self.view.order_ids(self.user_id, *statuses)
+            if self.used.get(order_id, set()) <= MAY_FOLLOW.get(kind, set())
+            and (fits is None or fits(order_id))
+        ]
+        if not open_ids:
+            return None
+        order_id = self.rng.choice(open_ids)
+        self.used.setdefault(order_id, set()).add(kind)
+        return order_id
+
+    def num_items(self, most: int) -> int:
+        """Draw how many items a wish has, at most `most`."""
+        shares = self.mix.num_items_shares[:most]
+        return self.rng.choices(range(1, len(shares) + 1), shares)[0]
+
+
+Sampler = Callable[[Draw], Wish | None]
+
+
+def item_fact(draw: Draw, item: Record) -> dict[str, Any]:
+    """Return an item as the words need it."""
+    return {
+        "item_id": item["item_id"],
+        "name": draw.view.db.products[item["product_id"]]["name"],
+        "options": item["options"],
+    }
+
+
+def method_fact(draw: Draw, method_id: str) -> dict[str, Any]:
+    """Return a payment method as the words need it."""
+    source = draw.user["payment_methods"][method_id]["source"]
+    label = draw.view.method_labels(draw.user_id)[method_id]
+    return {"id": method_id, "source": source, "label": label}
+
+
+def order_names(draw: Draw, order_id: str) -> list[str]:
+    """Return the names of what an order holds, each once."""
+    products = draw.view.db.products
+    names = [products[i["product_id"]]["name"] for i in draw.view.db.orders[order_id]["items"]]
+    return list(dict.fromkeys(names))
+
+
+def call(name: str, **arguments: Any) -> dict:
+    """Return a call as gold holds it."""
+    return {"name": name, "arguments": arguments}
+
+
+def sample_cancel(draw: Draw) -> Wish | None:
+    """A pending order to cancel, for either reason."""
+    order_id = draw.order("cancel", "pending")
+    if order_id is None:
+        return None
+    reason = draw.rng.choice((NOT_NEEDED, MISTAKE))
+    return Wish(
+        "cancel",
+        call("cancel_pending_order", order_id=order_id, reason=reason),
+        {"order_id": order_id, "reason": reason, "names": order_names(draw, order_id)},
+        "cancelled the pending order",
+    )
+
+
+def refund_methods(draw: Draw, order_id: str) -> list[str]:
+    """Return the methods that may take a refund: the original one and gift cards."""
+    original = draw.view.db.orders[order_id]["payment_history"][0]["payment_method_id"]
+    methods = draw.user["payment_methods"]
+    return [
+        method_id
+        for method_id in draw.view.method_labels(draw.user_id)
+        if method_id == original or methods[method_id]["source"] == "gift_card"
+    ]
+
+
+def sample_return(draw: Draw) -> Wish | None:
+    """Items of a delivered order to send back."""
+    view = draw.view
+    order_id = draw.order(
+        "return",
+        "delivered",
+        fits=lambda o: bool(refund_methods(draw, o) and unique_items(view.db.orders[o])),
+    )
+    if order_id is None:
+        return None
+    items = unique_items(view.db.orders[order_id])
+    items = draw.rng.sample(items, draw.num_items(len(items)))
+    method_id = draw.rng.choice(refund_methods(draw, order_id))
+    return Wish(
+        "return",
+        call(
+            "return_delivered_order_items",
+            order_id=order_id,
+            item_ids=[item["item_id"] for item in items],
+            payment_method_id=method_id,
+        ),
+        {
+            "order_id": order_id,
+            "items": [item_fact(draw, item) for item in items],
+            "method": method_fact(draw, method_id),
+        },
+        "requested the return" + (f" of {len(items)} items" if len(items) > 1 else ""),
+    )
+
+
+def can_carry(method: Record, amount: float) -> bool:
+    """Tell whether a payment method can carry an amount; only gift cards run out."""
+    return method["source"] != "gift_card" or method["balance"] >= amount
+
+
+def swap_facts(draw: Draw, order_id: str) -> tuple[list[dict], float] | None:
+    """Draw old-new pairs of an order, and what they cost more, in the store's currency."""
+    view = draw.view
+    candidates = view.swappable(order_id)
+    items = draw.rng.sample(candidates, draw.num_items(len(candidates)))
+    held = {item["item_id"] for item in view.db.orders[order_id]["items"]}
+    pairs, difference = [], 0.0
+    for item in items:
+        product = view.db.products[item["product_id"]]
+        taken = held | {pair["new"]["item_id"] for pair in pairs}
+        options = [i for i in view.available[item["product_id"]] if i not in taken]
+        if not options:
+            return None
+        new_id = draw.rng.choice(options)
+        variant = product["variants"][new_id]
+        new = {"item_id": new_id, "name": product["name"], "options": variant["options"]}
+        pairs.append({"old": item_fact(draw, item), "new": new})
+        difference += variant["price"] - item["price"]
+    return pairs, round(difference, 2)
+
+
+def sample_swap(draw: Draw, kind: str, status: str, tool: str, outcome: str) -> Wish | None:
+    """Items of one order for other options of the same products."""
+    order_id = draw.order(kind, status, fits=lambda o: bool(draw.view.swappable(o)))
+    swaps = None if order_id is None else swap_facts(draw, order_id)
+    if swaps is None:
+        return None
+    pairs, difference = swaps
+    methods = draw.user["payment_methods"]
+    able = [
+        method_id
+        for method_id in draw.view.method_labels(draw.user_id)
+        if can_carry(methods[method_id], difference)
+    ]
+    if not able:
+        return None
+    method_id = draw.rng.choice(able)
+    return Wish(
+        kind,
+        call(
+            tool,
+            order_id=order_id,
+            item_ids=[pair["old"]["item_id"] for pair in pairs],
+            new_item_ids=[pair["new"]["item_id"] for pair in pairs],
+            payment_method_id=method_id,
+        ),
+        {"order_id": order_id, "pairs": pairs, "method": method_fact(draw, method_id)},
+        outcome if len(pairs) == 1 else f"{outcome} for {len(pairs)} items",
+    )
+
+
+def sample_exchange(draw: Draw) -> Wish | None:
+    """Items of a delivered order to exchange."""
+    tool = "exchange_delivered_order_items"
+    return sample_swap(draw, "exchange", "delivered", tool, "requested the exchange")
+
+
+def sample_change_items(draw: Draw) -> Wish | None:
+    """Items of a pending order to change."""
+    tool = "modify_pending_order_items"
+    return sample_swap(draw, "change_items", "pending", tool, "changed the items")
+
+
+def new_address(draw: Draw, *known: Record) -> Record | None:
+    """Draw an address out of the store's streets and places that is none of the known ones."""
+    streets = {record["address1"] for record in known}
+    for _ in range(8):
+        address1, address2 = draw.rng.choice(draw.view.streets)
+        place = draw.rng.choice(draw.view.places)
+        if address1 not in streets:
+            break
+    else:
+        return None
+    if draw.rng.random() < draw.mix.empty_address2_share:
+        address2 = ""
+    return dict(zip(ADDRESS_FIELDS, (address1, address2, *place)))
+
+
+def sample_change_address(draw: Draw) -> Wish | None:
+    """A new shipping address for a pending order."""
+    order_id = draw.order("change_address", "pending")
+    if order_id is None:
+        return None
+    address = new_address(draw, draw.view.db.orders[order_id]["address"])
+    if address is None:
+        return None
+    return Wish(
+        "change_address",
+        call("modify_pending_order_address", order_id=order_id, **address),
+        {"order_id": order_id, "address": address, "names": order_names(draw, order_id)},
+        "changed the order's address",
+    )
+
+
+def sample_change_profile_address(draw: Draw) -> Wish | None:
+    """A new default address for the customer."""
+    address = new_address(draw, draw.user["address"])
+    if address is None:
+        return None
+    return Wish(
+        "change_profile_address",
+        call("modify_user_address", user_id=draw.user_id, **address),
+        {"user_id": draw.user_id, "address": address},
+        "changed the address on file",
+    )
+
+
+def other_methods(draw: Draw, order_id: str, enough: bool) -> list[str]:
+    """Return the methods that could pay an order instead of the present one.
+
+    Args:
+        draw: The task's state.
+        order_id: The order.
+        enough: True for methods that can carry the amount, False for gift cards that cannot.
+    """
+    payments = draw.view.db.orders[order_id]["payment_history"]
+    if len(payments) != 1 or payments[0]["transaction_type"] != "payment":
+        return []
+    methods = draw.user["payment_methods"]
+    return [
+        method_id
+        for method_id in draw.view.method_labels(draw.user_id)
+        if method_id != payments[0]["payment_method_id"]
+        and enough == can_carry(methods[method_id], payments[0]["amount"])
+    ]
+
+
+def sample_change_payment(draw: Draw) -> Wish | None:
+    """Another payment method for a pending order; a gift card only when it is enough."""
+    order_id = draw.order(
+        "change_payment", "pending", fits=lambda o: bool(other_methods(draw, o, True))
+    )
+    if order_id is None:
+        return None
+    method_id = draw.rng.choice(other_methods(draw, order_id, True))
+    return Wish(
+        "change_payment",
+        call("modify_pending_order_payment", order_id=order_id, payment_method_id=method_id),
+        {
+            "order_id": order_id,
+            "method": method_fact(draw, method_id),
+            "names": order_names(draw, order_id),
+        },
+        "changed the payment method",
+    )
+
+
+WRITE_SAMPLERS: dict[str, Sampler] = {
+    "cancel": sample_cancel,
+    "return": sample_return,
+    "exchange": sample_exchange,
+    "change_items": sample_change_items,
+    "change_address": sample_change_address,
+    "change_payment": sample_change_payment,
+    "change_profile_address": sample_change_profile_address,
+}

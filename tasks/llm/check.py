@@ -1,0 +1,89 @@
+"""Decide by code whether other words for a query still mean the same task.
+
+The words may come from a model or a person. Left out: judging style, and meaning that no check can
+read off the text (a committee of reviewers may look at that).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+from data_reader import Task
+from envs.retail import RetailDatabase
+from tasks.audit import execution
+
+MAX_LENGTH_RATIO = 3.0
+FACT_PATTERN = re.compile(
+    r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"  # email addresses
+    r"|#\w+"  # order ids
+    r"|\b[A-Za-z]\w*_\w*\d\w*\b"  # user and payment ids
+    r"|\d+(?:\.\d+)?"  # item and product ids, zip codes, house numbers, amounts
+)
+
+
+def rewording_faults(task: Task, query: str, db: RetailDatabase) -> list[execution.Fault]:
+    """Name what speaks against `query` as other words for `task`.
+
+    Args:
+        task: The task with its own words.
+        query: The new words.
+        db: The store, for the checks on gold.
+
+    Returns:
+        Faults; empty when the new words may be kept.
+    """
+    faults = []
+    if query.strip() == task.query.strip():
+        faults.append(execution.Fault("unchanged", "the words are the same"))
+    if not 0 < len(query.strip()) <= MAX_LENGTH_RATIO * len(task.query):
+        faults.append(execution.Fault("length", f"{len(query)} characters for {len(task.query)}"))
+    old, new = set(FACT_PATTERN.findall(task.query)), set(FACT_PATTERN.findall(query))
+    values = {value for call in _values(task) for value in call if value in task.query}
+    lost = sorted((old - new) | {value for value in values if value not in query})
+    if lost:
+        faults.append(execution.Fault("facts lost", f"must stand verbatim: {', '.join(lost)}"))
+    added = sorted(new - old)
+    if added:
+        faults.append(execution.Fault("facts added", f"not known before: {', '.join(added)}"))
+    if not lost and _mention_order(task, query) != _mention_order(task, task.query):
+        faults.append(execution.Fault("order changed", "wishes or items stand in another order"))
+    if not faults:
+        reworded = replace(task, query=query)
+        faults += execution.check_format(reworded) or (
+            execution.check_policy(reworded, db)
+            + execution.check_grounding(reworded, db)
+            + execution.check_conventions(reworded, db)
+        )
+    return faults
+
+
+def _values(task: Task) -> list[list[str]]:
+    """Return the text values of each gold call, in the order of its arguments."""
+
+    def texts(value: Any) -> list[str]:
+        if isinstance(value, str):
+            return [value] if value else []
+        return [text for part in value for text in texts(part)] if isinstance(value, list) else []
+
+    return [texts(list(call["arguments"].values())) for call in task.gold_actions]
+
+
+def _mention_order(task: Task, query: str) -> tuple[list[int], list[str]]:
+    """Return the order in which `query` first names calls (by what is theirs alone) and items."""
+    calls = _values(task)
+    uses = Counter(value for call in calls for value in set(call))
+    first = {}
+    # The first call authenticates; where a customer says who they are is free.
+    for index, call in enumerate(calls[1:], 1):
+        places = [query.find(value) for value in call if uses[value] == 1 and value in query]
+        if places:
+            first[index] = min(places)
+    items = {value for call in calls for value in call if re.fullmatch(r"\d{6,}", value)}
+    return sorted(first, key=first.__getitem__), sorted(items & _words(query), key=query.find)
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text))

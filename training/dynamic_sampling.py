@@ -1,0 +1,145 @@
+"""Replace groups without spread: rewards that are all equal have no advantage and teach nothing.
+
+TRL trains such a group with loss 0 and says nothing. Here another task is drawn in its place and
+sampled, a few rounds long, before the trainer sees the batch. Left out on purpose: dropping the
+group without a replacement, which would shrink the batch and change the step size.
+"""
+
+import random
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import configs
+from data_reader import Task, grpo_rows
+from gptoss.engine import FastGenerate
+from training.rewards import CompletionScorer
+from training.task_store import TaskLookup
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SPREAD_LIMIT = 1e-6
+"""Rewards that differ by less count as equal."""
+
+
+class Group(NamedTuple):
+    """The rollouts of one task."""
+
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[int]]
+    task: list[str]
+    """The task's row as JSON text, once per completion."""
+    rewards: list[float]
+    """Weighted sum of the two rewards, per completion."""
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether the rewards differ, so that there are advantages other than 0."""
+        return max(self.rewards) - min(self.rewards) > SPREAD_LIMIT
+
+
+class Resampler:
+    """TRL's `rollout_func`: samples the batch, then replaces groups without spread.
+
+    How many completions were in groups with spread, before and after, is noted in
+    `CompletionScorer.notes` and logged with the rewards. All draws depend on the seed, the step and
+    the place in the batch of all processes: a resumed run, and any number of processes, draw alike
+    (completions on a CPU with fast sampling only, see `FastGenerate.row_seeds`).
+    """
+
+    def __init__(
+        self, config: configs.RunConfig, scorer: CompletionScorer, rows: "Dataset",
+        tasks: Sequence[Task],
+    ) -> None:
+        """Remember the tasks to draw from.
+
+        Args:
+            config: `grpo.resample_rounds`, `grpo.num_generations`, `data.prompt_style` and the
+                reward weights are used.
+            scorer: Scores the completions, once each.
+            rows: Rows with the `prompt` and the `task` (JSON text) that the run shows.
+            tasks: Training tasks, from which replacements are drawn.
+        """
+        # The trainer marks its interface for own rollouts experimental; the pinned version has it.
+        warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
+        self.config = config
+        self.scorer = scorer
+        self.lookup = TaskLookup(rows)
+        self.tasks = tasks
+
+    def __call__(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
+        """Sample one batch.
+
+        Args:
+            prompts: One per completion; the completions of a group stand side by side.
+            trainer: TRL's trainer.
+
+        Returns:
+            Token ids of prompts and completions, and the task of each: the drawn one's where a
+            group was replaced.
+        """
+        size = self.config.grpo.num_generations
+        texts = [self.lookup.task(prompt) for prompt in prompts]
+        first = trainer.accelerator.process_index * len(prompts) // size
+        numbers = range(first, first + len(prompts) // size)
+        name = f"{self.config.seed}/{trainer.state.global_step}"
+        groups = self._sample(prompts, texts, trainer, [f"{name}/0/{n}" for n in numbers])
+        self.scorer.notes["resampling/useful_before"] = _share_with_spread(groups)
+        for round_number in range(1, self.config.grpo.resample_rounds + 1):
+            dead = [index for index, group in enumerate(groups) if not group.has_spread]
+            if not dead:
+                break
+            names = [f"{name}/{round_number}/{numbers[index]}" for index in dead]
+            drawn = [self._draw(name, trainer.processing_class) for name in names]
+            fresh = self._sample(
+                [row["prompt"] for row in drawn for _ in range(size)],
+                [row["task"] for row in drawn for _ in range(size)], trainer, names,
+            )
+            for index, group in zip(dead, fresh, strict=True):
+                if group.has_spread:
+                    groups[index] = group
+        self.scorer.notes["resampling/useful_after"] = _share_with_spread(groups)
+        return {
+            "prompt_ids": [ids for group in groups for ids in group.prompt_ids],
+            "completion_ids": [ids for group in groups for ids in group.completion_ids],
+            "task": [text for group in groups for text in group.task],
+            "logprobs": None,
+        }
+
+    def _draw(self, name: str, tokenizer: Any) -> dict[str, str]:
+        """Return the row of a task drawn for a group, one that leaves room for a completion."""
+        draws = random.Random(name)
+        room = self.config.model.max_seq_length - self.config.grpo.max_completion_length
+        while True:
+            task = self.tasks[draws.randrange(len(self.tasks))]
+            row = next(grpo_rows([task], self.config.data.prompt_style))
+            if len(tokenizer(text=row["prompt"])["input_ids"]) <= room:
+                return row
+
+    def _sample(
+        self, prompts: list[str], tasks: list[str], trainer: Any, names: Iterable[str]
+    ) -> list[Group]:
+        """Sample groups; the names of the groups seed the draws of their completions."""
+        stage = self.config.grpo
+        size = stage.num_generations
+        prompt_ids = trainer.processing_class(text=prompts)["input_ids"]
+        generate = trainer.model.generate
+        if isinstance(generate, FastGenerate):
+            draws = [random.Random(name) for name in names]
+            generate.row_seeds = [draw.getrandbits(63) for draw in draws for _ in range(size)]
+        completion_ids, _ = trainer._generate_single_turn(prompt_ids, None, {}, size)
+        scores = self.scorer.score(tasks, completion_ids)
+        rewards = [
+            stage.tool_reward_weight * score.reward + stage.outcome_reward_weight * score.outcome
+            for score in scores
+        ]
+        columns = (prompt_ids, completion_ids, tasks, rewards)
+        return [
+            Group(*(column[start:start + size] for column in columns))
+            for start in range(0, len(prompts), size)
+        ]
+
+
+def _share_with_spread(groups: list[Group]) -> float:
+    return sum(group.has_spread for group in groups) / len(groups)

@@ -1,0 +1,407 @@
+"""Watch GRPO: held-out looks, sample rollouts, warnings that say what to do.
+
+The warnings are rules over the rows of metrics.csv, so they can be tested on rows and hold for any
+run. Left out on purpose: acting on a warning. Only the KL guard and early stopping stop a run, and
+only when they are switched on.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from transformers import TrainerCallback
+
+import configs
+from accelerate import PartialState
+from common.files import (
+    build_folder,
+    finish_move,
+    is_complete,
+    read_json,
+    write_json_atomic,
+    write_text_atomic,
+)
+from data_reader import Task
+from envs.retail import Episode, RetailDatabase
+from gptoss.load import save_adapter
+from prompting import harmony
+from task_tester import Score, parse_plan, score_completion
+from training.callbacks import MetricsTable, RunLogger
+from training.evaluation import choose_tasks, complete_tasks
+from training.rewards import CompletionScorer
+from training.trainer import take_up_adapter
+
+BEST_NAME = "best_adapter"
+QUIET_STEPS = 20
+"""A warning of one kind is not repeated within this many steps."""
+Row = dict[str, float]
+
+
+class Finding(NamedTuple):
+    """A warning rule's finding."""
+
+    kind: str
+    message: str
+
+
+def _column(rows: list[Row], name: str) -> list[float]:
+    return [row[name] for row in rows if name in row]
+
+
+def _dead_groups(rows: list[Row]) -> str | None:
+    last = _column(rows, "frac_reward_zero_std")[-5:]
+    if len(last) == 5 and min(last) > 0.999:
+        return (
+            "no group had any spread in its rewards for 5 steps, so nothing is learned: raise "
+            "grpo.temperature, set grpo.resample_rounds=2, or train SFT longer (shorter if every "
+            "reward is at its maximum)"
+        )
+    return None
+
+
+def _clipping(rows: list[Row]) -> str | None:
+    last = _column(rows, "completions/clipped_ratio")[-3:]
+    if len(last) == 3 and min(last) >= 0.5:
+        return (
+            "half of the completions or more are cut at grpo.max_completion_length: raise it, or "
+            "train SFT longer so that answers end"
+        )
+    return None
+
+
+def _length_collapse(rows: list[Row]) -> str | None:
+    lengths = _column(rows, "completions/mean_length")
+    if len(lengths) >= 8 and fmean(lengths[-3:]) < 0.4 * fmean(lengths[:5]):
+        return (
+            "completions are less than 0.4 times as long as at the start: read the sample rollouts "
+            "for what is left out, and lower grpo.learning_rate"
+        )
+    return None
+
+
+def _dropped_calls(rows: list[Row]) -> str | None:
+    ratios = _column(rows, "rollouts/calls_per_gold")
+    if len(ratios) < 8:
+        return None
+    start, now = fmean(ratios[:5]), fmean(ratios[-3:])
+    if now < 0.75 * start:
+        return (
+            f"plans hold {now:.2f} calls for each gold call, {start:.2f} at the start: the policy "
+            "drops calls to dodge penalties; lower grpo.learning_rate or raise "
+            "grpo.outcome_reward_weight"
+        )
+    return None
+
+
+def _kl_blow_up(rows: list[Row]) -> str | None:
+    values = _column(rows, "kl_to_sft") or _column(rows, "kl_to_base")
+    # Against the start and not against the step before: a slow rise ends as far away as a jump.
+    if len(values) > 1 and values[-1] > max(0.5, 5 * fmean(values[:-1][:10])):
+        return (
+            f"the KL to the reference policy rose to {values[-1]:.2f}: lower grpo.learning_rate, "
+            "raise grpo.beta, or set grpo.max_kl to stop in time"
+        )
+    return None
+
+
+def _fall_of_db_match(rows: list[Row]) -> float:
+    looks = _column(rows, "heldout/db_match")
+    return max(looks) - looks[-1] if looks else 0.0
+
+
+def _reward_rises(rows: list[Row]) -> bool:
+    rewards = _column(rows, "reward")
+    return len(rewards) >= 10 and fmean(rewards[-5:]) > fmean(rewards[:5])
+
+
+def _reward_without_result(rows: list[Row]) -> str | None:
+    fell = _fall_of_db_match(rows)
+    if fell >= 0.05 and _reward_rises(rows):
+        return (
+            f"the reward rises while held-out db match fell by {fell:.2f} from its best: read the "
+            "sample rollouts for what is rewarded, and set grpo.early_stopping_patience=3"
+        )
+    return None
+
+
+def _result_falls(rows: list[Row]) -> str | None:
+    # A small fall alone may be noise: 0.15 is 2.5 standard errors of a share of 64 tasks.
+    fell = _fall_of_db_match(rows)
+    if fell >= 0.15 and not _reward_rises(rows):
+        return (
+            f"held-out db match fell by {fell:.2f} from its best: lower grpo.learning_rate, and "
+            "set grpo.early_stopping_patience=3"
+        )
+    return None
+
+
+def _parse_rate_falls(rows: list[Row]) -> str | None:
+    rates = _column(rows, "rollouts/parsed")
+    if len(rates) >= 10 and fmean(rates[-5:]) < fmean(rates[:5]) - 0.1:
+        return (
+            "fewer completions are valid JSON than at the start: lower grpo.learning_rate or "
+            "grpo.temperature"
+        )
+    return None
+
+
+RULES: dict[str, Callable[[list[Row]], str | None]] = {
+    "dead_groups": _dead_groups,
+    "clipping": _clipping,
+    "length_collapse": _length_collapse,
+    "dropped_calls": _dropped_calls,
+    "kl_blow_up": _kl_blow_up,
+    "reward_without_result": _reward_without_result,
+    "result_falls": _result_falls,
+    "parse_rate_falls": _parse_rate_falls,
+}
+
+
+def find_warnings(rows: list[Row]) -> list[Finding]:
+    """Return what the rows of metrics so far give reason to warn of.
+
+    Args:
+        rows: Rows of the GRPO stage, oldest first, as metrics.csv has them.
+
+    Returns:
+        One finding per rule that holds at the last row.
+    """
+    found = ((kind, rule(rows)) for kind, rule in RULES.items())
+    return [Finding(kind, message) for kind, message in found if message]
+
+
+def describe_rollout(task: Task, text: str, score: Score, db: RetailDatabase) -> str:
+    """Return one rollout as readable text: query, completion, calls with results, reward parts.
+
+    Args:
+        task: The task.
+        text: The completion with special tokens.
+        score: Its score.
+        db: The store.
+
+    Returns:
+        Markdown.
+    """
+    calls, _ = parse_plan(harmony.parse_completion(text).final)
+    episode = Episode(db)
+    lines = [f"**{task.task_id}** {task.query}", "", "```", text, "```", ""]
+    for call in calls:
+        observation = episode.call(call.name, call.arguments)
+        result = json.dumps(observation.content, ensure_ascii=False)[:300]
+        mark = "ok" if observation.ok else "refused"
+        lines.append(f"- {call.name}({json.dumps(call.arguments)}) {mark}: {result}")
+    parts = ", ".join(f"{name} {value:+g}" for name, value in score.parts.items())
+    lines.append(f"- reward {score.reward:g} of {score.max_reward:g} ({parts or 'no parts'})")
+    lines.append(f"- outcome {score.outcome:g}, parse error: {score.parse_error or 'none'}")
+    return "\n".join(lines)
+
+
+class SampleRollouts(TrainerCallback):
+    """Writes the best and the worst rollout of a batch to TensorBoard, ten times a run."""
+
+    def __init__(self, scorer: CompletionScorer, logger: RunLogger) -> None:
+        """Remember where rollouts come from and go to."""
+        self.scorer = scorer
+        self.logger = logger
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write two rollouts when it is time."""
+        every = max(1, state.max_steps // 10)
+        if state.global_step % every or not self.scorer.scores:
+            return
+        order = sorted(
+            range(len(self.scorer.scores)), key=lambda i: (self.scorer.scores[i].reward, i)
+        )
+        for name, index in (("worst", order[0]), ("best", order[-1])):
+            text = describe_rollout(
+                self.scorer.tasks[index], self.scorer.texts[index], self.scorer.scores[index],
+                self.scorer.db,
+            )
+            self.logger.text(f"rollouts/{name}", text, state.global_step)
+
+
+class SamplingEntropy(TrainerCallback):
+    """Adds the policy's entropy to the log row where the trainer leaves it out, as Unsloth's does.
+
+    It is that of the tokens as they were sampled, which fast sampling measures on its way.
+    """
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict, model: Any, **_: Any) -> None:
+        """Add the entropy; the row goes to the logger next."""
+        entropy = getattr(model.generate, "mean_entropy", None)
+        if entropy is not None and "train_runtime" not in logs:
+            logs.setdefault("entropy", entropy)
+
+
+class Look(NamedTuple):
+    """Figures of one look at held-out tasks."""
+
+    step: int
+    db_match: float
+    exact_match: float
+
+    @property
+    def figures(self) -> tuple[float, float]:
+        """What is compared: db match, then exact match; of equal looks the first one stays."""
+        return self.db_match, self.exact_match
+
+
+class HeldOutWatch(TrainerCallback):
+    """Looks at held-out tasks every N steps, keeps the best adapter, stops when it gets no better.
+
+    Attributes:
+        looks: Steps of all looks, oldest first.
+        best: The look whose adapter is kept. It is read from that adapter's folder, so that after
+            a kill it is the adapter which is there, also when its step was lost and is trained
+            again.
+    """
+
+    def __init__(
+        self, config: configs.RunConfig, logger: RunLogger, tokenizer: Any, tasks: list[Task],
+        db: RetailDatabase,
+    ) -> None:
+        """Choose the tasks.
+
+        Args:
+            config: `grpo.eval_steps`, `grpo.num_eval_tasks`, `grpo.early_stopping_patience`.
+            logger: Takes the figures.
+            tokenizer: The model's tokenizer.
+            tasks: Validation tasks.
+            db: The store.
+        """
+        self.config = config
+        self.logger = logger
+        self.tokenizer = tokenizer
+        self.tasks = choose_tasks(tasks, config.grpo.num_eval_tasks, config.data.split_seed)
+        self.db = db
+        self.folder = Path(config.output_dir)
+        self.looks: list[int] = []
+        self.best: Look | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        """Read the looks of the part before a resume; look at the SFT adapter at step 0."""
+        processes = PartialState()
+        if processes.is_main_process:
+            # Begun looks belong to steps that are trained again, which a GPU rounds otherwise.
+            for parts_dir in (self.folder / "evaluation_parts").glob("grpo-step-*"):
+                shutil.rmtree(parts_dir)
+            finish_move(self.folder / BEST_NAME)
+        processes.wait_for_everyone()
+        if state.global_step:
+            rows = MetricsTable(self.folder / "metrics.csv").stage_rows("grpo", state.global_step)
+            self.looks = [int(row["step"]) for row in rows if "heldout/db_match" in row]
+            self.best = self._read_best()
+        if self.best is None:
+            self._look(model, state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> Any:
+        """Look when it is time, and stop when the best look is too long ago."""
+        step = state.global_step
+        if step % self.config.grpo.eval_steps and step != state.max_steps:
+            return control
+        self._look(model, step)
+        patience = self.config.grpo.early_stopping_patience
+        if patience and sum(look > self.best.step for look in self.looks) >= patience:
+            control.should_training_stop = True
+            if PartialState().is_main_process:
+                print(f"grpo stops at step {step}: no better look since step {self.best.step}")
+        return control
+
+    def _read_best(self) -> Look | None:
+        folder = self.folder / BEST_NAME
+        facts = read_json(folder / "step.json", {}) if is_complete(folder) else {}
+        return Look(**facts) if facts.keys() == set(Look._fields) else None
+
+    def _look(self, model: Any, step: int) -> None:
+        parts_dir = self.folder / "evaluation_parts" / f"grpo-step-{step}"
+        texts = complete_tasks(model, self.tokenizer, self.tasks, self.config, parts_dir)
+        scores = [
+            score_completion(task, harmony.parse_completion(text).final, self.db)
+            for task, text in zip(self.tasks, texts, strict=True)
+        ]
+        look = Look(
+            step, fmean(score.db_match for score in scores),
+            fmean(score.exact_match for score in scores),
+        )
+        state = PartialState()
+        state.wait_for_everyone()
+        # The adapter comes before the row: a look whose row is there is not taken again.
+        if self.best is None or look.figures > self.best.figures:
+            self.best = look
+            if state.is_main_process:
+                best_dir = self.folder / BEST_NAME
+                build_folder(best_dir, lambda part: self._save_best(model, part, look))
+        self.looks.append(step)
+        self.logger.record(
+            {"heldout/db_match": look.db_match, "heldout/exact_match": look.exact_match}, step
+        )
+        if state.is_main_process:
+            shutil.rmtree(parts_dir)
+        state.wait_for_everyone()
+
+    def _save_best(self, model: Any, folder: Path, look: Look) -> None:
+        save_adapter(model, self.tokenizer, folder)
+        write_json_atomic(folder / "step.json", look._asdict())
+
+
+def restore_best(folder: Path, model: Any, last_step: int) -> None:
+    """Put the best look's adapter into the model.
+
+    Args:
+        folder: The run folder.
+        model: The trained model; changed in place.
+        last_step: The step that training ended at.
+    """
+    step = read_json(folder / BEST_NAME / "step.json", {})["step"]
+    if step != last_step:
+        print(f"the adapter of step {step} is kept, the best on held-out tasks")
+    take_up_adapter(model, folder / BEST_NAME)
+
+
+class Watchdog(TrainerCallback):
+    """Prints and records warnings, and stops at the KL guard."""
+
+    def __init__(self, config: configs.RunConfig, logger: RunLogger) -> None:
+        """Remember the guard's limit and where warnings go."""
+        self.max_kl = config.grpo.max_kl
+        self.logger = logger
+        self.path = Path(config.output_dir) / "warnings.jsonl"
+        self.records: list[dict] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Keep the warnings up to the step that a resume starts from."""
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            records = [json.loads(line) for line in lines]
+            self.records = [r for r in records if r["step"] <= state.global_step]
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict, **_: Any) -> Any:
+        """Check the rules after each row."""
+        kl = logs.get("kl")
+        if self.max_kl and kl is not None and kl > self.max_kl:
+            control.should_training_stop = True
+            message = (
+                f"stopped: the KL to the reference policy is {kl:.3f}, above grpo.max_kl="
+                f"{self.max_kl:g}; lower grpo.learning_rate or raise grpo.beta"
+            )
+            self._warn(Finding("kl_guard", message), state.global_step)
+        if self.logger.table is not None and "train_runtime" not in logs:
+            for warning in find_warnings(self.logger.table.stage_rows("grpo", state.global_step)):
+                self._warn(warning, state.global_step)
+        return control
+
+    def _warn(self, warning: Finding, step: int) -> None:
+        recent = [
+            r for r in self.records
+            if r["kind"] == warning.kind and step - r["step"] < QUIET_STEPS
+        ]
+        if recent or not PartialState().is_main_process:
+            return
+        self.records.append({"step": step, "kind": warning.kind, "message": warning.message})
+        lines = [json.dumps(record) + "\n" for record in self.records]
+        write_text_atomic(self.path, "".join(lines))
+        self.logger.text("warnings", warning.message, step)
+        print(f"warning at grpo step {step}: {warning.message}")

@@ -1,0 +1,291 @@
+"""Task files that outgrow memory: tasks read from disk as they are asked for, rows kept on disk.
+
+A task file is scanned once, row by row; what stays in memory of a task is 12 bytes (the offset and
+the number of its line), and while the file is scanned 8 more for the digest of its task id. The
+rows that TRL trains on are written to a memory-mapped Arrow file in the run folder.
+Left out on purpose: compressed and remote files, and files that are one JSON array (tau-bench's),
+which are read whole: their rows cannot be found by line.
+"""
+
+import shutil
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from accelerate import PartialState
+from common.files import disk_full_error, is_disk_full
+from data_reader import (
+    DatasetError,
+    Splits,
+    Task,
+    check_split_sizes,
+    scan_tasks,
+    split_number,
+    task_from_json,
+)
+from envs.retail import RetailDatabase
+from task_tester import GoldError, replay_gold
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+CHUNK_BYTES = 1 << 22
+ROWS_PER_BATCH = 1000
+"""Rows of one Arrow batch: what is in memory at a time while rows are written."""
+
+
+class StoredTasks(Sequence[Task]):
+    """Tasks of a JSONL file; each is read and checked anew whenever it is asked for."""
+
+    def __init__(self, path: Path, offsets: np.ndarray, lines: np.ndarray) -> None:
+        """Remember where the tasks stand.
+
+        Args:
+            path: The file; it must not change while these tasks are in use.
+            offsets: Byte at which each task's line begins. Shape [N], uint64.
+            lines: Number of each task's line, from 1. Shape [N], uint32.
+        """
+        self.path = path
+        self.offsets = offsets
+        self.lines = lines
+        self._stamp = _stamp(path)
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __getitem__(self, index: int | slice) -> "Task | StoredTasks":
+        if isinstance(index, slice):
+            return self.select(range(*index.indices(len(self))))
+        number = range(len(self))[index]  # raises IndexError, and counts from the end, as lists do
+        with self.path.open("rb") as stream:
+            return self._read(stream, number)
+
+    def __iter__(self) -> Iterator[Task]:
+        with self.path.open("rb") as stream:
+            for number in range(len(self)):
+                yield self._read(stream, number)
+
+    def select(self, indices: Sequence[int]) -> "StoredTasks":
+        """Return some of the tasks, in the order given, without reading them."""
+        chosen = np.fromiter(indices, np.int64, len(indices))
+        return StoredTasks(self.path, self.offsets[chosen], self.lines[chosen])
+
+    def _read(self, stream: BinaryIO, number: int) -> Task:
+        if _stamp(self.path) != self._stamp:
+            raise DatasetError([f"{self.path}: changed while it was in use; start the run again"])
+        stream.seek(int(self.offsets[number]))
+        return task_from_json(stream.readline().decode(), int(self.lines[number]))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def select_tasks(tasks: Sequence[Task], indices: Sequence[int]) -> Sequence[Task]:
+    """Return some of the tasks in the order given; those on disk stay there."""
+    if isinstance(tasks, StoredTasks):
+        return tasks.select(indices)
+    return [tasks[index] for index in indices]
+
+
+def _line_starts(path: Path) -> np.ndarray:
+    """Return the byte at which each line of a file begins. Shape [lines + 1], uint64."""
+    parts, position = [np.zeros(1, np.uint64)], 0
+    with path.open("rb") as stream:
+        if stream.read(3) == b"\xef\xbb\xbf":
+            parts = [np.array([3], np.uint64)]
+        stream.seek(0)
+        while chunk := stream.read(CHUNK_BYTES):
+            ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n"))
+            parts.append(ends.astype(np.uint64) + np.uint64(position + 1))
+            position += len(chunk)
+    return np.concatenate(parts)
+
+
+def _is_array(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+
+
+def _digest(task_id: str) -> int:
+    return int.from_bytes(blake2b(task_id.encode(), digest_size=8).digest())
+
+
+def _find_repeats(tasks: StoredTasks, digests: np.ndarray) -> dict[int, str]:
+    """Return the fault of each task (by line) whose id an earlier task has.
+
+    Digests only tell which ids may be equal; these few are then compared as they are.
+    """
+    ordered = np.sort(digests)
+    suspects = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    places: dict[str, int] = {}
+    faults = {}
+    for number in np.flatnonzero(np.isin(digests, suspects)):
+        line, task_id = int(tasks.lines[number]), tasks[int(number)].task_id
+        earlier = places.setdefault(task_id, line)
+        if earlier != line:
+            faults[line] = (
+                f"{tasks.path}:{line}: task_id: {task_id!r} stands at {tasks.path}:{earlier} too; "
+                "name each task once"
+            )
+    return faults
+
+
+def open_splits(
+    path: str | Path,
+    db: RetailDatabase,
+    seed: int,
+    fractions: tuple[float, float, float],
+    skip_invalid: bool = False,
+) -> Splits:
+    """Check a task file in one pass, gold plans replayed on the store, and split it by customer.
+
+    Args:
+        path: JSONL file, or a JSON array, which is read into memory.
+        db: The store.
+        seed: Seed of the split, see `split_tasks`.
+        fractions: Shares of customers in the three splits, see `split_tasks`.
+        skip_invalid: Leave faulty rows and failing plans out, and say how many.
+
+    Returns:
+        The splits; their tasks stay on disk.
+
+    Raises:
+        DatasetError: A row or a plan is faulty (all faults are listed) and they are not skipped, no
+            row is valid, a split is empty, or the file cannot be read.
+    """
+    path = Path(path)
+    faults: list[tuple[int, str]] = []
+    lines, numbers, digests = array("I"), array("B"), array("Q")
+    kept: list[Task] = []
+    in_memory = path.is_file() and _is_array(path)
+    for row in scan_tasks(path, check_ids=in_memory):
+        found = [*row.faults, *([] if row.task is None else _gold_faults(path, row.task, db))]
+        faults += [(row.line, fault) for fault in found]
+        if found:
+            continue
+        lines.append(row.line)
+        numbers.append(split_number(row.task, seed, fractions, db))
+        digests.append(_digest(row.task.task_id))
+        if in_memory:
+            kept.append(row.task)
+    line_numbers = np.array(lines, np.uint32)
+    tasks: Sequence[Task] = kept
+    if not in_memory:
+        starts = _line_starts(path)[line_numbers.astype(np.int64) - 1]
+        tasks = StoredTasks(path, starts, line_numbers)
+        repeats = _find_repeats(tasks, np.array(digests, np.uint64))
+        faults = sorted([*faults, *repeats.items()], key=lambda fault: fault[0])
+        line_numbers[np.isin(line_numbers, list(repeats))] = 0
+    if faults and not (skip_invalid and line_numbers.any()):
+        raise DatasetError(
+            [text for _, text in faults],
+            "mend these rows, or skip them: --set data.skip_invalid_tasks=1",
+        )
+    if faults and PartialState().is_main_process:
+        count = len(dict(faults))
+        print(f"{path}: {count} tasks skipped, their rows or gold plans are faulty")
+    chosen = [np.flatnonzero((line_numbers > 0) & (np.array(numbers) == n)) for n in range(3)]
+    splits = Splits(*(select_tasks(tasks, indices) for indices in chosen))
+    check_split_sizes(splits, fractions)
+    return splits
+
+
+def _gold_faults(path: Path, task: Task, db: RetailDatabase) -> list[str]:
+    try:
+        replay_gold(task, db)
+    except GoldError as error:
+        return [f"{path}:{task.line}: gold_actions: {error}"]
+    return []
+
+
+def store_rows(rows: Iterable[Mapping[str, str]], folder: Path) -> "Dataset":
+    """Write rows to disk, a batch at a time, and return them as a memory-mapped dataset.
+
+    What TRL makes of the rows (their tokens) lands in the same folder.
+
+    Args:
+        rows: Rows of texts, the same names in each; at least one. Only the main process reads them.
+        folder: Emptied first; `drop_rows` deletes it after training.
+
+    Returns:
+        The dataset, the same on every process.
+
+    Raises:
+        RunError: The disk is full.
+    """
+    from datasets import Dataset
+
+    state = PartialState()
+    if state.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            _write_arrow(rows, folder / "rows.arrow")
+        except OSError as error:
+            if is_disk_full(error, folder):
+                raise disk_full_error(folder) from error
+            raise
+    state.wait_for_everyone()
+    return Dataset.from_file(str(folder / "rows.arrow"))
+
+
+def drop_rows(folder: Path) -> None:
+    """Delete the rows of a stage once every process is done with them."""
+    state = PartialState()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_arrow(rows: Iterable[Mapping[str, str]], path: Path) -> None:
+    import pyarrow as pa
+
+    iterator = iter(rows)
+    first = next(iterator)
+    schema = pa.schema([(name, pa.string()) for name in first])
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        batch = [first]
+        for row in iterator:
+            batch.append(row)
+            if len(batch) == ROWS_PER_BATCH:
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
+                batch = []
+        if batch:
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
+
+
+class TaskLookup:
+    """Finds the task of a prompt among stored rows; 16 bytes a row in memory."""
+
+    def __init__(self, rows: "Dataset") -> None:
+        """Read the prompts once.
+
+        Args:
+            rows: Rows with `prompt` and `task`, as `store_rows` keeps them.
+        """
+        self.rows = rows
+        digests = array("Q")
+        for batch in rows.select_columns("prompt").iter(batch_size=ROWS_PER_BATCH):
+            digests.extend(_digest(prompt) for prompt in batch["prompt"])
+        unsorted = np.array(digests, np.uint64)
+        # One row for each prompt: the first of equal digests, as the sort is stable.
+        self._digests, self._numbers = np.unique(unsorted, return_index=True)
+
+    def __len__(self) -> int:
+        """Return the number of different prompts."""
+        return len(self._numbers)
+
+    def prompt(self, index: int) -> str:
+        """Return one of the different prompts, in no particular order."""
+        return self.rows[int(self._numbers[index])]["prompt"]
+
+    def task(self, prompt: str) -> str:
+        """Return the task of a prompt as JSON text."""
+        place = np.searchsorted(self._digests, np.uint64(_digest(prompt)))
+        return self.rows[int(self._numbers[place])]["task"]
