@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common import strict_json
+from common.bench_rows import is_tau2_row, own_form
 from common.user_error import UserError
 from envs.retail import Episode, RetailDatabase, check_arguments
 from prompting.harmony import find_special_token, render_completion, render_prompt
@@ -37,7 +38,8 @@ class Task:
     query: str
     """The customer's message."""
     gold_actions: list[dict]
-    """Reference calls in order, each `{"name", "arguments"}`; at least one. Read-only."""
+    """Reference calls in order, each `{"name", "arguments"}`; none only in a task of tau2-bench
+    that asks for words alone. Read-only."""
     gold_final: str
     """The outcome in a short phrase."""
     task_id: str
@@ -83,11 +85,11 @@ def _typed(row: Mapping[str, Any], name: str, kind: type, word: str, faults: lis
     return value
 
 
-def _check_gold(actions: Any, faults: list[str]) -> None:
+def _check_gold(actions: Any, faults: list[str], may_be_empty: bool) -> None:
     if not isinstance(actions, list):
         faults.append("gold_actions: must be a list of calls; write [{\"name\", \"arguments\"}]")
         return
-    if not actions:
+    if not actions and not may_be_empty:
         faults.append("gold_actions: is empty; name at least one call, or leave the row out")
     for index, action in enumerate(actions):
         where = f"gold_actions[{index}]"
@@ -115,9 +117,8 @@ def _task_of_row(row: Any, line: int, faults: list[str]) -> Task | None:
     if not isinstance(row, dict):
         faults.append("row: must be a JSON object; write one task object a line")
         return None
-    if "actions" in row and "gold_actions" not in row:  # a row of tau-bench's own task files
-        renamed = {"query": row.get("instruction"), "gold_actions": row["actions"]}
-        row = {"gold_final": "", **row, **renamed}
+    may_be_empty = is_tau2_row(row)
+    row = own_form(row, faults)
     query = _typed(row, "query", str, "text", faults)
     gold_final = _typed(row, "gold_final", str, "text", faults)
     for name, remedy in (
@@ -130,7 +131,7 @@ def _task_of_row(row: Any, line: int, faults: list[str]) -> Task | None:
     if query is not None and not query.strip():
         faults.append("query: is empty; add the customer's message")
     if row.get("gold_actions") is not None:
-        _check_gold(row["gold_actions"], faults)
+        _check_gold(row["gold_actions"], faults, may_be_empty)
     task_id = _typed(row, "task_id", str, "text", faults)
     if task_id == "":
         faults.append("task_id: is empty; give it a name or leave the field out")
@@ -197,7 +198,7 @@ def scan_tasks(path: str | Path, check_ids: bool = True) -> Iterator[ScannedRow]
 
     Args:
         path: JSONL (UTF-8, one task a line; blank lines, CRLF and a byte order mark are fine), or
-            one JSON array such as tau-bench's own task files (the array is read at once).
+            one JSON array such as tau-bench's and tau2-bench's own task files (read at once).
         check_ids: report a task id that stands twice; remembers every id.
 
     Raises:

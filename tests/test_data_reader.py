@@ -203,6 +203,52 @@ def test_rows_in_taubench_form_are_read(tmp_path):
     assert "query: is missing" in fault
 
 
+def tau2_row(**fields) -> dict:
+    scenario = {
+        "persona": "You are brief",
+        "instructions": {
+            "known_info": "You are Zoë.", "reason_for_call": "You ask for a refund",
+            "unknown_info": None, "task_instructions": "You insist!", "domain": "retail",
+        },
+    }
+    action = {"action_id": "0", "info": None, "compare_args": None, **LOOK}
+    criteria = {"actions": [action], "communicate_info": ["10"], "nl_assertions": None}
+    return {
+        "id": "7", "user_scenario": scenario, "initial_state": None,
+        "evaluation_criteria": criteria, **fields,
+    }
+
+
+def test_rows_in_tau2_form_are_read(tmp_path):
+    empty = {"actions": [], "communicate_info": None}
+    rows = [tau2_row(), tau2_row(id="8", evaluation_criteria=empty)]
+    task, talk = read_tasks(write(tmp_path / "t.json", json.dumps(rows)))
+    assert task.instruction == "You are Zoë. You ask for a refund. You insist! You are brief."
+    assert (task.task_id, task.gold_actions, task.outputs) == ("7", [LOOK], ["10"])
+    assert (task.query, talk.gold_actions, talk.outputs) == (task.instruction, [], [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"evaluation_criteria": None}, "evaluation_criteria: must be an object"),
+        ({"evaluation_criteria": {"actions": 3}}, "gold_actions: must be a list"),
+        ({"evaluation_criteria": {"actions": [3]}}, "gold_actions[0]: must be an object"),
+        (
+            {"evaluation_criteria": {"actions": [{"name": "fly", "arguments": {}}]}},
+            "gold_actions[0]: unknown tool",
+        ),
+        ({"evaluation_criteria": {"actions": [], "communicate_info": [1]}}, "outputs: must be"),
+        ({"initial_state": {"message_history": []}}, "initial_state: must be null"),
+        ({"id": 7}, "task_id: must be text"),
+        ({"user_scenario": 3}, "user_scenario: must hold the customer's instructions"),
+    ],
+)
+def test_a_faulty_row_in_tau2_form_gets_one_line(tmp_path, fields, fault):
+    (line,) = faults_of(write(tmp_path / "t.json", json.dumps([tau2_row(**fields)])))
+    assert fault in line and "item 1" in line
+
+
 @pytest.mark.skipif(not TAUBENCH.is_dir(), reason="../shared/taubench is not there")
 def test_taubench_files_are_read():
     assert len(read_tasks(TAUBENCH / "tasks_train.json")) == 400

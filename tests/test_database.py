@@ -33,6 +33,21 @@ def test_loads_a_folder(tmp_path: Path) -> None:
     assert RetailDatabase.load(str(tmp_path)).products == records["products"]
 
 
+def test_loads_one_file_with_all_three_kinds(tmp_path: Path) -> None:
+    records = make_records()
+    path = tmp_path / "db.json"
+    path.write_text(json.dumps(records))
+    database = RetailDatabase.load(path)
+    assert {kind: getattr(database, kind) for kind in records} == records
+    del records["orders"][PENDING]["status"]
+    path.write_text(json.dumps(records))
+    with pytest.raises(DatabaseError, match=r"db\.json: orders: order '.*'status' is missing"):
+        RetailDatabase.load(path)
+    path.write_text(json.dumps({**records, "users": []}))
+    with pytest.raises(DatabaseError, match=r"db\.json: field 'users' must be an object"):
+        RetailDatabase.load(path)
+
+
 def test_missing_folder_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(DatabaseError, match=r"nowhere: no such folder; make a store with"):
         RetailDatabase.load(tmp_path / "nowhere")

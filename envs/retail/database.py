@@ -84,11 +84,12 @@ class RetailDatabase:
 
     @classmethod
     def load(cls, data_dir: str | Path | None = None) -> "RetailDatabase":
-        """Load a store from a folder.
+        """Load a store from a folder, or from one file.
 
         Args:
-            data_dir: Folder with users.json, orders.json and products.json; None means the
-                store that comes with the project.
+            data_dir: Folder with users.json, orders.json and products.json, or one JSON file with
+                users, orders and products (tau2-bench's db.json); None means the store that comes
+                with the project.
 
         Returns:
             The checked, read-only store.
@@ -97,6 +98,8 @@ class RetailDatabase:
             DatabaseError: The folder or a file is missing, unreadable or has the wrong shape.
         """
         folder = DEFAULT_DATA_DIR if data_dir is None else Path(data_dir)
+        if folder.is_file():
+            return cls._load_file(folder)
         if not folder.is_dir():
             raise DatabaseError(f"{folder}: no such folder; {_remedy(folder)}")
         users, orders, products = (_read_file(folder / name) for name in FILE_NAMES)
@@ -104,6 +107,22 @@ class RetailDatabase:
             return cls(users=users, orders=orders, products=products)
         except DatabaseError as error:
             raise DatabaseError(f"{folder}/{error}; {_remedy(folder)}") from None
+
+    @classmethod
+    def _load_file(cls, path: Path) -> "RetailDatabase":
+        store = _read_file(path)
+        kinds = [name.removesuffix(".json") for name in FILE_NAMES]
+        for kind in kinds:
+            if not isinstance(store.get(kind), dict):
+                raise DatabaseError(
+                    f"{path}: field '{kind}' must be an object of records by id, as in tau2-bench's "
+                    f"db.json; {_remedy(path.parent)}"
+                )
+        try:
+            return cls(**{kind: store[kind] for kind in kinds})
+        except DatabaseError as error:
+            fault = str(error).replace(".json", "", 1)
+            raise DatabaseError(f"{path}: {fault}; {_remedy(path.parent)}") from None
 
 
 def _remedy(folder: Path) -> str:
