@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common import strict_json
 from common.bench_rows import is_tau2_row, own_form
+from common.reader_text import folded
 from common.user_error import UserError
 from envs.retail import Episode, RetailDatabase, check_arguments
 from prompting.harmony import find_special_token, render_completion, render_prompt
@@ -304,10 +305,10 @@ def task_group(task: Task, db: RetailDatabase | None = None) -> str:
             found = Episode(db).call(name, arguments) if db is not None else None
             if found is not None and found.ok:
                 return f"user:{found.content}"
-            return "given:" + "|".join(arguments[key].lower() for key in sorted(arguments))
+            return "given:" + "|".join(folded(arguments[key]) for key in sorted(arguments))
         if "user_id" in arguments:
             return f"user:{arguments['user_id']}"
-    return f"query:{' '.join(task.query.lower().split())}"
+    return f"query:{folded(task.query).strip()}"
 
 
 def split_tasks(

@@ -8,11 +8,12 @@ and tool results, and any repair of a malformed completion. The format is descri
 harmony response format; `render_prompt` gives the text of the stock GPT-OSS chat template.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from common import strict_json
 
 START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
 END, RETURN, CALL = "<|end|>", "<|return|>", "<|call|>"
@@ -26,8 +27,12 @@ SPECIAL_TOKENS = (
 STOP_TOKENS = (RETURN, CALL)
 """Tokens that end a generation: the turn is over, or a tool result is awaited."""
 
-_CHANNELS = ("analysis", "commentary", "final")
-_CONTENT_TYPES = ("json", "code")
+_HEADER = re.compile(
+    r"\s*assistant(?:\s+to=(?P<first>[^\s<]+))?\s*"
+    r"<\|channel\|>\s*(?P<channel>analysis|commentary|final)(?:\s+to=(?P<second>[^\s<]+))?"
+    r"(?:(?:\s+|\s*<\|constrain\|>\s*)(?i:json|code))?\s*"
+)
+"""Role, channel, recipient in either place, content type; anything else or a repetition fails."""
 _TOOL_PREFIX = "functions."
 _SPLIT = re.compile("(" + "|".join(re.escape(token) for token in SPECIAL_TOKENS) + ")")
 _IDENTITY = (
@@ -49,7 +54,8 @@ class Parsed:
     analysis: str = ""
     """Text on the analysis channel, messages joined by a newline."""
     tool_calls: list[dict] = field(default_factory=list)
-    """Native calls, in order: `name` and `arguments` (an object, or the raw text if it is none)."""
+    """Native calls, in order: `name` and `arguments` (an object, or the raw text when it is no
+    strict JSON object: keys repeated, NaN)."""
     complete: bool = False
     """True when the last message was closed by a stop token (else it was cut off or is garbage)."""
 
@@ -166,25 +172,16 @@ def render_completion(final_text: str) -> str:
 
 def _parse_header(header: str) -> tuple[str, str] | None:
     """Return (channel, recipient) of an assistant message's header, None for any other header."""
-    role_text, _, channel_text = header.partition(CHANNEL)
-    role_words, channel_words = role_text.split(), channel_text.replace(CONSTRAIN, " ").split()
-    if not role_words or role_words[0] != "assistant":
+    found = _HEADER.fullmatch(header)
+    if found is None or (found["first"] and found["second"]):
         return None
-    if not channel_words or channel_words[0] not in _CHANNELS:
-        return None
-    recipient = ""
-    for word in role_words[1:] + channel_words[1:]:
-        if word.startswith("to=") and not recipient:
-            recipient = word.removeprefix("to=")
-        elif word.lower() not in _CONTENT_TYPES:
-            return None
-    return channel_words[0], recipient
+    return found["channel"], found["first"] or found["second"] or ""
 
 
 def _parse_arguments(text: str) -> dict | str:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = strict_json.loads(text)
+    except strict_json.StrictJsonError:
         return text
     return value if isinstance(value, dict) else text
 

@@ -19,7 +19,9 @@ from tasks.audit.execution import (
     check_policy,
 )
 from tasks.audit.grounding import MISTAKE, NOT_NEEDED, cancel_reason, find_value
+from tasks.audit.row_checks import is_scenario
 from tasks.generate.pipeline import TaskStream, task_row
+from tests import small_store
 from tests.plant_faults import FAULT_CLASSES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -279,3 +281,81 @@ def test_tau_bench_gold_that_its_own_tools_refuse_is_named():
     }
     assert len(refused) == 15
     assert short == refused
+
+
+# -- scenarios: what the customer's own records show --------------------------------------------
+
+
+@pytest.fixture
+def scenario():
+    """A store of one customer, and a function that makes a scenario row about her."""
+    db = RetailDatabase(**small_store.make_records())
+
+    def faults(text, name, user_id=small_store.USER, **arguments):
+        action = {"name": name, "arguments": arguments}
+        task = Task(text, [action], "", "t", user_id=user_id, instruction=text)
+        assert is_scenario(task)
+        return [fault.detail.split(": ")[1] for fault in check_agent_grounding(task, db, True)]
+
+    return db, faults
+
+
+def test_scenario_arguments_are_shown_by_the_customers_records(scenario):
+    db, faults = scenario
+    user = db.users[small_store.USER]
+    name, address = user["name"], user["address"]
+    wish = "You are Ana. You want your things to go to the address of your profile."
+    who = {"first_name": name["first_name"], "last_name": name["last_name"], "zip": address["zip"]}
+    order_id = small_store.PENDING
+    for tool, arguments in (
+        ("find_user_id_by_email", {"email": user["email"].upper()}),
+        ("find_user_id_by_name_zip", who),
+        ("modify_pending_order_address", {"order_id": order_id, **address}),
+        ("modify_user_address", {"user_id": small_store.USER, **address}),
+        ("calculate", {"expression": "(10.1 + 90.00) - 12.37"}),
+        ("get_product_details", {"product_id": small_store.LAMP}),
+        ("modify_pending_order_payment", {"order_id": order_id, "payment_method_id": small_store.GIFT}),
+    ):
+        assert faults(wish, tool, **arguments) == [], tool
+
+
+def test_scenario_arguments_from_nowhere_are_named(scenario):
+    db, faults = scenario
+    user = db.users[small_store.USER]
+    wish = "You are Ana. You want to send it to Boise, zip 83702."
+    new = small_store.NEW_ADDRESS
+    assert faults(wish, "find_user_id_by_email", email="else@example.com") == [
+        "email 'else@example.com' is neither told nor shown"
+    ]
+    assert [
+        fault.split()[0]
+        for fault in faults(wish, "modify_user_address", user_id=small_store.USER, **new)
+    ] == ["address1", "address2", "state"]
+    assert faults(wish, "calculate", expression="10.1 + 7.77") == [
+        "expression '10.1 + 7.77' is neither told nor shown"
+    ]
+    assert len(faults(wish, "transfer_to_human_agents", summary="a price match")) == 1
+    # Nobody's records are open before the customer is known.
+    assert len(faults(wish, "find_user_id_by_email", user_id=None, email=user["email"])) == 1
+
+
+def test_what_an_earlier_call_returned_is_shown(scenario):
+    db, _ = scenario
+    calls = [
+        {"name": "find_user_id_by_email", "arguments": {"email": db.users[small_store.USER]["email"]}},
+        {"name": "calculate", "arguments": {"expression": "12.37 - 10.1"}},
+        {"name": "calculate", "arguments": {"expression": "2.27 + 10.1"}},
+    ]
+    text = f"You are {db.users[small_store.USER]['email']} and wonder about 10.1 and 12.37."
+    task = Task(text, calls, "", "t", instruction=text)
+    assert check_agent_grounding(task, db, True) == []
+    early = replace(task, gold_actions=[calls[0], calls[2], calls[1]])
+    assert [f.kind for f in check_agent_grounding(early, db, True)] == ["ungrounded"]
+
+
+def test_a_message_must_tell_what_a_scenario_need_not(scenario):
+    db, _ = scenario
+    email = db.users[small_store.USER]["email"]
+    action = {"name": "find_user_id_by_email", "arguments": {"email": email}}
+    task = Task(f"I am {email}", [action], "", "t", small_store.USER, "You are Ana.")
+    assert [f.kind for f in check_agent_grounding(task, db)] == ["ungrounded"]

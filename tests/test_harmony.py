@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from prompting.harmony import parse_completion, render_completion, render_prompt
 
 ANSWER = '{"tool_calls":[]}'
 FINAL = f"<|channel|>final<|message|>{ANSWER}<|return|>"
+FORMS = Path(__file__).resolve().parents[2] / "shared" / "field" / "harmony" / "forms.jsonl"
 CONVERSATIONS = {
     "developer and user": [
         {"role": "developer", "content": "Answer with JSON.\nObey."},
@@ -135,6 +137,57 @@ def test_both_forms_of_a_native_call_are_read(header):
     assert parsed.tool_calls == [CALL] and parsed.complete and parsed.final == ""
 
 
+TO = "to=functions.get_order_details"
+
+
+@pytest.mark.parametrize("header, reason", [
+    (f"<|channel|>commentary {TO}<|channel|>commentary <|constrain|>json", "channel twice"),
+    (f"<|channel|>commentary {TO} <|channel|>commentary json", "channel twice"),
+    (f"<|channel|><|channel|>commentary {TO} json", "channel twice"),
+    (f" {TO}<|channel|>commentary<|channel|>analysis json", "channel twice"),
+    (f" {TO}<|channel|>commentary {TO} json", "recipient twice"),
+    (f"<|channel|>commentary {TO} {TO} json", "recipient twice"),
+    (f" {TO}<|constrain|>json<|channel|>commentary", "content type before the channel"),
+    (f"<|channel|>commentary <|constrain|>json {TO}", "recipient behind the content type"),
+    (f"<|channel|>commentary {TO}<|constrain|><|constrain|>json", "constrain twice"),
+    (f"<|channel|>commentary {TO}<|constrain|>", "no content type"),
+    (f"<|channel|>commentary {TO} json json", "content type twice"),
+    (f"<|channel|>commentary {TO}<|startoftext|> json", "control token in the name"),
+    (f"<|channel|>commentary <|constrain|>{TO}", "no content type"),
+    ("<|channel|>commentary to= json", "nobody is named"),
+    (f"{TO}<|channel|>commentary json", "no blank behind the role"),
+    (f"<|start|>assistantassistant {TO}<|channel|>commentary json", "role twice"),
+    (f"<|start|>assistant assistant {TO}<|channel|>commentary json", "role twice"),
+])
+def test_a_malformed_header_says_nothing(header, reason):
+    for body in (CALL_BODY, "<|message|>" + CALL_BODY):
+        parsed = parse_completion(header + body)
+        assert (parsed.tool_calls, parsed.final) == ([], ""), reason
+    final = (header + CALL_BODY).replace("commentary", "final")
+    assert parse_completion(final).final == "", reason
+
+
+@pytest.mark.parametrize("text, final, calls", [
+    ("<|channel|>final<|message|><|message|>{}<|return|>", "<|message|>{}", []),
+    (f"<|channel|>commentary {TO} json<|message|><|message|>{{}}<|call|>", "",
+     [{"name": "get_order_details", "arguments": "<|message|>{}"}]),
+    (f"<|channel|>commentary {TO} json{CALL_BODY}<|call|>", "", [CALL]),
+    (f"<|start|>assistant<|start|>assistant<|channel|>commentary {TO} json{CALL_BODY}", "", [CALL]),
+    ("<|channel|>final <|constrain|> json\n<|message|>{}<|return|>", "{}", []),
+])
+def test_doubled_tokens_behind_the_header_are_read_as_written(text, final, calls):
+    parsed = parse_completion(text)
+    assert (parsed.final, parsed.tool_calls) == (final, calls)
+
+
+@pytest.mark.skipif(not FORMS.is_file(), reason="shared/field is not beside the repository")
+def test_forms_of_the_field():
+    for line in FORMS.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        parsed = parse_completion(row["text"])
+        assert (parsed.final, parsed.tool_calls) == (row["final"], row["tool_calls"]), row["form"]
+
+
 def test_several_native_calls_are_all_kept():
     native = "<|channel|>commentary to=functions.get_order_details <|constrain|>json" + CALL_BODY
     thought = "<|channel|>analysis<|message|>One.<|end|><|start|>assistant"
@@ -144,7 +197,10 @@ def test_several_native_calls_are_all_kept():
     assert (parsed.analysis, parsed.final) == ("One.", ANSWER)
 
 
-@pytest.mark.parametrize("arguments", ["not json", "[1]", "[" * 100_000, "1" * 5_000, '"\\ud800"'])
+@pytest.mark.parametrize("arguments", ["not json", "[1]", "[" * 100_000, "1" * 5_000, '"\\ud800"',
+    '{"a":1,"a":1}', '{"a":{"b":1,"b":2}}', '{"a":NaN}', '{"a":-Infinity}', '{"a":1e999}',
+    '{"a":' * 40 + "1" + "}" * 40,
+])
 def test_arguments_that_are_no_object_stay_text(arguments):
     text = f"<|channel|>commentary to=functions.f json<|message|>{arguments}<|call|>"
     assert parse_completion(text).tool_calls == [{"name": "f", "arguments": arguments}]
@@ -165,7 +221,7 @@ def test_completion_round_trip():
 
 @pytest.mark.parametrize("piece", [
     "<|start|>", "<|channel|>", "<|message|>", "<|", "<|channel|>final<|message|>", "to= ",
-    "\ud800",
+    " ", "<|channel|>final ", "\ud800",
     "<|start|>assistant<|channel|>analysis<|message|>x<|end|>",
 ])
 def test_long_garbage_is_read_in_linear_time(piece):

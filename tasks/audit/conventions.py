@@ -83,9 +83,9 @@ def passages_in_order(task: Task) -> bool:
 
 def numbers_in_order(task: Task, expression: str) -> bool:
     """Tell whether the query gives an expression's numbers in the expression's order."""
-    start = 0
+    start, text = 0, Words(task.query).text
     for number in re.findall(r"[\d.]+", expression):
-        start = find_value(task.query, number, start) + 1
+        start = find_value(text, number, start) + 1
         if not start:
             return False
     return True
@@ -104,7 +104,7 @@ def unused_ids(task: Task) -> list[str]:
         for value in action["arguments"].values()
         for one in (value if isinstance(value, list) else [value])
     }
-    return sorted(set(ID.findall(task.query)) - used)
+    return sorted(set(ID.findall(Words(task.query).text)) - used)
 
 
 def refusal_needed(wish: str, action: dict, customer_id: str | None, db: RetailDatabase) -> bool:

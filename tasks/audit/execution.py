@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from hashlib import blake2b
 
+from common.reader_text import folded
 from data_reader import Task
 from envs.retail import WRITE_TOOLS, Episode, RetailDatabase, check_arguments
 from tasks.audit.conventions import TRANSFER_SUBJECTS, check_conventions
@@ -124,7 +125,7 @@ def fingerprint(text: str) -> int:
 
 def normalized_query(query: str) -> str:
     """Return a query without case, punctuation and spacing, which make no new task."""
-    return " ".join(re.findall(r"[\w#@]+", query.lower()))
+    return " ".join(re.findall(r"[\w#@]+", folded(query)))
 
 
 class UniquenessCheck:

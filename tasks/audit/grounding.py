@@ -4,6 +4,8 @@ Left out on purpose: whether the store allows the call (execution, policy) and a
 The rules by which a value may follow without standing in the query word for word:
 
 - an order id may be written without its "#"; an email, a name, a street or a city in other case;
+- composed and decomposed letters, kinds of white space and invisible characters are the same to a
+  reader, so they are the same here (`common.reader_text`), though not to the tools' own look-ups;
 - `reason` follows from the words next to the order id (see `cancel_reason`);
 - `address2` is "" when nothing stands between the street and the city, or words say "none";
 - `expression` needs its numbers, thousands separators aside; `thought` is free;
@@ -14,9 +16,12 @@ Kinds: ungrounded, address_scattered, name_scattered, swapped_pair, reason_contr
 
 from __future__ import annotations
 
-import json
 import re
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
 
+from common.reader_text import folded, plain
 from data_reader import Task
 from envs.retail import Episode, RetailDatabase
 from tasks.audit.finding import Fault, call_label
@@ -78,6 +83,7 @@ def find_value(text: str, value: str, start: int = 0) -> int:
             or before in "_@"
             or after.isalnum()
             or after in "_@"
+            or unicodedata.category(after)[0] == "M"  # an accent that has no composed letter
             # "me@x.com" in "me@x.com.au", "12" in "12.50"; but "12.Thanks" only lacks a space.
             or (after in ".-" and (next_one.isdigit() if is_number else next_one.isalnum()))
             or (before in ".-+" and worded and position > 1 and text[position - 2].isalnum())
@@ -102,24 +108,25 @@ class Words:
     """A text prepared for looking values up in it."""
 
     def __init__(self, text: str):
-        """Keep the text as it is and in lower case.
+        """Keep the text as a reader sees it, with and without letter case.
 
         Args:
             text: The query, or any text that values are looked up in.
         """
-        self.text = text
-        self.lower = re.sub(r"\s+", " ", text.lower())
+        self.text = plain(text)
+        self.folded = folded(text)
 
     def places(self, field: str, value: str) -> list[int]:
         """Return where an argument's value stands, by the rules of its field."""
         if not value.strip():
             return []
-        if field == "order_id":
-            return find_all(self.text, value) or find_all(self.text, value.lstrip("#"))
-        if field == "state" or field.endswith("_id") or field.endswith("_ids"):
+        if field == "state" or field.endswith(("_id", "_ids")):
             # "OR", "IN" and "ME" are states, "or", "in" and "me" are not.
-            return find_all(self.text, value)
-        return find_all(self.lower, re.sub(r"\s+", " ", value.lower()))
+            found = find_all(self.text, plain(value))
+            if not found and field == "order_id":
+                found = find_all(self.text, plain(value).lstrip("#"))
+            return found
+        return find_all(self.folded, folded(value))
 
     def has(self, field: str, value: str) -> bool:
         """Tell whether the value stands in the text."""
@@ -176,17 +183,18 @@ def smallest_span(places: list[list[int]]) -> int:
     return best
 
 
-def second_line_is_empty(lower: str, address1: str, city: str) -> bool:
+def second_line_is_empty(words: Words, address1: str, city: str) -> bool:
     """Tell whether the words give a street without a second address line.
 
     True when only labels, punctuation or words such as "no apartment" stand between a street and
     the city after it.
     """
-    for start in find_all(lower, address1.lower()):
-        end = find_value(lower, city.lower(), start + len(address1))
+    address1, city = folded(address1), folded(city)
+    for start in find_all(words.folded, address1):
+        end = find_value(words.folded, city, start + len(address1))
         if end == -1:
             continue
-        between = lower[start + len(address1) : end]
+        between = words.folded[start + len(address1) : end]
         rest = ADDRESS_LABEL.sub(" ", NO_SECOND_LINE_CUE.sub(" ", between))
         if len(between) <= 80 and not re.search(r"[a-z0-9]", rest):
             return True
@@ -200,7 +208,7 @@ def ground_address(words: Words, arguments: dict) -> list[tuple[str, str]]:
     for field in ADDRESS_FIELDS:
         value = arguments[field]
         if field == "address2" and value == "":
-            if not second_line_is_empty(words.lower, arguments["address1"], arguments["city"]):
+            if not second_line_is_empty(words, arguments["address1"], arguments["city"]):
                 faults.append(("ungrounded", "address2 is empty, the query does not say so"))
             continue
         found = words.places(field, value)
@@ -229,14 +237,18 @@ def ground_pairs(
     return []
 
 
+def number(text: str) -> float:
+    """Return the value of a match of `NUMBER`, thousands separators aside."""
+    return float(text.replace(",", ""))
+
+
 def ground_expression(words: Words, expression: str) -> list[tuple[str, str]]:
     """Check that every number of an expression is in the query."""
-    known = {n.rstrip(",").replace(",", "") for n in NUMBER.findall(words.text)}
-    known_values = {float(n) for n in known}
+    known = {number(text) for text in NUMBER.findall(words.text)}
     return [
         ("ungrounded", f"the number {n} of expression is not in the query")
         for n in NUMBER.findall(expression)
-        if float(n.replace(",", "")) not in known_values
+        if number(n) not in known
     ]
 
 
@@ -306,68 +318,112 @@ def check_grounding(task: Task, db: RetailDatabase) -> list[Fault]:
     ]
 
 
-def lookups(task: Task, db: RetailDatabase) -> str:
-    """Return as one text what the lookups of a careful agent show for a task's customer.
-
-    That is the profile, the customer's orders, the orders gold looks at, and the catalogue.
-    """
-    episode = Episode(db)
-    user_id = task.user_id
-    seen: list[str] = []
-    for action in task.gold_actions:
-        if action["name"].startswith("find_user_id"):
-            observation = episode.call(action["name"], action["arguments"])
-            if observation.ok:
-                user_id = observation.content
-    seen.append(str(user_id))
-    if user_id in db.users:
-        seen.append(json.dumps(db.users[user_id]))
-        for order_id in db.users[user_id]["orders"]:
-            if order_id not in db.orders:
-                continue
-            seen.append(json.dumps(db.orders[order_id]))
-            for item in db.orders[order_id]["items"]:
-                seen.append(json.dumps(db.products[item["product_id"]]))
-    seen.extend(f"{p['name']} {product_id}" for product_id, p in db.products.items())
-    return "\n".join(seen)
+def leaves(value: Any) -> Iterator[str]:
+    """Yield every value of a record as text; its ids are values too."""
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from leaves(one)
+    elif value is not None:
+        yield str(value)
 
 
-def check_agent_grounding(task: Task, db: RetailDatabase) -> list[Fault]:
+class Shown:
+    """What a careful agent has seen so far: the customer's records and what calls returned."""
+
+    def __init__(self, db: RetailDatabase):
+        """Begin with the catalogue, which is open to everybody.
+
+        Args:
+            db: The store.
+        """
+        self.db = db
+        self._values: set[str] = set()
+        self.add({p["name"]: product_id for product_id, p in db.products.items()})
+
+    def add(self, content: Any) -> None:
+        """Note a record, or what a call returned."""
+        self._values.update(leaves(content))
+
+    def add_customer(self, user_id: str | None) -> None:
+        """Note a customer's profile, orders, and all variants of the products in them."""
+        user = self.db.users.get(user_id)
+        if user is None:
+            return
+        self.add([user_id, user])
+        orders = [self.db.orders[one] for one in user["orders"] if one in self.db.orders]
+        products = {item["product_id"] for order in orders for item in order["items"]}
+        self.add([*orders, *(self.db.products[one] for one in sorted(products))])
+
+    def has(self, value: str) -> bool:
+        """Tell whether a record shows exactly this value, letter case aside."""
+        # Folding every value is for the rare one that is not found as it is.
+        return value in self._values or folded(value) in map(folded, self._values)
+
+    def numbers(self) -> set[float]:
+        """Return every number that a record shows as a value of its own."""
+        return {number(text) for text in self._values if NUMBER.fullmatch(text)}
+
+
+def unknown_arguments(told: Words, shown: Shown, arguments: dict) -> list[tuple[str, str]]:
+    """Return a reason for each argument that is neither told nor shown."""
+
+    def is_known(field: str, value: str) -> bool:
+        if field == "expression":
+            known = shown.numbers() | {number(text) for text in NUMBER.findall(told.text)}
+            return all(number(text) in known for text in NUMBER.findall(value))
+        if field == "address2" and value == "":
+            place = arguments["address1"], arguments["city"]
+            return shown.has("") or second_line_is_empty(told, *place)
+        return told.has(field, value) or shown.has(value)
+
+    return [
+        ("ungrounded", f"{field} {one!r} is neither told nor shown")
+        for field, value in arguments.items()
+        if field not in ("reason", "thought")
+        for one in (value if isinstance(value, list) else [value])
+        if not is_known(field, one)
+    ]
+
+
+def check_agent_grounding(task: Task, db: RetailDatabase, scenario: bool = False) -> list[Fault]:
     """Check the agent view: arguments are in `instruction` or in what an earlier lookup shows.
 
-    Rows without an instruction have no faults here.
+    Lookups show the customer's profile, orders and products, the catalogue and what gold's earlier
+    calls return. Who the customer is, a new address, a sum and a subject must be in `instruction`,
+    unless the row is a scenario. Rows without an instruction have no faults here.
 
     Args:
         task: The task.
         db: The store that the lookups read.
+        scenario: The row is a scenario for a simulated customer, as tau-bench's: the records of its
+            `user_id` show what that customer knows, and what "my other address" is.
     """
     if not task.instruction:
         return []
-    told = Words(task.instruction)
-    shown = Words(lookups(task, db).replace('"', " "))
+    told, shown, episode = Words(task.instruction), Shown(db), Episode(db)
+    shown.add_customer(task.user_id)
     num_cancels = sum(a["name"] == "cancel_pending_order" for a in task.gold_actions)
     faults = []
     for index, action in enumerate(task.gold_actions):
-        arguments = action["arguments"]
-        free = action["name"] in ("calculate", "transfer_to_human_agents")
-        whole = free or action["name"].startswith("find_user_id") or "address1" in arguments
-        if whole:
-            known = {"user_id"} if "user_id" in arguments else set()
-            problems = [
-                (kind, detail)
-                for kind, detail in ground_call(told, action, num_cancels)
-                if not any(detail.startswith(field) for field in known)
-            ]
-        else:
-            problems = [
-                ("ungrounded", f"{field} {one!r} is neither told nor shown")
-                for field, value in arguments.items()
-                if field not in ("reason", "thought")
-                for one in (value if isinstance(value, list) else [value])
-                if not (told.has(field, one) or shown.has(field, one))
-            ]
+        name, arguments = action["name"], action["arguments"]
+        finds_customer = name.startswith("find_user_id")
+        told_alone = (
+            finds_customer or "address1" in arguments
+            or name in ("calculate", "transfer_to_human_agents")
+        )
+        problems = []
+        if told_alone:
+            own = {field: value for field, value in arguments.items() if field != "user_id"}
+            problems = ground_call(told, {"name": name, "arguments": own}, num_cancels)
+        if not told_alone or (scenario and any(kind == "ungrounded" for kind, _ in problems)):
+            problems = unknown_arguments(told, shown, arguments)
             if "reason" in arguments:
                 problems += ground_reason(told, arguments, num_cancels)
         label = call_label(index, action)
         faults += [Fault(kind, f"{label}: {detail}") for kind, detail in problems]
+        observation = episode.call(name, arguments)
+        if observation.ok:
+            shown.add(observation.content)
+            if finds_customer:
+                shown.add_customer(observation.content)
     return faults

@@ -13,6 +13,8 @@ from zlib import crc32
 
 import numpy as np
 
+from common.reader_text import folded
+
 # A pair at 0.8 meets in some band with probability 0.99, one at 0.4 in 0.12.
 NUM_BANDS = 12
 NUM_ROWS = 5
@@ -29,8 +31,8 @@ WORD = re.compile(r"<\w+>|[^\W\d_]+(?:'[^\W\d_]+)?")
 
 
 def masked_words(text: str) -> list[str]:
-    """Return the words of a text in lower case, ids and numbers replaced by their kind."""
-    text = text.lower()
+    """Return the words of a text, case folded, ids and numbers replaced by their kind."""
+    text = folded(text)
     for pattern, mask in MASKS:
         text = pattern.sub(mask, text)
     return WORD.findall(text)

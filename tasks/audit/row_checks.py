@@ -76,7 +76,7 @@ class RowChecks:
             found["grounding"] += execution.check_grounding(task, db)
         found["grounding"] += [
             Fault(fault.kind, f"in the scenario: {fault.detail}")
-            for fault in execution.check_agent_grounding(task, db)
+            for fault in execution.check_agent_grounding(task, db, scenario)
         ]
         return [(check, fault) for check, faults in found.items() for fault in faults]
 

@@ -1,0 +1,93 @@
+"""What is the same to a reader is the same to the audit, and nothing else is."""
+
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from common.reader_text import folded, plain
+from data_reader import Task
+from envs.retail import RetailDatabase
+from tasks.audit.audit import audit_file
+from tasks.audit.execution import UniquenessCheck, check_grounding
+from tasks.audit.near_duplicates import masked_words
+
+ROOT = Path(__file__).resolve().parent.parent
+FIELD = ROOT.parent / "shared" / "field" / "unicode"
+
+
+@pytest.mark.parametrize("one, other, same", [
+    ("Zoë", unicodedata.normalize("NFD", "Zoë"), True),
+    ("Nguyễn Thị", unicodedata.normalize("NFD", "NGUYỄN THỊ"), True),
+    ("Straße", "STRASSE", True),
+    ("GROẞ", "gross", True),
+    ("Σίσυφος", "ΣΊΣΥΦΟΣ", True),
+    ("Ana\u202fPérez", "ana  pérez", True),
+    ("Ana\xa0\n Pérez", "Ana Pérez", True),
+    ("\u202bמשה\u202c\u200f", "משה", True),
+    ("soft\xadhyphen", "softhyphen", True),
+    ("O\u2019Brien\u2011Smith", "O'Brien-Smith", True),
+    ("６１６６０", "61660", True),
+    ("\u2764\ufe0f", "\u2764", True),
+    ("İpek", "ipek", False),
+    ("Yılmaz", "Yilmaz", False),
+    ("Zoë", "Zoe", False),
+    ("10½", "101", False),
+])
+def test_folded_text(one, other, same):
+    assert (folded(one) == folded(other)) is same
+    assert folded(folded(one)) == folded(one)
+
+
+def test_plain_text_keeps_case_and_lines():
+    assert plain("In OR:\n  Zoe\u0308\u200e ") == "In OR:\n  Zoë "
+
+
+def name_task(query, first_name, last_name):
+    arguments = {"first_name": first_name, "last_name": last_name, "zip": "12345"}
+    return Task(query, [{"name": "find_user_id_by_name_zip", "arguments": arguments}], "", "t")
+
+
+@pytest.mark.parametrize("said, grounded", [
+    ("Zoe\u0308 Straße", True), ("ZOË STRASSE", True), ("\u202bZoë\u200f\u202fStraße\u202c", True),
+    ("Zoe Straße", False), ("Zoë\u0323 Straße", False),  # a dot below makes it another letter
+    ("Zoë Straßen", False),
+])
+def test_a_name_is_grounded_as_a_reader_sees_it(said, grounded, db):
+    task = name_task(f"I am {said}, zip 12345.", "Zoë", "Straße")
+    assert (check_grounding(task, db) == []) is grounded
+
+
+def test_an_id_is_grounded_behind_direction_marks(db):
+    action = {"name": "get_order_details", "arguments": {"order_id": "#W1234567"}}
+    assert check_grounding(Task("Order #W123\u200f4567 please", [action], "", "t"), db) == []
+
+
+def test_a_query_is_repeated_in_any_form():
+    unique = UniquenessCheck()
+    assert unique.check(name_task("Zoë Straße writes", "", "")) == []
+    again = unique.check(name_task("ZOE\u0308\u202fSTRASSE writes!", "", ""))
+    assert "duplicate_query" in {fault.kind for fault in again}
+    assert masked_words("Zoë Straße") == masked_words("ZOE\u0308 STRASSE")
+
+
+@pytest.mark.skipif(not FIELD.is_dir(), reason="shared/field is not beside the repository")
+def test_rows_of_the_field(tmp_path):
+    (tmp_path / "envs" / "retail").mkdir(parents=True)
+    (tmp_path / "envs" / "retail" / "data").symlink_to(ROOT / "envs" / "retail" / "data")
+    script = FIELD / "make_store_and_rows.py"
+    subprocess.run([sys.executable, script], cwd=tmp_path, check=True, timeout=60)
+    store = tmp_path / "field_ustore"
+    valid = {
+        name: audit_file(tmp_path / f"u-{name}.jsonl", store).num_valid
+        for name in ("same", "nfd-query", "rtl", "nnbsp", "smart")
+    }
+    assert set(valid.values()) == {8}, valid
+    upper = audit_file(tmp_path / "u-upper.jsonl", store)
+    assert {reason.line for reason in upper.reasons} == {2}  # YILMAZ: a dotless i is no i
+    # The look-ups are tau-bench's: a decomposed name is not the store's composed one.
+    decomposed = audit_file(tmp_path / "u-nfd-both.jsonl", store)
+    assert {r.kind for r in decomposed.reasons} == {"refused_call", "unauthenticated"}
+    assert RetailDatabase.load(store).users
