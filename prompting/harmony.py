@@ -3,8 +3,8 @@
 Prompts and completions of this project are plain text in this format and are tokenised as they are
 (special tokens parsed), so training, sampling and scoring share one rendering and one parser.
 
-Left out on purpose: built-in tools (browser, python), images, the rendering of earlier tool calls
-and tool results, and any repair of a malformed completion. The format is described in OpenAI's
+Left out on purpose: built-in tools (browser, python), images, earlier tool calls and tool results
+(`prompting/dialogue.py`), and any repair of a malformed completion. The format is described in OpenAI's
 harmony response format; `render_prompt` gives the text of the stock GPT-OSS chat template.
 """
 
@@ -56,6 +56,8 @@ class Parsed:
     tool_calls: list[dict] = field(default_factory=list)
     """Native calls, in order: `name` and `arguments` (an object, or the raw text when it is no
     strict JSON object: keys repeated, NaN)."""
+    call_texts: list[str] = field(default_factory=list)
+    """The arguments of each native call as they were written."""
     complete: bool = False
     """True when the last message was closed by a stop token (else it was cut off or is garbage)."""
 
@@ -201,6 +203,7 @@ def parse_completion(text: str) -> Parsed:
     finals: list[str] = []
     analyses: list[str] = []
     tool_calls: list[dict] = []
+    call_texts: list[str] = []
 
     def keep_message() -> None:
         channel, recipient = _parse_header("".join(header)) or ("", "")
@@ -208,6 +211,7 @@ def parse_completion(text: str) -> Parsed:
         if recipient.startswith(_TOOL_PREFIX) and channel != "final":
             name = recipient.removeprefix(_TOOL_PREFIX)
             tool_calls.append({"name": name, "arguments": _parse_arguments(content)})
+            call_texts.append(content)
         elif channel == "final" and not recipient:
             finals.append(content)
         elif channel == "analysis" and not recipient:
@@ -234,4 +238,4 @@ def parse_completion(text: str) -> Parsed:
             body.append(piece)
     if state == "body":
         keep_message()
-    return Parsed("\n".join(finals), "\n".join(analyses), tool_calls, complete)
+    return Parsed("\n".join(finals), "\n".join(analyses), tool_calls, call_texts, complete)
