@@ -55,6 +55,9 @@ class Task:
     """What the generator notes about the task (kind, difficulty and the like)."""
     line: int = field(default=0, compare=False)
     """Line in its file (row number in a JSON array), counted from 1; 0 when made in memory."""
+    refused_gold: list[dict] | None = None
+    """Calls that were left out of `gold_actions` as the store refuses them, in order; None unless
+    `scoring.reward.ignore_refused_gold` made the task."""
 
 
 class ScannedRow(NamedTuple):
@@ -113,12 +116,14 @@ def _check_text(row: Mapping[str, Any], faults: list[str]) -> None:
         faults.append("row: contains half of a surrogate pair (\\ud800-\\udfff); write it whole")
 
 
-def _task_of_row(row: Any, line: int, faults: list[str]) -> Task | None:
+def _task_of_row(
+    row: Any, line: int, faults: list[str], may_be_empty: bool = False
+) -> Task | None:
     """Build the task of a row; None, and the reasons added to `faults`, when it has any fault."""
     if not isinstance(row, dict):
         faults.append("row: must be a JSON object; write one task object a line")
         return None
-    may_be_empty = is_tau2_row(row)
+    may_be_empty = may_be_empty or is_tau2_row(row)
     row = own_form(row, faults)
     query = _typed(row, "query", str, "text", faults)
     gold_final = _typed(row, "gold_final", str, "text", faults)
@@ -194,13 +199,16 @@ def _parse_row(raw: bytes) -> tuple[Any, str]:
         return None, f"row: not valid JSON: {error}; write one JSON object a line"
 
 
-def scan_tasks(path: str | Path, check_ids: bool = True) -> Iterator[ScannedRow]:
+def scan_tasks(
+    path: str | Path, check_ids: bool = True, may_be_empty: bool = False
+) -> Iterator[ScannedRow]:
     """Stream the rows of a task file, good and bad.
 
     Args:
         path: JSONL (UTF-8, one task a line; blank lines, CRLF and a byte order mark are fine), or
             one JSON array such as tau-bench's and tau2-bench's own task files (read at once).
         check_ids: report a task id that stands twice; remembers every id.
+        may_be_empty: let rows through whose gold holds no call.
 
     Raises:
         DatasetError: the file is missing, unreadable or a folder, or holds no row.
@@ -210,7 +218,7 @@ def scan_tasks(path: str | Path, check_ids: bool = True) -> Iterator[ScannedRow]
     for line, place, row, fault in _numbered_rows(Path(path)):
         num_rows += 1
         faults = [fault] if fault else []
-        task = None if fault else _task_of_row(row, line, faults)
+        task = None if fault else _task_of_row(row, line, faults, may_be_empty)
         if task is not None and check_ids:
             earlier = lines_by_id.setdefault(task.task_id, place)
             if earlier != place:
@@ -223,12 +231,15 @@ def scan_tasks(path: str | Path, check_ids: bool = True) -> Iterator[ScannedRow]
         raise DatasetError([f"{path}: holds no task; write one JSON object a line"])
 
 
-def read_tasks(path: str | Path, skip_invalid: bool = False) -> list[Task]:
+def read_tasks(
+    path: str | Path, skip_invalid: bool = False, may_be_empty: bool = False
+) -> list[Task]:
     """Read a whole task file.
 
     Args:
         path: see `scan_tasks`.
         skip_invalid: leave faulty rows out instead of refusing the file.
+        may_be_empty: see `scan_tasks`.
 
     Raises:
         DatasetError: any row is faulty (all faults are listed) unless they are skipped; no row is
@@ -236,7 +247,7 @@ def read_tasks(path: str | Path, skip_invalid: bool = False) -> list[Task]:
     """
     tasks: list[Task] = []
     faults: list[str] = []
-    for row in scan_tasks(path):
+    for row in scan_tasks(path, may_be_empty=may_be_empty):
         if row.task is not None:
             tasks.append(row.task)
         faults += row.faults

@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from scoring.reward import (
     RewardWeights,
     Score,
     call_key,
+    ignore_refused_gold,
     max_reward,
     replay_gold,
     score_completion,
@@ -33,7 +34,8 @@ from scoring.reward import (
 
 __all__ = [
     "DEFAULT_WEIGHTS", "MAX_CALLS", "MAX_CHARACTERS", "Call", "CallScore", "GoldError",
-    "GoldReplay", "ParseKind", "RewardWeights", "Score", "call_key", "max_reward",
+    "GoldReplay", "ParseKind", "RewardWeights", "Score", "call_key", "ignore_refused_gold",
+    "max_reward",
     "parse_failure_table", "parse_plan", "per_tool_table", "replay_gold", "score_completion",
     "summarize", "summarize_outcome",
 ]
@@ -85,9 +87,9 @@ def _check_model(model: str) -> None:
 
 def _run_evaluate(args: argparse.Namespace) -> int:
     _check_model(args.model)
-    tasks = read_tasks(_existing_file(args.tasks))[: args.limit]
+    tasks = read_tasks(_existing_file(args.tasks), may_be_empty=True)[: args.limit]
     db = RetailDatabase.load(args.data_dir)
-    _check_gold(tasks, args.tasks, db)
+    tasks = _judgeable(tasks, args, db)
     try:
         from common.files import RunError
         from configs import ConfigError
@@ -108,15 +110,38 @@ def _run_evaluate(args: argparse.Namespace) -> int:
 # -- score -------------------------------------------------------------------------------------
 
 
-def _check_gold(tasks: Sequence[Task], path: Path, db: RetailDatabase) -> None:
-    faults = []
+def _judgeable(tasks: Sequence[Task], args: argparse.Namespace, db: RetailDatabase) -> list[Task]:
+    """Return tasks that every answer gets a verdict on, by the rule of `--refused-gold`.
+
+    Raises:
+        DatasetError: gold holds a refused call or none, and the rule is to refuse; or no task is
+            left.
+    """
+    judgeable, faults = [], {}
     for task in tasks:
         try:
             replay_gold(task, db)
         except GoldError as error:
-            faults.append(f"{path}:{task.line}: gold_actions: {error}; mend or drop the row")
+            faults[task.task_id] = f"{args.tasks}:{task.line}: gold_actions: {error}"
+            if args.refused_gold == "ignore":
+                judgeable.append(ignore_refused_gold(task, db))
+        else:
+            judgeable.append(task)
+    if faults and (args.refused_gold == "refuse" or not judgeable):
+        remedy = "correct or drop these rows, or see --refused-gold in `task_tester.py score --help`"
+        raise DatasetError(list(faults.values()), remedy)
     if faults:
-        raise DatasetError(faults)
+        effect = "left out" if args.refused_gold == "skip" else "judged without those gold calls"
+        print(
+            f"{args.command}: {len(faults)} of {len(tasks)} tasks hold a refused gold call or none: "
+            f"{effect} ({_some(faults)})", file=sys.stderr,
+        )
+    return judgeable
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _parse_completion_row(raw: bytes, line: int) -> tuple[str, str]:
@@ -192,20 +217,22 @@ def _score_row(score: Score) -> str:
 
 
 def _run_score(args: argparse.Namespace) -> int:
-    tasks = {task.task_id: task for task in read_tasks(_existing_file(args.tasks))}
+    tasks = {t.task_id: t for t in read_tasks(_existing_file(args.tasks), may_be_empty=True)}
     answers = _read_completions(_existing_file(args.completions), tasks)
     db = RetailDatabase.load(args.data_dir)
     answered = {task.task_id: task for task, _ in answers}
-    _check_gold(list(answered.values()), args.tasks, db)
-    scores = [score_completion(task, completion, db) for task, completion in answers]
+    judged = {task.task_id: task for task in _judgeable(list(answered.values()), args, db)}
+    scores = [
+        score_completion(judged[task.task_id], completion, db)
+        for task, completion in answers if task.task_id in judged
+    ]
     if args.output is not None:
         _write_atomically(args.output, (_score_row(score) for score in scores))
     missing = [task_id for task_id in tasks if task_id not in answered]
     if missing:
-        named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         print(
-            f"score: {len(missing)} of {len(tasks)} tasks have no completion ({named}); "
-            f"the metrics are over the other {len(answered)}",
+            f"score: {len(missing)} of {len(tasks)} tasks have no completion ({_some(missing)}); "
+            f"the metrics are over the other {len(judged)}",
             file=sys.stderr,
         )
     metrics = summarize(scores)
@@ -307,6 +334,13 @@ def build_parser() -> argparse.ArgumentParser:
         help='{"task_id", "completion"} a line, in any order; completion is the final message\'s '
         "text; tasks without a task_id are named line-1, line-2, ...",
     )
+    for command in (evaluate, score):
+        command.add_argument(
+            "--refused-gold", choices=("refuse", "ignore", "skip"), default="refuse",
+            help="tasks whose gold holds a call that the store refuses, or no call: refuse the file "
+            "(default); ignore such calls, as tau-bench does, for which they change nothing (without "
+            "any gold call a task is solved when nothing is written); or skip the tasks",
+        )
     score.add_argument("--json", action="store_true", help="print the metrics as JSON only")
     score.add_argument("--output", type=Path, metavar="S.jsonl", help="write scores, a line each")
     return parser

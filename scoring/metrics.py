@@ -79,8 +79,8 @@ def summarize(
     - action_f1: harmonic mean of the two
     - json_parse_success: share of answers that are plans (strict JSON of the right shape)
     - ordering_accuracy: share of answers that match every gold call, by name at least, in order
-    - completeness_score: share of answers with at least one call, known tools only and every
-      required argument given
+    - completeness_score: share of answers with at least one call (where gold has one), known tools
+      only and every required argument given
     - db_match_rate: share of plans, of all answers, that leave the store as gold leaves it
     - mean_reward: mean training reward
     - num_tasks: number of tasks, an int

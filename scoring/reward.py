@@ -9,7 +9,7 @@ argument set.
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -101,11 +101,12 @@ class Score:
     ordering: bool
     """Every gold call is matched and the matched calls stand in gold's order."""
     complete: bool
-    """The plan has a call, knows every tool that it calls and gives every required argument."""
+    """The plan has a call (where gold has one), knows every tool that it calls and gives every
+    required argument."""
     parts: dict[str, float] = field(default_factory=dict)
     """Reward by weight name, before the floor."""
     calls: tuple[CallScore, ...] = ()
-    """The predicted calls, in order."""
+    """The predicted calls, in order, less those that `Task.refused_gold` allows."""
 
 
 class GoldReplay(NamedTuple):
@@ -158,15 +159,31 @@ def _replay_actions(db: RetailDatabase, actions_json: str) -> GoldReplay:
     )
 
 
+def ignore_refused_gold(task: Task, db: RetailDatabase) -> Task:
+    """Return the task by tau-bench's rule: a gold call that the store refuses changes nothing.
+
+    Such calls are no longer asked for, and an answer that makes them is not worse for it. A task
+    without any gold call is solved by an answer that writes nothing.
+    """
+    episode = Episode(db)
+    accepted = [episode.call(a["name"], a["arguments"]).ok for a in task.gold_actions]
+    calls = list(zip(task.gold_actions, accepted, strict=True))
+    return replace(
+        task,
+        gold_actions=[action for action, ok in calls if ok],
+        refused_gold=[action for action, ok in calls if not ok],
+    )
+
+
 def replay_gold(task: Task, db: RetailDatabase) -> GoldReplay:
     """Run the task's gold calls on a fresh store.
 
     Replays are kept, by the calls' own text, so a changed task is replayed anew.
 
     Raises:
-        GoldError: the store refuses a gold call, or there is none.
+        GoldError: the store refuses a gold call, or there is none (but see `ignore_refused_gold`).
     """
-    if not task.gold_actions:
+    if not task.gold_actions and task.refused_gold is None:
         raise GoldError(f"task {task.task_id}: has no gold call")
     try:
         return _replay_actions(db, json.dumps(task.gold_actions))
@@ -286,7 +303,15 @@ def score_completion(
             len(gold.names), 0, False, False, {"unparsable": weights.unparsable},
         )
     episode = Episode(db)
-    accepted = [episode.call(call.name, call.arguments).ok for call in calls]
+    allowed = list(task.refused_gold or ())
+    kept = []
+    for call in calls:
+        ok = episode.call(call.name, call.arguments).ok
+        if not ok and call._asdict() in allowed:
+            allowed.remove(call._asdict())
+        else:
+            kept.append((call, ok))
+    calls, accepted = [call for call, _ in kept], [ok for _, ok in kept]
     names = [call.name for call in calls]
     keys = [
         call_key(call.name, call.arguments) if ok else None
@@ -332,7 +357,8 @@ def score_completion(
         num_gold=len(gold.names),
         num_correct=counts["correct"],
         ordering=is_ordered,
-        complete=bool(calls) and num_missing == 0 and all(name in _REQUIRED for name in names),
+        complete=bool(calls or not gold.names)
+        and num_missing == 0 and all(name in _REQUIRED for name in names),
         parts=parts,
         calls=tuple(
             CallScore(name, ok, kind == "correct", kind)

@@ -19,7 +19,7 @@ from tasks.audit.execution import (
     check_policy,
 )
 from tasks.audit.grounding import MISTAKE, NOT_NEEDED, cancel_reason, find_value
-from tasks.audit.row_checks import is_scenario
+from tasks.audit.row_checks import RowChecks, is_scenario
 from tasks.generate.pipeline import TaskStream, task_row
 from tests import small_store
 from tests.plant_faults import FAULT_CLASSES
@@ -359,3 +359,25 @@ def test_a_message_must_tell_what_a_scenario_need_not(scenario):
     action = {"name": "find_user_id_by_email", "arguments": {"email": email}}
     task = Task(f"I am {email}", [action], "", "t", small_store.USER, "You are Ana.")
     assert [f.kind for f in check_agent_grounding(task, db)] == ["ungrounded"]
+
+
+# -- outputs -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("output, founded", [
+    ("2", True),  # the available variants, a number that stands in no record
+    ("3", False),  # a digit of an id
+    ("11.5", True), ("11", False), ("Cup", True), ("Cu", False),
+])
+def test_an_output_is_a_shown_value_or_a_count(output, founded):
+    records = small_store.make_records()
+    variants = {
+        item_id: {"item_id": item_id, "options": {}, "available": available, "price": 11.5}
+        for item_id, available in (("1111111111", True), ("1111111113", True), ("1111111114", False))
+    }
+    product = {"name": "Cup", "product_id": "1111111110", "variants": variants}
+    records["products"]["1111111110"] = product
+    db = RetailDatabase(**records)
+    action = {"name": "get_product_details", "arguments": {"product_id": "1111111110"}}
+    task = Task("?", [action], "", "t", outputs=[output], tags={"wishes": ["ask_product"]})
+    assert (RowChecks(db).output_faults(task) == []) is founded

@@ -10,11 +10,13 @@ import pytest
 from example_tasks import make_tasks
 
 import task_tester
-from data_reader import DatasetError, gold_completion, task_to_json
+from data_reader import DatasetError, gold_completion, read_tasks, task_to_json
 from envs.retail import RetailDatabase
 from task_tester import main, score_completion, summarize
 
 ROOT = Path(__file__).parents[1]
+TAU_BENCH = ROOT.parent / "shared" / "taubench"
+FIELD = ROOT.parent / "shared" / "field" / "taubench_form"
 DB = RetailDatabase.load()
 TASKS = list(make_tasks(DB).values())
 SCORE_KEYS = [
@@ -160,6 +162,97 @@ def test_faulty_tasks_and_gold_are_invalid_data(tmp_path, capsys):
     write_lines(tasks, ["{}", *map(json.dumps, rows)])
     assert main(arguments) == 1
     assert f"{tasks}:1: query: is missing" in capsys.readouterr().err
+
+
+@pytest.fixture
+def refused_rows(tmp_path):
+    """Task file and completions: one clean row, one with a refused gold call, one without gold."""
+    rows = [json.loads(task_to_json(task)) for task in TASKS[:3]]
+    lost = {"name": "get_product_details", "arguments": {"product_id": "0000000001"}}
+    rows[1]["gold_actions"].insert(1, lost)
+    rows[2]["gold_actions"] = []
+    answers = [gold_completion(TASKS[0]), gold_completion(TASKS[1]), '{"tool_calls": []}']
+    completions = [
+        {"task_id": row["task_id"], "completion": answer} for row, answer in zip(rows, answers)
+    ]
+    return (
+        write_lines(tmp_path / "tasks.jsonl", rows), write_lines(tmp_path / "c.jsonl", completions),
+        [row["task_id"] for row in rows],
+    )
+
+
+def test_refused_gold_is_refused_with_its_remedy(refused_rows, tmp_path, capsys):
+    tasks, completions, _ = refused_rows
+    scored = tmp_path / "s.jsonl"
+    arguments = ["--tasks", str(tasks), "--output", str(scored)]
+    assert main(["score", "--completions", str(completions), *arguments]) == 1
+    assert main(["evaluate", "--model", "a/b", *arguments]) == 1
+    for error in capsys.readouterr().err.split("task_tester.py")[1::2]:
+        lines = error.splitlines()
+        assert len(lines) == 3 and "--refused-gold" in lines[-1]
+        assert f"{tasks}:2: gold_actions: task" in lines[0] and "is refused" in lines[0]
+        assert f"{tasks}:3: gold_actions: task" in lines[1] and "no gold call" in lines[1]
+    assert not scored.exists()
+
+
+@pytest.mark.parametrize("rule, num_scored", [("ignore", 3), ("skip", 1)])
+def test_refused_gold_is_ignored_or_skipped(rule, num_scored, refused_rows, tmp_path, capsys):
+    tasks, completions, ids = refused_rows
+    scored = tmp_path / "s.jsonl"
+    arguments = ["--tasks", str(tasks), "--completions", str(completions), "--output", str(scored)]
+    assert main(["score", *arguments, "--refused-gold", rule, "--json"]) == 0
+    out, err = capsys.readouterr()
+    rows = [json.loads(line) for line in scored.read_text().splitlines()]
+    assert [row["task_id"] for row in rows] == ids[:num_scored]
+    assert all(row["outcome"] == 1 and row["reward"] == row["max_reward"] for row in rows)
+    metrics = json.loads(out)
+    assert metrics["num_tasks"] == num_scored and metrics["completeness_score"]["value"] == 1
+    assert err.count("\n") == 1 and "2 of 3 tasks" in err and ", ".join(ids[1:]) in err
+
+
+def test_skipping_every_task_is_invalid_data(refused_rows, tmp_path, capsys):
+    tasks, completions, ids = refused_rows
+    write_lines(completions, [{"task_id": ids[2], "completion": ""}])
+    arguments = ["score", "--tasks", str(tasks), "--completions", str(completions)]
+    assert main([*arguments, "--refused-gold", "skip"]) == 1
+    assert f"{tasks}:3: gold_actions: task {ids[2]}: has no gold call" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rule, num_tasks", [("ignore", 3), ("skip", 1)])
+def test_evaluate_takes_the_rule(rule, num_tasks, refused_rows, fake_training, tmp_path):
+    arguments = ["--model", "a/b", "--tasks", str(refused_rows[0]), "--output", str(tmp_path / "e")]
+    assert main(["evaluate", *arguments, "--refused-gold", rule]) == 0
+    tasks = fake_training[0]["tasks"]
+    assert [task.task_id for task in tasks] == refused_rows[2][:num_tasks]
+    if rule == "ignore":
+        assert tasks[1].gold_actions == TASKS[1].gold_actions and tasks[2].gold_actions == []
+
+
+@pytest.mark.parametrize("name", ["tasks_dev.json", "tasks_train.json"])
+@pytest.mark.skipif(not TAU_BENCH.is_dir(), reason="tau-bench's data is not here")
+def test_every_task_of_tau_bench_gets_a_verdict(name, tmp_path, capsys):
+    tasks = read_tasks(TAU_BENCH / name, may_be_empty=True)
+    completions = write_lines(
+        tmp_path / "c.jsonl",
+        [{"task_id": task.task_id, "completion": gold_completion(task)} for task in tasks],
+    )
+    arguments = ["--tasks", str(TAU_BENCH / name), "--data-dir", str(TAU_BENCH), "--json"]
+    arguments += ["--completions", str(completions), "--output", str(tmp_path / "s.jsonl")]
+    assert main(["score", *arguments, "--refused-gold", "ignore"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert len(rows) == len(tasks) and all(row["outcome"] == 1 for row in rows)
+
+
+@pytest.mark.skipif(not FIELD.is_dir(), reason="shared/field is not beside the repository")
+def test_tasks_of_tau_benchs_form_from_the_field(tmp_path, capsys):
+    for rule, num_tasks in (("ignore", 5), ("skip", 3)):
+        assert main([
+            "score", "--tasks", str(FIELD / "tasks.json"), "--refused-gold", rule, "--json",
+            "--completions", str(FIELD / "completions.jsonl"),
+            "--output", str(tmp_path / f"{rule}.jsonl"),
+        ]) == 0
+        rows = [json.loads(line) for line in (tmp_path / f"{rule}.jsonl").open()]
+        assert [row["outcome"] for row in rows] == [1.0] * num_tasks
 
 
 def test_an_old_output_survives_a_failed_run(tmp_path, task_file, monkeypatch):

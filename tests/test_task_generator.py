@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from envs.retail import READ_TOOLS, WRITE_TOOLS, RetailDatabase
+from envs.retail.make_store import make_store
 from task_generator import main, yield_path
+from tasks.audit.audit import audit_file
 from tasks.generate.mix import DEFAULT_MIX, TaskMix
-from tasks.generate.pipeline import GenerationError, TaskStream
+from tasks.generate.pipeline import GenerationError, TaskStream, task_row
 from tasks.generate.yield_table import STEPS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -278,6 +280,107 @@ def test_tau_bench_store_gives_tasks_too():
     tasks = list(TaskStream(300, seed=1, data_dir=TAU_BENCH))
     counts = Counter(a["name"] for t in tasks for a in t.gold_actions)
     assert set(counts) == (WRITE_TOOLS | READ_TOOLS) - {"think"}
+
+
+# -- the law: what the generator writes passes the audit -----------------------------------------
+
+NUM_SEEDS = 20
+
+
+def write_store(folder: Path, seed: int, num_users: int, num_orders: int, **changes) -> None:
+    """Write an invented store; `users` and `products` may change each of their records."""
+    names = ("users", "orders", "products")
+    for name, records in zip(names, make_store(seed, num_users, num_orders), strict=True):
+        for record in records.values():
+            changes.get(name, lambda record: None)(record)
+        text = json.dumps(records, ensure_ascii=False)
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def few_customers(folder):
+    write_store(folder, 3, 30, 60)
+
+
+def many_orders(folder):
+    write_store(folder, 11, 20, 200)
+
+
+def foreign_names(folder):
+    """Names and towns in letters of many kinds, composed and decomposed."""
+    names = ("Zoe\u0308", "Straße", "İpek", "محمد", "Jean-Luc", "O'Brien", "李", "Thị\u202fHồng")
+
+    def change(user):
+        number = len(user["email"]) + len(user["address"]["city"])
+        user["name"] = {"first_name": names[number % 8], "last_name": names[number % 7]}
+        user["address"]["city"] = f"Łódź {names[number % 5]}"
+
+    write_store(folder, 5, 40, 80, users=change)
+
+
+def same_email(folder):
+    """Some customers share an address with another one."""
+    def change(user):
+        user["email"] = user["email"][:3] + "@example.com"
+
+    write_store(folder, 6, 40, 80, users=change)
+
+
+def bare_addresses(folder):
+    """No second lines, no house numbers, no five-digit codes."""
+    def change(user):
+        user["address"].update(address1="Ash Lane", address2="", zip="A1")
+
+    write_store(folder, 8, 40, 80, users=change)
+
+
+def little_stock(folder):
+    """Few variants are available, some products have none."""
+    def change(product):
+        for number, variant in enumerate(product["variants"].values()):
+            variant["available"] = number % 5 == 4
+
+    write_store(folder, 9, 40, 80, products=change)
+
+
+def control_tokens(folder):
+    """Some products' names would be read as control tokens."""
+    def change(product):
+        product["name"] += " <|end|>" * (len(product["name"]) % 2)
+
+    write_store(folder, 10, 40, 80, products=change)
+
+
+STORES = [
+    few_customers, many_orders, foreign_names, same_email, bare_addresses, little_stock,
+    control_tokens,
+]
+
+
+def assert_all_valid(folder: Path | None, path: Path, num_tasks: int, seed: int) -> None:
+    stream = TaskStream(num_tasks, seed=seed, data_dir=folder)
+    path.write_text("".join(task_row(task) + "\n" for task in stream), encoding="utf-8")
+    report = audit_file(path, folder)
+    assert report.num_valid == num_tasks, [(seed, r.reason) for r in report.reasons][:5]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", STORES, ids=lambda make: make.__name__)
+def test_what_is_written_passes_the_audit_for_every_store_and_seed(make, tmp_path):
+    make(tmp_path)
+    for seed in range(NUM_SEEDS):
+        assert_all_valid(tmp_path, tmp_path / "tasks.jsonl", 30, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TAU_BENCH.is_dir(), reason="tau-bench's data is not here")
+def test_what_is_written_from_tau_benchs_store_passes_the_audit(tmp_path):
+    for seed in range(NUM_SEEDS):
+        assert_all_valid(TAU_BENCH, tmp_path / "tasks.jsonl", 60, seed)
+
+
+@pytest.mark.skipif(not TAU_BENCH.is_dir(), reason="tau-bench's data is not here")
+def test_300_tasks_of_tau_benchs_store_are_valid(tmp_path):
+    assert_all_valid(TAU_BENCH, tmp_path / "tasks.jsonl", 300, seed=5)
 
 
 def test_memory_does_not_grow_with_the_tasks():

@@ -4,6 +4,7 @@ import copy
 import gzip
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from task_tester import (
     GoldError,
     RewardWeights,
     Score,
+    ignore_refused_gold,
     max_reward,
     parse_failure_table,
     parse_plan,
@@ -352,6 +354,40 @@ def test_gold_that_does_not_replay_is_our_fault(db, tasks):
                 score_completion(task, "nonsense", db)
             with pytest.raises(GoldError, match=reason):
                 replay_gold(task, db)
+
+
+def test_a_refused_gold_call_changes_nothing_by_tau_benchs_rule(db, tasks):
+    auth, cancel = tasks["auth_and_write"].gold_actions[0], tasks["one_write"].gold_actions[0]
+    lost = call("get_order_details", order_id="#W0000000")
+    raw = make_task("t", auth, lost, cancel, cancel)  # the second cancellation is refused too
+    task = ignore_refused_gold(raw, db)
+    assert task.gold_actions == [auth, cancel] and task.refused_gold == [lost, cancel]
+    assert ignore_refused_gold(make_task("t", auth), db).refused_gold == []
+    for calls, outcome, reason in (
+        ([auth, cancel], 1.0, "the accepted calls"),
+        ([auth, lost, cancel, cancel], 1.0, "gold as it is"),
+        ([auth, lost, lost, cancel], 0.0, "a refused call more often than gold has it"),
+        ([auth, call("get_order_details", order_id="#W0000009"), cancel], 0.0, "another one"),
+        ([auth, lost], 0.0, "only what is refused"),
+    ):
+        score = score_completion(task, plan(*calls), db)
+        assert score.outcome == outcome, reason
+        assert (score.reward == score.max_reward == 3.5) is bool(outcome), reason
+        assert score.exact_match is bool(outcome), reason
+
+
+def test_without_gold_a_task_is_solved_when_nothing_is_written(db, tasks):
+    cancel = tasks["one_write"].gold_actions[0]
+    empty = replace(tasks["one_write"], gold_actions=[])
+    with pytest.raises(GoldError, match="has no gold call"):
+        score_completion(empty, plan(), db)
+    task = ignore_refused_gold(empty, db)
+    look = call("get_order_details", order_id=cancel["arguments"]["order_id"])
+    scores = [score_completion(task, plan(*calls), db) for calls in ([], [look], [cancel])]
+    assert [score.outcome for score in scores] == [1.0, 1.0, 0.0]
+    assert scores[0].reward == scores[0].max_reward > scores[1].reward
+    assert scores[0].complete and scores[0].exact_match and not scores[1].exact_match
+    assert score_completion(task, "no plan", db).outcome == 0.0
 
 
 def test_scoring_is_pure(db, tasks):

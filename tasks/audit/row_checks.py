@@ -6,13 +6,13 @@ Left out: comparing rows with each other (audit). Kinds added here: unknown_user
 
 from __future__ import annotations
 
-import json
 import re
 
 from data_reader import Task
 from envs.retail import Episode, RetailDatabase
 from tasks.audit import execution
 from tasks.audit.finding import Fault, call_label
+from tasks.audit.grounding import leaves
 from tasks.audit.policy import AUTHENTICATION_TOOLS
 
 STATE = re.compile(r"[A-Z]{2}")
@@ -29,6 +29,21 @@ def is_generated(task: Task) -> bool:
     """Tell a row of this project's generator, which claims the plan-mode conventions."""
     wishes = task.tags.get("wishes")
     return isinstance(wishes, list) and all(isinstance(wish, str) for wish in wishes)
+
+
+def shown_values(episode: Episode, action: dict) -> set[str]:
+    """Make a call; return what its observation shows: its values, and the number of what it lists.
+
+    Counted are a product's available variants and the kinds of products.
+    """
+    observation = episode.call(action["name"], action["arguments"])
+    shown = set(leaves(observation.content))
+    if observation.ok and action["name"] == "get_product_details":
+        variants = observation.content["variants"].values()
+        shown.add(str(sum(variant["available"] for variant in variants)))
+    elif observation.ok and action["name"] == "list_all_product_types":
+        shown.add(str(len(observation.content)))
+    return shown
 
 
 class RowChecks:
@@ -120,12 +135,8 @@ class RowChecks:
         if not is_generated(task) or not task.outputs:
             return []
         episode = Episode(self._db)
-        shown = " ".join(
-            json.dumps(episode.call(a["name"], a["arguments"]).content, ensure_ascii=False)
-            for a in task.gold_actions
-        )
+        shown = set().union(*(shown_values(episode, action) for action in task.gold_actions))
         return [
             Fault("unfounded_output", f"no gold call shows {output!r}")
-            for output in task.outputs
-            if json.dumps(output, ensure_ascii=False)[1:-1] not in shown
+            for output in task.outputs if output not in shown
         ]
