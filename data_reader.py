@@ -40,7 +40,7 @@ class Task:
     """The customer's message."""
     gold_actions: list[dict]
     """Reference calls in order, each `{"name", "arguments"}`; none only in a task of tau2-bench
-    that asks for words alone. Read-only."""
+    that asks for words alone, or where a caller of `read_tasks` allows it. Read-only."""
     gold_final: str
     """The outcome in a short phrase."""
     task_id: str

@@ -128,7 +128,7 @@ def _judgeable(tasks: Sequence[Task], args: argparse.Namespace, db: RetailDataba
         else:
             judgeable.append(task)
     if faults and (args.refused_gold == "refuse" or not judgeable):
-        remedy = "correct or drop these rows, or see --refused-gold in `task_tester.py score --help`"
+        remedy = "correct or drop the rows, or give --refused-gold ignore (tau-bench's rule) or skip"
         raise DatasetError(list(faults.values()), remedy)
     if faults:
         effect = "left out" if args.refused_gold == "skip" else "judged without those gold calls"
