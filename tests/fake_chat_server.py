@@ -30,7 +30,8 @@ class Reply:
             return json.dumps({"error": {"message": f"fault {self.status}"}}).encode()
         usage = {"prompt_tokens": self.tokens[0], "completion_tokens": self.tokens[1]}
         message = {"role": "assistant", "content": self.text}
-        return json.dumps({"choices": [{"message": message}], "usage": usage}).encode()
+        answer = {"model": "toy", "choices": [{"message": message}], "usage": usage}
+        return json.dumps(answer).encode()
 
 
 class FakeChatServer:

