@@ -60,7 +60,8 @@ def uses_unsloth(stage: ModelStage) -> bool:
 
 
 def load_model(
-    stage: ModelStage, adapter_dir: str | Path | None = None, trainable: bool = True
+    stage: ModelStage, adapter_dir: str | Path | None = None, trainable: bool = True,
+    any_model: bool = False,
 ) -> tuple[Any, Any]:
     """Load the base model, put the LoRA adapter on it, and load its tokenizer.
 
@@ -68,6 +69,7 @@ def load_model(
         stage: Which model, and how the adapter reaches it.
         adapter_dir: Folder of a saved adapter to continue from; None starts a fresh one.
         trainable: False without `adapter_dir` loads the bare base model.
+        any_model: Take other models than GPT-OSS too; they are sampled by transformers' generate.
 
     Returns:
         The model and its tokenizer (left padding, stop tokens set).
@@ -107,8 +109,9 @@ def load_model(
         _load_adapter(model, Path(adapter_dir))
     if not trainable:
         model.requires_grad_(False)
-    _set_stop_tokens(model, tokenizer)
-    if stage.sampling != "plain":
+    is_gpt_oss = model.config.model_type == "gpt_oss"
+    _set_stop_tokens(model, tokenizer, harmony=is_gpt_oss or not any_model)
+    if stage.sampling != "plain" and (is_gpt_oss or not any_model):
         resident = stage.sampling == "fast-resident"
         try:
             with memory_guard("fast sampling", smaller_loading(stage, with_sampling=True)):
@@ -126,12 +129,15 @@ def _looks_local(name: str) -> bool:
     return name.startswith((".", "/", "~", "models/", "outputs/")) or name.count("/") > 1
 
 
-def load_for_evaluation(name_or_dir: str, stage: ModelStage) -> tuple[Any, Any]:
+def load_for_evaluation(
+    name_or_dir: str, stage: ModelStage, any_model: bool = False
+) -> tuple[Any, Any]:
     """Load a base model, a merged model, or a saved adapter on its base, for generation only.
 
     Args:
         name_or_dir: Hub name, model folder, or folder of a saved adapter.
         stage: Settings for everything that the folder does not say itself.
+        any_model: As `load_model`.
 
     Returns:
         The model in eval mode and its tokenizer.
@@ -144,7 +150,8 @@ def load_for_evaluation(name_or_dir: str, stage: ModelStage) -> tuple[Any, Any]:
         stage = replace(stage, device="auto")
     config_path = Path(name_or_dir) / "adapter_config.json"
     if not config_path.is_file():
-        model, tokenizer = load_model(replace(stage, model_name=name_or_dir), trainable=False)
+        stage = replace(stage, model_name=name_or_dir)
+        model, tokenizer = load_model(stage, trainable=False, any_model=any_model)
         return model.eval(), tokenizer
     config = read_json_file(config_path, *ADAPTER_KEYS)
     # PEFT and Unsloth write the targets in different ways; the weights' names tell for certain.
@@ -158,7 +165,9 @@ def load_for_evaluation(name_or_dir: str, stage: ModelStage) -> tuple[Any, Any]:
         stage, model_name=base, lora_rank=config["r"], lora_alpha=config["lora_alpha"],
         lora_reach=reach,
     )
-    model, tokenizer = load_model(stage, adapter_dir=name_or_dir, trainable=False)
+    model, tokenizer = load_model(
+        stage, adapter_dir=name_or_dir, trainable=False, any_model=any_model
+    )
     return model.eval(), tokenizer
 
 
@@ -329,17 +338,23 @@ def _load_error(stage: ModelStage, error: Exception) -> ModelError:
     )
 
 
-def _set_stop_tokens(model: Any, tokenizer: Any) -> None:
-    """Make generation end at a final message or a tool call, and pad on the left."""
-    ids = tokenizer.convert_tokens_to_ids(list(STOP_TOKENS))
-    if None in ids or len(set(ids)) != len(STOP_TOKENS):
+def _set_stop_tokens(model: Any, tokenizer: Any, harmony: bool) -> None:
+    """Make generation end where a message ends, and pad on the left."""
+    config = model.generation_config
+    if harmony:
+        ids = tokenizer.convert_tokens_to_ids(list(STOP_TOKENS))
+    else:
+        known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        ids = list(dict.fromkeys(i for i in [*known, tokenizer.eos_token_id] if i is not None))
+        if not ids:
+            raise ModelError("neither the model nor its tokenizer names an end-of-text token")
+    if harmony and (None in ids or len(set(ids)) != len(STOP_TOKENS)):
         raise ModelError(
             f"the tokenizer lacks {' or '.join(STOP_TOKENS)}: it is not a GPT-OSS (harmony) model"
         )
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = "<|endoftext|>"
-    config = model.generation_config
+        tokenizer.pad_token = "<|endoftext|>" if harmony else tokenizer.convert_ids_to_tokens(ids[0])
     config.eos_token_id = ids
     config.pad_token_id = tokenizer.pad_token_id
     # Sampling settings come from the stages; a checkpoint's own would override them silently.

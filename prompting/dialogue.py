@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from prompting.agent import agent_instructions, agent_tools
 from prompting.harmony import (
     CALL,
     CHANNEL,
@@ -126,6 +127,33 @@ def render_dialogue(
         else:
             raise ValueError(f"message role {role!r}: must be user, assistant or tool")
     return "".join(parts) + assistant
+
+
+class HarmonyFormat:
+    """How GPT-OSS reads and writes conversations.
+
+    Args:
+        reasoning: reasoning effort: low, medium or high.
+    """
+
+    def __init__(self, reasoning: str = "low") -> None:
+        self._reasoning = reasoning
+        self._tools = agent_tools()
+        self._system = {"role": "system", "content": agent_instructions()}
+
+    def render(self, messages: Sequence[Mapping[str, Any]], analyses: Mapping[int, str]) -> str:
+        """Return the prompt of a conversation, policy and tools included.
+
+        Args:
+            messages: user, assistant and tool messages.
+            analyses: thinking by the index of the assistant message that it led to.
+        """
+        shifted = {index + 1: text for index, text in analyses.items()}
+        return render_dialogue([self._system, *messages], self._tools, shifted, self._reasoning)
+
+    def parse(self, completion: str) -> Reply:
+        """Read a completion, see `parse_reply`."""
+        return parse_reply(completion)
 
 
 def _is_words(message: Mapping[str, Any]) -> bool:

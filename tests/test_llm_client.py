@@ -1,6 +1,7 @@
 """The chat client against a real HTTP server on loopback: retries, waits, time-outs, cost."""
 
 import builtins
+import json
 
 import pytest
 
@@ -9,6 +10,7 @@ from tasks.llm.client import (
     ChatClient,
     LlmConfig,
     LlmError,
+    LlmRefused,
     LlmUnavailable,
     RateLimiter,
 )
@@ -146,3 +148,34 @@ def test_missing_package_names_the_command(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_openai)
     with pytest.raises(LlmError, match="pip install 'openai"):
         ChatClient(LlmConfig(model="m"))
+
+
+CALL_MESSAGE = {"role": "assistant", "content": None, "tool_calls": [
+    {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}
+
+
+def test_messages_with_calls_come_back_whole_and_tools_are_sent():
+    body = json.dumps({"choices": [{"message": CALL_MESSAGE}],
+                       "usage": {"prompt_tokens": 7, "completion_tokens": 3}}).encode()
+    with FakeChatServer(in_turn(Reply(body=body))) as server:
+        client = ChatClient(config(server))
+        message = client.converse([{"role": "user", "content": "x"}], [{"type": "function"}], seed=5)
+    assert message == CALL_MESSAGE | {"num_tokens": 3}
+    assert server.requests[0]["tools"] == [{"type": "function"}]
+    assert server.requests[0]["seed"] == 5 and client.usage.completion_tokens == 3
+
+
+def test_an_empty_message_is_the_models_own_and_not_asked_again():
+    with FakeChatServer(in_turn(Reply(""))) as server:
+        assert ChatClient(config(server)).converse([], [])["content"] == ""
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status, error", [(400, LlmRefused), (401, LlmError)])
+def test_an_endpoint_that_repeats_the_key_does_not_get_it_printed(status, error):
+    body = json.dumps({"error": {"message": "bad key sk-secret\n" + "x" * 5_000}}).encode()
+    with FakeChatServer(in_turn(Reply(status=status, body=body))) as server:
+        with pytest.raises(error) as caught:
+            ChatClient(config(server, api_key="sk-secret")).converse([], [])
+    assert "sk-secret" not in str(caught.value) and "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500

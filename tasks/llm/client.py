@@ -1,7 +1,7 @@
 """A small client for any OpenAI-compatible chat endpoint: retries, rate limit, time-out, cost.
 
 The `openai` package is optional and is imported only when a client is made. Left out: streaming,
-tool calls, caching of answers, and any provider's own extras (what differs between providers).
+caching of answers, and any provider's own extras (what differs between providers).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ INSTALL_COMMAND = "pip install 'openai>=1.40'"
 BACKOFF_BASE_S = 1.0
 RETRIED_STATUSES = frozenset({408, 409, 425, 429})
 FATAL_STATUSES = frozenset({401, 403, 404})
+MAX_FAULT_CHARACTERS = 300
 
 
 class LlmError(RuntimeError):
@@ -26,6 +27,10 @@ class LlmError(RuntimeError):
 
 class LlmUnavailable(RuntimeError):
     """One question got no usable answer; the caller keeps what it had."""
+
+
+class LlmRefused(LlmUnavailable):
+    """The endpoint refuses this one question, such as one that is too long; asking again is vain."""
 
 
 class BudgetSpent(LlmUnavailable):
@@ -181,8 +186,34 @@ class ChatClient:
             BudgetSpent: The cost has reached `max_cost`.
             LlmError: The endpoint refuses key or model name, so that every request would fail.
         """
+        message = self._answer({"model": model or self.config.model, "messages": messages}, words=True)
+        return message["content"]
+
+    def converse(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], **fields: Any
+    ) -> dict[str, Any]:
+        """Return the model's next message in a conversation with tools.
+
+        Args:
+            messages: OpenAI-style messages, calls and tool results among them.
+            tools: OpenAI-style schemas.
+            fields: Further fields of the request, such as `seed`.
+
+        Returns:
+            The message as the endpoint sent it, be it empty, and with `num_tokens`, the completion
+            tokens that the endpoint counted, where it did.
+
+        Raises:
+            LlmUnavailable: As `ask`.
+            BudgetSpent: As `ask`.
+            LlmError: As `ask`.
+        """
+        request = {"model": self.config.model, "messages": messages, "tools": tools, **fields}
+        return self._answer(request, words=False)
+
+    def _answer(self, request: dict[str, Any], words: bool) -> dict[str, Any]:
+        """Ask until the endpoint sends a message, and one with words where these are needed."""
         # No token limit is sent: providers disagree on the field's name and refuse the other one.
-        request: dict[str, Any] = {"model": model or self.config.model, "messages": messages}
         if self.config.temperature is not None:
             request["temperature"] = self.config.temperature
         fault = ""
@@ -190,17 +221,20 @@ class ChatClient:
             if attempt:
                 with self._lock:
                     self.usage.num_retries += 1
-            text, fault, retry_after_s = self._attempt(request)
-            if text is not None:
-                return text
+            message, fault, retry_after_s = self._attempt(request)
+            text = message.get("content")
+            if not fault and words and not (isinstance(text, str) and text.strip()):
+                fault = "the answer is empty"
+            if not fault:
+                return message
             if attempt + 1 < self.config.max_attempts:
                 self._sleep(self._pause_s(attempt, retry_after_s))
         with self._lock:
             self.usage.num_unanswered += 1
         raise LlmUnavailable(f"no answer after {self.config.max_attempts} attempts: {fault}")
 
-    def _attempt(self, request: dict[str, Any]) -> tuple[str | None, str, float | None]:
-        """Send one request; return (text or None, fault, seconds the server asks us to wait)."""
+    def _attempt(self, request: dict[str, Any]) -> tuple[dict[str, Any], str, float | None]:
+        """Send one request; return (message, fault, seconds the server asks us to wait)."""
         budget = self.config.max_cost
         if budget is not None and self.usage.cost >= budget:
             raise BudgetSpent(f"budget spent: {self.usage.cost:.4f} of {budget} US dollars")
@@ -210,38 +244,46 @@ class ChatClient:
         try:
             response = self._client.chat.completions.with_raw_response.create(**request)
         except self._openai.APITimeoutError:
-            return None, f"time-out after {self.config.timeout_s:g} s", None
+            return {}, f"time-out after {self.config.timeout_s:g} s", None
         except self._openai.APIConnectionError as error:
-            return None, f"connection failed ({error.__cause__ or error})", None
+            return {}, f"connection failed ({error.__cause__ or error})", None
         except self._openai.APIStatusError as error:
             status = error.status_code
             if status in FATAL_STATUSES:
-                raise LlmError(f"{self._client.base_url} refuses key or model: {error}") from error
+                raise LlmError(
+                    f"{self._client.base_url} refuses key or model: {self._line(error)}"
+                ) from error
             if status < 500 and status not in RETRIED_STATUSES:
-                raise LlmUnavailable(f"request refused: {error}") from error
-            return None, f"HTTP {status}", _seconds(error.response.headers.get("retry-after"))
+                raise LlmRefused(f"request refused: {self._line(error)}") from error
+            return {}, f"HTTP {status}", _seconds(error.response.headers.get("retry-after"))
         return self._read(response.http_response.text)
 
-    def _read(self, body: str) -> tuple[str | None, str, None]:
-        """Count the tokens of an answer and return its text; a body of another form is a fault."""
+    def _line(self, error: Exception) -> str:
+        """Return an endpoint's words as one bounded line without the key, should it repeat it."""
+        text = " ".join(str(error).split())
+        return text.replace(self.config.api_key or "\0", "(key)")[:MAX_FAULT_CHARACTERS]
+
+    def _read(self, body: str) -> tuple[dict[str, Any], str, None]:
+        """Count the tokens of an answer and return its message; a body of another form is a fault."""
         try:
             answer = json.loads(body)
-        except ValueError:
-            return None, "the answer is not JSON", None
+        except (ValueError, RecursionError):
+            return {}, "the answer is not JSON", None
         if not isinstance(answer, dict):
-            return None, "the answer is not a JSON object", None
-        self._count(answer.get("usage"))
+            return {}, "the answer is not a JSON object", None
+        num_tokens = self._count(answer.get("usage"))
         try:
-            text = answer["choices"][0]["message"]["content"]
+            message = answer["choices"][0]["message"]
         except (KeyError, IndexError, TypeError):
-            return None, "the answer has no message", None
-        if not isinstance(text, str) or not text.strip():
-            return None, "the answer is empty", None
-        return text, "", None
+            message = None
+        if not isinstance(message, dict):
+            return {}, "the answer has no message", None
+        return message | ({"num_tokens": num_tokens} if num_tokens else {}), "", None
 
-    def _count(self, usage: Any) -> None:
+    def _count(self, usage: Any) -> int:
+        """Add what an answer cost; return its completion tokens, 0 when they are not known."""
         if not isinstance(usage, dict):
-            return
+            return 0
         tokens = [usage.get(key) for key in ("prompt_tokens", "completion_tokens")]
         num_in, num_out = (value if isinstance(value, int) else 0 for value in tokens)
         price = num_in * self.config.input_price + num_out * self.config.output_price
@@ -249,6 +291,7 @@ class ChatClient:
             self.usage.prompt_tokens += num_in
             self.usage.completion_tokens += num_out
             self.usage.cost += price / 1e6
+        return num_out
 
     def _pause_s(self, attempt: int, retry_after_s: float | None) -> float:
         """Exponential backoff with jitter; a server's own wish comes first; always bounded."""
