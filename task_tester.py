@@ -57,7 +57,7 @@ def _run_audit(args: argparse.Namespace) -> int:
     from tasks.audit.audit import audit_file
 
     against = [_existing_file(other) for other in args.against]
-    report = audit_file(path, args.data_dir, against)
+    report = audit_file(path, args.data_dir, against, **_split_of_run(args.run_dir))
     if args.report is not None:
         report.write_report(args.report)
     if args.json:
@@ -65,6 +65,21 @@ def _run_audit(args: argparse.Namespace) -> int:
     else:
         report.print()
     return 0 if report.num_valid == report.num_tasks else INVALID_DATA
+
+
+def _split_of_run(folder: Path | None) -> dict[str, Any]:
+    """Return the seed and the fractions of a run's split; none without a run."""
+    if folder is None:
+        return {}
+    import configs
+
+    try:
+        config = configs.read_settings(folder / "config.json")
+    except configs.ConfigError as error:
+        raise UsageError(f"--run {error}") from None
+    if config is None:
+        raise UsageError(f"--run {folder}: holds no run; name the output folder of one")
+    return {"seed": config.data.split_seed, "fractions": config.data.fractions}
 
 
 # -- evaluate ----------------------------------------------------------------------------------
@@ -100,7 +115,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     try:
         evaluate_model_dir(
             model=args.model, tasks=tasks, db=db, output_dir=args.output,
-            num_trials=args.num_trials, batch_size=args.batch_size,
+            num_trials=args.num_trials, batch_size=args.batch_size, tasks_path=args.tasks,
         )
     except (ConfigError, ModelError, RunError) as error:
         raise UsageError(f"--model {args.model}: {error}") from None
@@ -301,6 +316,10 @@ def build_parser() -> argparse.ArgumentParser:
     audit.add_argument(
         "--against", type=Path, nargs="+", default=[], metavar="F",
         help="other task files; customers and queries in another split there are leaks",
+    )
+    audit.add_argument(
+        "--run", type=Path, metavar="DIR", dest="run_dir",
+        help="split the tasks as the run in this folder does (default: as the presets do)",
     )
     audit.add_argument("--json", action="store_true", help="print counts and reasons as JSON only")
     audit.add_argument("--report", type=Path, metavar="FILE.md", help="write the reasons here too")

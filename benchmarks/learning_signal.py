@@ -23,11 +23,11 @@ sys.path.insert(0, str(ROOT))
 import configs  # noqa: E402
 import training  # noqa: E402, F401  (Unsloth, before anything that it patches)
 from common.files import read_json, write_json_atomic  # noqa: E402
+from gptoss.load import load_adapter  # noqa: E402
 from training import pipeline  # noqa: E402
 from training.callbacks import MetricsTable  # noqa: E402
 from training.evaluation import Evaluation, compare_evaluations  # noqa: E402
 from training.monitor import BEST_NAME  # noqa: E402
-from training.trainer import take_up_adapter  # noqa: E402
 
 ROUNDS = (0, 1, 2)
 SHOWN = ("exact_match_rate", "db_match_rate", "mean_reward", "json_parse_success")
@@ -92,7 +92,7 @@ def measure_best_restored(arguments: argparse.Namespace) -> dict[str, Any]:
     pipeline.train_grpo(run, model, tokenizer)
     last = pipeline.evaluate_stage(run, model, tokenizer, "sft_grpo")
     folder = run.folder / BEST_NAME
-    take_up_adapter(model, folder)
+    load_adapter(model, folder)
     # Under a label of its own: a stage that is evaluated already would be read from its file.
     restored = pipeline.evaluate_stage(run, model, tokenizer, "restored")
     rows = MetricsTable(run.folder / "metrics.csv").stage_rows("grpo", arguments.long_steps)

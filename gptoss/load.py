@@ -106,7 +106,7 @@ def load_model(
         except (OSError, ConnectionError) as error:
             raise _load_error(stage, error) from error
     if adapter_dir is not None:
-        _load_adapter(model, Path(adapter_dir))
+        load_adapter(model, adapter_dir)
     if not trainable:
         model.requires_grad_(False)
     is_gpt_oss = model.config.model_type == "gpt_oss"
@@ -362,7 +362,16 @@ def _set_stop_tokens(model: Any, tokenizer: Any, harmony: bool) -> None:
     config.max_length = None
 
 
-def _load_adapter(model: Any, adapter_dir: Path) -> None:
+def load_adapter(model: Any, adapter_dir: str | Path) -> None:
+    """Put a saved adapter's weights into the model's own adapter, all of them or an error.
+
+    Args:
+        model: A model with a LoRA adapter; a reference policy's adapter beside it stays as it is.
+        adapter_dir: Folder of the saved adapter.
+
+    Raises:
+        ModelError: A tensor is missing, unknown to the model, or of another shape.
+    """
     from peft import load_peft_weights, set_peft_model_state_dict
 
     weights = load_peft_weights(str(adapter_dir), device="cpu")
@@ -371,7 +380,8 @@ def _load_adapter(model: Any, adapter_dir: Path) -> None:
     except RuntimeError as error:
         line = " ".join(str(error).split())[:200]
         raise ModelError(f"{adapter_dir}: adapter does not fit the model: {line}") from error
-    missing = [name for name in result.missing_keys if "lora_" in name]
+    # To PEFT every weight of the base model and of the other adapters is missing, too.
+    missing = [key for key in result.missing_keys if "lora_" in key and ".default." in key]
     unused = list(result.unexpected_keys)
     if missing or unused:
         name = (missing or unused)[0]

@@ -288,6 +288,14 @@ def test_the_same_customer_or_words_in_two_splits_are_leaks(rows, tmp_path):
     assert audit_file(clean).leakage["num_users_in_two_splits"] == 0
 
 
+def test_the_audit_splits_as_the_run_does():
+    split = {"seed": 7, "fractions": (0.5, 0.2, 0.3)}
+    audit = audit_file(OWN_FILES[0], **split)
+    parts = split_tasks(read_tasks(OWN_FILES[0]), **split, db=RetailDatabase.load())
+    assert audit.mix["splits"] == {name: len(part) for name, part in parts._asdict().items()}
+    assert audit.mix["splits"] != audit_file(OWN_FILES[0]).mix["splits"]
+
+
 def test_nearly_the_same_words_in_two_splits_are_leaks():
     leaks = SplitLeakage(RetailDatabase.load())
     tasks = {leaks.split_of(task): task for task in read_tasks(OWN_FILES[0])[:100]}

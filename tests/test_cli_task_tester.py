@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from example_tasks import make_tasks
 
+import configs
 import task_tester
 from data_reader import DatasetError, gold_completion, read_tasks, task_to_json
 from envs.retail import RetailDatabase
@@ -275,7 +276,8 @@ def fake_audit(monkeypatch):
     """Put a fake `tasks.audit.audit` in place; its report's counts can be set."""
     found = {"num_tasks": 2, "num_valid": 2}
 
-    def audit_file(path, data_dir, against):
+    def audit_file(path, data_dir, against, **split):
+        found["split"] = split
         if Path(path).stat().st_size == 0:
             raise DatasetError([f"{path}: holds no task"])
         return SimpleNamespace(
@@ -300,6 +302,22 @@ def test_audit_exit_codes_and_output(tmp_path, task_file, fake_audit, capsys):
     assert main(["audit", str(task_file)]) == 1
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1 and "holds no task" in captured.err
+
+
+def test_audit_takes_the_split_of_a_run(tmp_path, task_file, fake_audit, capsys):
+    assert main(["audit", str(task_file)]) == 0 and fake_audit["split"] == {}
+    config = configs.with_overrides(
+        configs.get_preset("cpu"), {"data.split_seed": 7, "data.train_fraction": 0.5}
+    )
+    (tmp_path / "config.json").write_text(f'{{"settings": {config.to_json()}}}')
+    assert main(["audit", str(task_file), "--run", str(tmp_path)]) == 0
+    assert fake_audit["split"] == {"seed": 7, "fractions": (0.5, 0.1, 0.4)}
+    (tmp_path / "config.json").write_text("{")
+    capsys.readouterr()
+    for folder, told in ((tmp_path, "not valid JSON"), (tmp_path / "none", "holds no run")):
+        assert main(["audit", str(task_file), "--run", str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and told in error and f"--run {folder}" in error
 
 
 @pytest.fixture

@@ -198,7 +198,13 @@ def test_groups_without_spread_are_replaced(folder, db):
     trainer = FakeTrainer(tokenizer, answers)
     batch = [prompt for prompt in prompts[:2] for _ in range(2)]
     output = resampler(batch, trainer)
-    assert scorer.notes == {"resampling/useful_before": 0.5, "resampling/useful_after": 1.0}
+    assert output["useful_before"] == [True, True, False, False]
+    assert output["useful_after"] == [True] * 4
+    logged: dict[str, float] = {}
+    fields = {key: output[key] for key in ("completion_ids", "task", "useful_before", "useful_after")}
+    tool_reward, _ = make_reward_functions(CompletionScorer(tokenizer, db))
+    tool_reward(log_metric=logged.__setitem__, **fields)
+    assert logged["resampling/useful_before"] == 0.5 and logged["resampling/useful_after"] == 1.0
     assert output["task"] == [texts[0]] * 4, "the dead group's task is the drawn one's"
     assert tokenizer.decode(output["prompt_ids"][2]) == prompts[0]
     assert len(output["completion_ids"]) == 4 and output["logprobs"] is None

@@ -3,17 +3,20 @@
 import csv
 import dataclasses
 import errno
+import hashlib
+import json
 import os
 import random
 import re
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import resume_run
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import configs
 from common.files import (
@@ -27,8 +30,13 @@ from common.files import (
     read_json,
     remove_checkpoints,
 )
+from envs.retail import RetailDatabase
+from envs.retail.database import DEFAULT_DATA_DIR
+from gptoss.load import load_adapter, load_model, save_adapter
 from gptoss.preflight import ModelError
-from training import pipeline
+from training import pipeline, run_data
+from training.monitor import restore_best
+from training.trainer import run_trainer
 
 NUM_KILLS = 12
 
@@ -271,6 +279,116 @@ def test_an_earlier_run_is_set_aside_wholly_or_not_at_all(tmp_path, monkeypatch)
     assert [path.name for path in folder.iterdir()] == ["config.json"]
     aside = {path.name for path in tmp_path.glob("run.earlier-*/*")}
     assert aside == {"final_model", "metrics.csv", "config.json"}
+
+
+def remove_a_row(folder: Path) -> str:
+    path = folder / "tasks.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    return f"{path} (40 lines then, 39 lines now)"
+
+
+def change_gold(folder: Path) -> str:
+    path = folder / "tasks.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["gold_final"] = "another"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return f"{path} (other content in 40 lines)"
+
+
+def change_the_store(folder: Path) -> str:
+    path = folder / "store" / "users.json"
+    users = json.loads(path.read_text())
+    next(iter(users.values()))["name"]["first_name"] = "Another"
+    path.write_text(json.dumps(users))
+    return f"store {folder / 'store'} (other content in"
+
+
+@pytest.mark.parametrize("change", [remove_a_row, change_gold, change_the_store])
+def test_a_run_is_not_resumed_on_other_data(tmp_path, change):
+    shutil.copytree(DEFAULT_DATA_DIR, tmp_path / "store")
+    config = resume_run.resume_config(tmp_path, data__data_dir=str(tmp_path / "store"))
+    pipeline.prepare_run(config)
+    record = tmp_path / "run" / "config.json"
+    before = record.read_text()
+    for path in (tmp_path / "tasks.jsonl", *(tmp_path / "store").iterdir()):
+        path.write_bytes(path.read_bytes())
+    pipeline.prepare_run(config, resume=True)
+    told = change(tmp_path)
+    # A setting that may change is not recorded when the run is refused.
+    smaller = dataclasses.replace(
+        config, evaluation=dataclasses.replace(config.evaluation, batch_size=2)
+    )
+    with pytest.raises(RunError) as error:
+        pipeline.prepare_run(smaller, resume=True)
+    assert "\n" not in str(error.value) and record.read_text() == before
+    assert f"was started with other data: {told}" in str(error.value)
+    assert "resume with the same data or choose another --output-dir" in str(error.value)
+    # What an earlier version wrote says nothing about the data, and goes on.
+    facts = json.loads(before)
+    assert facts.pop("hashes")
+    record.write_text(json.dumps(facts))
+    pipeline.prepare_run(config, resume=True)
+
+
+def test_each_task_file_is_hashed_once(tmp_path, monkeypatch):
+    config = resume_run.resume_config(tmp_path)
+    opened = []
+    open_path = Path.open
+
+    def note(path, *args, **kwargs):
+        opened.append(str(path))
+        return open_path(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", note)
+    monkeypatch.setattr(run_data, "CHUNK_BYTES", 100)
+    found = run_data.describe_content(config, RetailDatabase.load())
+    assert opened.count(config.data.dataset_path) == 1
+    digest = hashlib.sha256((tmp_path / "tasks.jsonl").read_bytes()).hexdigest()
+    assert found[config.data.dataset_path] == {"sha256": digest, "size": "40 lines"}
+    other = dataclasses.replace(config, data=dataclasses.replace(
+        config.data, eval_dataset_path=str(shutil.copy(tmp_path / "tasks.jsonl", tmp_path / "b")),
+    ))
+    assert len(run_data.describe_content(other, RetailDatabase.load())) == 3
+
+
+def damage(folder: Path, how: str) -> None:
+    """Take a tensor out of a saved adapter, or add one that the model does not know."""
+    path = folder / "adapter_model.safetensors"
+    weights = load_file(path)
+    name = sorted(weights)[0]
+    if how == "missing":
+        del weights[name]
+    else:
+        weights[name.replace("layers.0", "layers.7")] = weights[name].clone()
+    save_file(weights, path)
+    mark_complete(folder)
+
+
+@pytest.mark.parametrize("how", ["missing", "unknown"])
+def test_an_adapter_that_does_not_fit_is_refused_wherever_it_is_loaded(tmp_path, how):
+    config = resume_run.resume_config(tmp_path)
+    run = pipeline.prepare_run(config)
+    model, tokenizer = pipeline.load_run_model(run)
+    saved = save_adapter(model, tokenizer, tmp_path / "saved")
+    model.add_adapter("ref", model.peft_config["default"])
+    load_adapter(model, saved)  # the reference policy's own weights are none of it
+    damage(saved, how)
+    for name in ("sft/adapter", "final_model", "best_adapter", "sft/checkpoint-1"):
+        shutil.copytree(saved, run.folder / name)
+        if name == "best_adapter":
+            (run.folder / name / "step.json").write_text('{"step": 1}')
+    trainer = SimpleNamespace(model=model, args=SimpleNamespace(output_dir=run.folder / "sft"))
+    counts = "1 tensors missing, 0 unused" if how == "missing" else "0 tensors missing, 1 unused"
+    for load in (
+        lambda: pipeline.train_sft(run, model, tokenizer),
+        lambda: pipeline.train_grpo(run, model, tokenizer),
+        lambda: restore_best(run.folder, model, 1),
+        lambda: run_trainer(trainer, resume=True),
+        lambda: load_model(config.model, adapter_dir=saved),
+    ):
+        with pytest.raises(ModelError, match=f"adapter does not fit: {counts}") as error:
+            load()
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -9,7 +9,6 @@ from gptoss.load import load_model
 from prompting.harmony import render_completion
 from training.sft import (
     build_sft_trainer,
-    check_lengths,
     choose_rows,
     count_steps,
     order_rows,
@@ -54,17 +53,6 @@ def test_the_mask_survives_batching(folder, loaded):
     batch = next(iter(trainer.get_train_dataloader()))
     for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
         assert tokenizer.decode(ids[labels != -100]) in texts
-
-
-def test_a_row_that_would_be_cut_is_refused(loaded):
-    lengths = row_lengths(loaded[1], build_sft_dataset(tiny_random.make_tasks(3), "brief"))
-    longest = max(lengths)
-    check_lengths(lengths, longest)
-    message = f"1 of 3 rows need up to {longest} tokens, model.max_seq_length is {longest - 1}"
-    with pytest.raises(RunError, match=message):
-        check_lengths(lengths, longest - 1)
-    with pytest.raises(RunError, match=f"up to {longest + 9} tokens"):
-        check_lengths(lengths, longest, reserve=9)
 
 
 def lay_out(lengths: list[int], num_batches: int, seed: int) -> list[int]:

@@ -42,10 +42,10 @@ class Group(NamedTuple):
 class Resampler:
     """TRL's `rollout_func`: samples the batch, then replaces groups without spread.
 
-    How many completions were in groups with spread, before and after, is noted in
-    `CompletionScorer.notes` and logged with the rewards. All draws depend on the seed, the step and
-    the place in the batch of all processes: a resumed run, and any number of processes, draw alike
-    (completions on a CPU with fast sampling only, see `FastGenerate.row_seeds`).
+    Whether a completion's group had spread, before and after, goes with it to the reward functions,
+    which log the shares. All draws depend on the seed, the step and the place in the batch of all
+    processes: a resumed run, and any number of processes, draw alike (completions on a CPU with
+    fast sampling only, see `FastGenerate.row_seeds`).
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class Resampler:
             trainer: TRL's trainer.
 
         Returns:
-            Token ids of prompts and completions, and the task of each: the drawn one's where a
-            group was replaced.
+            Token ids of prompts and completions, the task of each (the drawn one's where a group
+            was replaced), and the fields that the reward functions log.
         """
         size = self.config.grpo.num_generations
         texts = [self.lookup.task(prompt) for prompt in prompts]
@@ -85,13 +85,13 @@ class Resampler:
         numbers = range(first, first + len(prompts) // size)
         name = f"{self.config.seed}/{trainer.state.global_step}"
         groups = self._sample(prompts, texts, trainer, [f"{name}/0/{n}" for n in numbers])
-        self.scorer.notes["resampling/useful_before"] = _share_with_spread(groups)
+        useful_before = _useful(groups)
         for round_number in range(1, self.config.grpo.resample_rounds + 1):
             dead = [index for index, group in enumerate(groups) if not group.has_spread]
             if not dead:
                 break
             names = [f"{name}/{round_number}/{numbers[index]}" for index in dead]
-            drawn = [self._draw(name, trainer.processing_class) for name in names]
+            drawn = [self._draw(name) for name in names]
             fresh = self._sample(
                 [row["prompt"] for row in drawn for _ in range(size)],
                 [row["task"] for row in drawn for _ in range(size)], trainer, names,
@@ -99,23 +99,19 @@ class Resampler:
             for index, group in zip(dead, fresh, strict=True):
                 if group.has_spread:
                     groups[index] = group
-        self.scorer.notes["resampling/useful_after"] = _share_with_spread(groups)
         return {
             "prompt_ids": [ids for group in groups for ids in group.prompt_ids],
             "completion_ids": [ids for group in groups for ids in group.completion_ids],
             "task": [text for group in groups for text in group.task],
+            "useful_before": useful_before,
+            "useful_after": _useful(groups),
             "logprobs": None,
         }
 
-    def _draw(self, name: str, tokenizer: Any) -> dict[str, str]:
-        """Return the row of a task drawn for a group, one that leaves room for a completion."""
-        draws = random.Random(name)
-        room = self.config.model.max_seq_length - self.config.grpo.max_completion_length
-        while True:
-            task = self.tasks[draws.randrange(len(self.tasks))]
-            row = next(grpo_rows([task], self.config.data.prompt_style))
-            if len(tokenizer(text=row["prompt"])["input_ids"]) <= room:
-                return row
+    def _draw(self, name: str) -> dict[str, str]:
+        """Return the row of a task drawn for a group."""
+        task = self.tasks[random.Random(name).randrange(len(self.tasks))]
+        return next(grpo_rows([task], self.config.data.prompt_style))
 
     def _sample(
         self, prompts: list[str], tasks: list[str], trainer: Any, names: Iterable[str]
@@ -141,5 +137,6 @@ class Resampler:
         ]
 
 
-def _share_with_spread(groups: list[Group]) -> float:
-    return sum(group.has_spread for group in groups) / len(groups)
+def _useful(groups: list[Group]) -> list[bool]:
+    """Say of each completion whether its group has spread."""
+    return [group.has_spread for group in groups for _ in group.rewards]

@@ -17,7 +17,7 @@ import torch
 import configs
 from accelerate import PartialState
 from common.files import RunError, read_json, write_json_atomic, write_text_atomic
-from data_reader import Task, plan_messages
+from data_reader import DatasetError, Task, plan_messages
 from envs.retail import RetailDatabase
 from gptoss.generation import generate_batch, split_batches
 from gptoss.memory import LARGER_GPU
@@ -29,6 +29,7 @@ from task_tester import (
     score_completion,
     summarize,
 )
+from training.fit import Demand, describe_long_tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGE_NAMES = {"base": "base", "sft": "SFT", "sft_grpo": "SFT+GRPO"}
@@ -359,6 +360,7 @@ def evaluate_model_dir(
     output_dir: str | Path,
     num_trials: int = 1,
     batch_size: int | None = None,
+    tasks_path: str | Path = "tasks",
 ) -> dict[str, Any]:
     """Evaluate a model folder or name for `task_tester.py evaluate`.
 
@@ -369,11 +371,13 @@ def evaluate_model_dir(
         output_dir: evaluation.json and completions.jsonl go there, and replace older ones.
         num_trials: Attempts per task; above 1 they are sampled, each trial with its own seed.
         batch_size: Prompts per generate call; None takes that of the model's settings.
+        tasks_path: Their file, named in errors.
 
     Returns:
         The content of evaluation.json: the metrics over all trials under "model".
 
     Raises:
+        DatasetError: A prompt leaves no room for the answer.
         ModelError: The model cannot be loaded, or the GPU's memory is too small for the batch.
     """
     from gptoss.load import load_for_evaluation, memory_guard
@@ -383,6 +387,9 @@ def evaluate_model_dir(
     settings = replace(config.evaluation, greedy=num_trials == 1, batch_size=size)
     config = replace(config, evaluation=settings, output_dir=str(output_dir))
     loaded, tokenizer = load_for_evaluation(model, config.model)
+    demand = Demand(str(tasks_path), tasks, "evaluation.max_new_tokens", settings.max_new_tokens)
+    if fault := describe_long_tasks([demand], loaded, tokenizer, config, "train with"):
+        raise DatasetError([fault])
     texts: list[str] = []
     for trial in range(num_trials):
         seeded = replace(config, seed=config.seed + trial)

@@ -32,7 +32,7 @@ from training.monitor import (
 )
 from training.rewards import CompletionScorer, RewardFunction, make_reward_functions
 from training.run_data import DIFFICULTIES
-from training.sft import check_lengths, choose_rows, order_rows, row_lengths
+from training.sft import choose_rows, order_rows, row_lengths
 from training.task_store import drop_rows, select_tasks, store_rows
 from training.trainer import common_arguments, round_up, run_trainer, world_size
 
@@ -101,9 +101,6 @@ def build_grpo_trainer(
 
     Returns:
         The trainer.
-
-    Raises:
-        RunError: A prompt leaves no room for a completion.
     """
     from trl import GRPOConfig, GRPOTrainer
 
@@ -123,7 +120,6 @@ def build_grpo_trainer(
     chosen = select_tasks(tasks, shown)
     rows = store_rows(grpo_rows(chosen, config.data.prompt_style), rows_dir(config))
     lengths = row_lengths(tokenizer, rows)
-    check_lengths(lengths, config.model.max_seq_length, stage.max_completion_length)
     if not stage.curriculum:
         # TRL pads a whole generate call to its longest prompt: like lengths go together.
         order = order_rows(blocks, lengths, tasks_per_generation, generations)
@@ -193,7 +189,7 @@ def run_grpo(
         The trainer's closing figures (`train_runtime` in seconds, ...).
 
     Raises:
-        RunError: A prompt is too long, there are too few tasks, or the disk is full.
+        RunError: There are too few tasks, or the disk is full.
     """
     if config.grpo.max_steps == 0:
         return {}

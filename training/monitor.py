@@ -26,13 +26,12 @@ from common.files import (
 )
 from data_reader import Task
 from envs.retail import Episode, RetailDatabase
-from gptoss.load import save_adapter
+from gptoss.load import load_adapter, save_adapter
 from prompting import harmony
 from task_tester import Score, parse_plan, score_completion
 from training.callbacks import MetricsTable, RunLogger
 from training.evaluation import choose_tasks, complete_tasks
 from training.rewards import CompletionScorer
-from training.trainer import take_up_adapter
 
 BEST_NAME = "best_adapter"
 QUIET_STEPS = 20
@@ -358,7 +357,7 @@ def restore_best(folder: Path, model: Any, last_step: int) -> None:
     step = read_json(folder / BEST_NAME / "step.json", {})["step"]
     if step != last_step:
         print(f"the adapter of step {step} is kept, the best on held-out tasks")
-    take_up_adapter(model, folder / BEST_NAME)
+    load_adapter(model, folder / BEST_NAME)
 
 
 class Watchdog(TrainerCallback):

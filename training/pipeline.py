@@ -24,6 +24,7 @@ from accelerate import PartialState
 from common import versions
 from common.files import (
     RunError,
+    SettingsError,
     build_folder,
     disk_full_error,
     is_complete,
@@ -35,6 +36,7 @@ from data_reader import Task
 from envs.retail import RetailDatabase
 from gptoss.load import (
     check_merge_space,
+    load_adapter,
     load_model,
     memory_guard,
     merge_and_save,
@@ -42,11 +44,11 @@ from gptoss.load import (
 )
 from gptoss.memory import changed_fields, keeps_the_steps, report_peak, smaller_setting
 from training.evaluation import Evaluation, evaluate_model, print_table, record_differences
+from training.fit import describe_long_tasks, run_demands
 from training.grpo import run_grpo
 from training.rewards import CompletionScorer, RewardFunction, make_reward_functions
-from training.run_data import load_tasks
+from training.run_data import Content, check_content, describe_content, load_tasks
 from training.sft import run_sft
-from training.trainer import take_up_adapter
 
 STAGES = ("base", "sft", "sft_grpo")
 PACKAGES = (
@@ -121,8 +123,8 @@ def prepare_run(config: configs.RunConfig, resume: bool = False) -> Run:
     Raises:
         DatasetError: A task file is missing, faulty or too small.
         DatabaseError: The store cannot be read.
-        RunError: The folder cannot be written or holds a run with other settings, or a package has
-            a version that is known not to work.
+        RunError: The folder cannot be written or holds a run with other settings or on other data,
+            or a package has a version that is known not to work.
     """
     broken = versions.find_broken(versions.has_gpu_stack())
     if broken:
@@ -145,12 +147,14 @@ def prepare_run(config: configs.RunConfig, resume: bool = False) -> Run:
     train, validation, test, db = load_tasks(config)
     folder = Path(config.output_dir)
     if state.is_main_process:
-        _open_folder(config, folder, resume)
+        _open_folder(config, folder, resume, db)
     state.wait_for_everyone()
     return Run(config, folder, resume, train, validation, test, db)
 
 
-def _open_folder(config: configs.RunConfig, folder: Path, resume: bool) -> None:
+def _open_folder(
+    config: configs.RunConfig, folder: Path, resume: bool, db: RetailDatabase
+) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".write-test"
@@ -160,9 +164,9 @@ def _open_folder(config: configs.RunConfig, folder: Path, resume: bool) -> None:
         raise RunError(
             f"{folder}: cannot be written ({error.strerror}); choose another --output-dir"
         ) from error
-    path = folder / "config.json"
+    path, content = folder / "config.json", describe_content(config, db)
     if path.exists() and resume:
-        _take_up_settings(path, config)
+        _take_up_settings(path, config, content)
         return
     if path.exists():
         _set_aside(folder.resolve())
@@ -172,12 +176,14 @@ def _open_folder(config: configs.RunConfig, folder: Path, resume: bool) -> None:
                 f"{folder}: holds {name} of a run but no config.json; choose another --output-dir"
             )
     settings = json.loads(config.to_json())
-    facts = {"settings": settings, "versions": package_versions(), "git_hash": git_hash()}
-    write_json_atomic(path, facts)
+    write_json_atomic(path, {
+        "settings": settings, "versions": package_versions(), "git_hash": git_hash(),
+        "hashes": content,
+    })
 
 
-def _take_up_settings(path: Path, config: configs.RunConfig) -> None:
-    """Refuse settings of another run; record those that only change how much memory is taken."""
+def _take_up_settings(path: Path, config: configs.RunConfig, content: Content) -> None:
+    """Refuse settings and data of another run; record settings that only change memory use."""
     before = configs.read_settings(path)
     if before is None:
         raise RunError(f"{path}: records no run to resume; choose another --output-dir")
@@ -188,12 +194,13 @@ def _take_up_settings(path: Path, config: configs.RunConfig) -> None:
                 f"{path.parent}: was started with {name}={old!r}, not {new!r}; resume with the "
                 "same settings or choose another --output-dir"
             )
+    facts = read_json(path, {})
+    check_content(path.parent, facts.get("hashes", {}), content)
     if not changed:
         return
     print("resumed with", ", ".join(f"{n}={new} (was {old})" for n, (old, new) in changed.items()))
     # Batches of a cut evaluation are told apart by their number alone.
     shutil.rmtree(path.parent / "evaluation_parts", ignore_errors=True)
-    facts = read_json(path, {})
     facts["changed_on_resume"] = [*facts.get("changed_on_resume", []), changed]
     write_json_atomic(path, facts | {"settings": json.loads(config.to_json())})
 
@@ -216,7 +223,9 @@ def _set_aside(folder: Path) -> None:
 
 
 def load_run_model(run: Run) -> tuple[Any, Any]:
-    """Load the base model with a fresh adapter; the adapter's weights follow the run's seed.
+    """Load the base model with a fresh adapter, and check that every task fits into it.
+
+    The adapter's weights follow the run's seed.
 
     Args:
         run: The run.
@@ -227,9 +236,13 @@ def load_run_model(run: Run) -> tuple[Any, Any]:
     Raises:
         ModelError: The model is missing or does not fit this machine, or the disk has no room for
             the merged model at the end.
+        SettingsError: Tasks are too long.
     """
     set_seed(run.config.seed)
     model, tokenizer = load_model(run.config.model)
+    demands = run_demands(run.config, run.train, run.validation, run.test)
+    if fault := describe_long_tasks(demands, model, tokenizer, run.config):
+        raise SettingsError(fault)
     merged_dir = run.folder / "merged_model"
     if run.config.merge_model and not is_complete(merged_dir):
         check_merge_space(model, merged_dir, run.config.model)
@@ -286,7 +299,7 @@ def train_sft(run: Run, model: Any, tokenizer: Any) -> Path:
     """
     folder = run.folder / "sft" / "adapter"
     if is_complete(folder):
-        take_up_adapter(model, folder)
+        load_adapter(model, folder)
         return folder
     with memory_guard("SFT", smaller_setting(run.config, "SFT")), report_peak("SFT"):
         run_sft(model, tokenizer, run.train, run.config, resume=run.resume)
@@ -317,7 +330,7 @@ def train_grpo(
     """
     folder = run.folder / "final_model"
     if is_complete(folder):
-        take_up_adapter(model, folder)
+        load_adapter(model, folder)
         return folder
     with memory_guard("GRPO", smaller_setting(run.config, "GRPO")), report_peak("GRPO"):
         run_grpo(

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from functools import lru_cache
+from statistics import fmean
 from typing import Any, get_args
 
 from data_reader import Task, task_from_json
@@ -17,6 +18,8 @@ from prompting import harmony
 from task_tester import ParseKind, RewardWeights, Score, score_completion
 
 RewardFunction = Callable[..., list[float]]
+ROLLOUT_FIELDS = ("useful_before", "useful_after")
+"""What dynamic sampling says of each completion; logged as shares under `resampling/`."""
 MAX_KNOWN = 8192
 """Completions whose score is remembered; far more than one batch, and bounded."""
 
@@ -28,7 +31,6 @@ class CompletionScorer:
         tasks: Tasks of the last batch, one per completion.
         texts: Its completions as text with special tokens.
         scores: Its scores.
-        notes: Figures that are logged with the next batch of rewards.
         num_scored: Distinct completions scored so far.
     """
 
@@ -44,7 +46,6 @@ class CompletionScorer:
         self.tasks: list[Task] = []
         self.texts: list[str] = []
         self.scores: list[Score] = []
-        self.notes: dict[str, float] = {}
         self.num_scored = 0
         self._known: dict[tuple[str, tuple[int, ...]], tuple[str, Score]] = {}
         self._parse_task = lru_cache(maxsize=65536)(task_from_json)
@@ -130,12 +131,15 @@ def make_reward_functions(scorer: CompletionScorer) -> list[RewardFunction]:
     """
 
     def tool_reward(
-        completion_ids: list[list[int]], task: list[str], log_metric: Callable, **_: Any
+        completion_ids: list[list[int]], task: list[str], log_metric: Callable, **given: Any
     ) -> list[float]:
         """Return the shaped reward of each completion: gold's maximum at best, -1.0 at worst."""
         scores = scorer.score(task, completion_ids)
-        for name, value in (summarize_batch(scores) | scorer.notes).items():
+        for name, value in summarize_batch(scores).items():
             log_metric(name, value)
+        for name in ROLLOUT_FIELDS:
+            if name in given:
+                log_metric(f"resampling/{name}", fmean(given[name]))
         return [score.reward for score in scores]
 
     def outcome_reward(

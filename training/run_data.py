@@ -1,15 +1,22 @@
-"""The tasks of a run: read strictly, replayed on the store, split by user.
+"""The tasks of a run: read strictly, replayed on the store, split by user, known by their content.
 
 Left out on purpose: the audit's questions about wording and policy (`task_tester.py audit`).
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import configs
+from common.files import RunError
 from data_reader import DatasetError, Splits, Task
 from envs.retail import RetailDatabase
 from training.evaluation import choose_tasks
-from training.task_store import open_splits
+from training.task_store import CHUNK_BYTES, open_splits
+
+Content = dict[str, dict[str, str]]
+"""`sha256` and `size` of each part of a run's data."""
 
 DIFFICULTIES = ("easy", "medium", "hard")
 """Values of a task's tag `difficulty`, by which the curriculum sorts; a task without it is easy."""
@@ -45,6 +52,54 @@ def load_tasks(
     if config.grpo.curriculum:
         check_difficulties(splits.train, data.dataset_path)
     return splits.train, held_out.validation, test, db
+
+
+def describe_content(config: configs.RunConfig, db: RetailDatabase) -> Content:
+    """Return what tells a run's data from other data.
+
+    Args:
+        config: `data` is used.
+        db: The store.
+
+    Returns:
+        A part for each task file, by path, and one for the store.
+    """
+    data, found = config.data, {}
+    for path in dict.fromkeys((data.dataset_path, data.eval_dataset_path)):
+        digest, lines = hashlib.sha256(), 0
+        with Path(path).open("rb") as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                digest.update(chunk)
+                lines += chunk.count(b"\n")
+        found[path] = {"sha256": digest.hexdigest(), "size": f"{lines} lines"}
+    digest, records = hashlib.sha256(), [*db.users.items(), *db.orders.items(), *db.products.items()]
+    for record in records:
+        digest.update(json.dumps(record).encode())
+    store = f"store {data.data_dir}" if data.data_dir else "the project's store"
+    return found | {store: {"sha256": digest.hexdigest(), "size": f"{len(records)} records"}}
+
+
+def check_content(folder: Path, before: Content, now: Content) -> None:
+    """Refuse to resume a run on other data than it began with.
+
+    Args:
+        folder: The run's folder.
+        before: What `describe_content` returned then; empty for a run that did not record it.
+        now: What it returns now.
+
+    Raises:
+        RunError: Names each part that changed.
+    """
+    changed = [
+        f"{name} ({part['size']} then, {now[name]['size']} now)"
+        if part["size"] != now[name]["size"] else f"{name} (other content in {part['size']})"
+        for name, part in before.items() if part != now[name]
+    ]
+    if changed:
+        raise RunError(
+            f"{folder}: was started with other data: {', '.join(changed)} changed; resume with the "
+            "same data or choose another --output-dir"
+        )
 
 
 def check_difficulties(tasks: Sequence[Task], path: str) -> None:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import configs
-from common.files import SettingsError
 from data_reader import Task, sft_rows
 from training.callbacks import CheckpointMarker, RunLogger
 from training.task_store import ROWS_PER_BATCH, drop_rows, select_tasks, store_rows
@@ -42,26 +41,6 @@ def row_lengths(tokenizer: Any, rows: Any) -> Sequence[int]:
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
         lengths.extend(len(row) for row in ids)
     return lengths
-
-
-def check_lengths(lengths: Sequence[int], max_seq_length: int, reserve: int = 0) -> None:
-    """Refuse rows that would be cut: a cut row loses the end that it is there to teach.
-
-    Args:
-        lengths: Tokens of each row.
-        max_seq_length: Tokens a row may have.
-        reserve: Tokens to leave free after the prompt, for a completion to be sampled.
-
-    Raises:
-        SettingsError: Names the number of rows and the setting.
-    """
-    longest = max(lengths) + reserve
-    if longest > max_seq_length:
-        count = sum(length + reserve > max_seq_length for length in lengths)
-        raise SettingsError(
-            f"{count} of {len(lengths)} rows need up to {longest} tokens, model.max_seq_length is "
-            f"{max_seq_length}; raise it, or drop the long tasks"
-        )
 
 
 def choose_rows(
@@ -159,9 +138,6 @@ def build_sft_trainer(
 
     Returns:
         The trainer.
-
-    Raises:
-        RunError: A row is longer than the model's sequence length.
     """
     from trl import SFTConfig, SFTTrainer
 
@@ -175,7 +151,6 @@ def build_sft_trainer(
     chosen = select_tasks(tasks, shown)
     rows = store_rows(sft_rows(chosen, config.data.prompt_style), rows_dir(config))
     lengths = row_lengths(tokenizer, rows)
-    check_lengths(lengths, config.model.max_seq_length)
     order = order_rows(blocks, lengths, batch_size, num_batches)
 
     class OrderedTrainer(SFTTrainer):
@@ -219,7 +194,7 @@ def run_sft(
         The trainer's closing figures (`train_loss`, `train_runtime` in seconds, ...).
 
     Raises:
-        RunError: A row is too long, or the disk is full.
+        RunError: The disk is full.
     """
     if config.sft.max_steps == 0:
         return {}

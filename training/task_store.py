@@ -1,7 +1,8 @@
 """Task files that outgrow memory: tasks read from disk as they are asked for, rows kept on disk.
 
-A task file is scanned once, row by row; what stays in memory of a task is 12 bytes (the offset and
-the number of its line), and while the file is scanned 8 more for the digest of its task id. The
+A task file is scanned once, row by row; what stays in memory of a task is 20 bytes (offset and
+number of its line, sizes of its texts), and while the file is scanned 8 more for the digest of its
+task id. The
 rows that TRL trains on are written to a memory-mapped Arrow file in the run folder.
 Left out on purpose: compressed and remote files, and files that are one JSON array (tau-bench's),
 which are read whole: their rows cannot be found by line.
@@ -23,6 +24,7 @@ from data_reader import (
     Splits,
     Task,
     check_split_sizes,
+    gold_completion,
     scan_tasks,
     split_number,
     task_from_json,
@@ -41,17 +43,21 @@ ROWS_PER_BATCH = 1000
 class StoredTasks(Sequence[Task]):
     """Tasks of a JSONL file; each is read and checked anew whenever it is asked for."""
 
-    def __init__(self, path: Path, offsets: np.ndarray, lines: np.ndarray) -> None:
+    def __init__(
+        self, path: Path, offsets: np.ndarray, lines: np.ndarray, sizes: np.ndarray
+    ) -> None:
         """Remember where the tasks stand.
 
         Args:
             path: The file; it must not change while these tasks are in use.
             offsets: Byte at which each task's line begins. Shape [N], uint64.
             lines: Number of each task's line, from 1. Shape [N], uint32.
+            sizes: What `text_sizes` returns. Shape [N, 2], uint32.
         """
         self.path = path
         self.offsets = offsets
         self.lines = lines
+        self.sizes = sizes
         self._stamp = _stamp(path)
 
     def __len__(self) -> int:
@@ -72,7 +78,9 @@ class StoredTasks(Sequence[Task]):
     def select(self, indices: Sequence[int]) -> "StoredTasks":
         """Return some of the tasks, in the order given, without reading them."""
         chosen = np.fromiter(indices, np.int64, len(indices))
-        return StoredTasks(self.path, self.offsets[chosen], self.lines[chosen])
+        return StoredTasks(
+            self.path, self.offsets[chosen], self.lines[chosen], self.sizes[chosen]
+        )
 
     def _read(self, stream: BinaryIO, number: int) -> Task:
         if _stamp(self.path) != self._stamp:
@@ -91,6 +99,18 @@ def select_tasks(tasks: Sequence[Task], indices: Sequence[int]) -> Sequence[Task
     if isinstance(tasks, StoredTasks):
         return tasks.select(indices)
     return [tasks[index] for index in indices]
+
+
+def text_size(task: Task) -> tuple[int, int]:
+    """Return the bytes of a task's query and of its gold completion."""
+    return len(task.query.encode()), len(gold_completion(task).encode())
+
+
+def text_sizes(tasks: Sequence[Task]) -> np.ndarray:
+    """Return the `text_size` of each task, without reading those on disk. Shape [N, 2]."""
+    if isinstance(tasks, StoredTasks):
+        return tasks.sizes
+    return np.array([text_size(task) for task in tasks], np.uint32).reshape(-1, 2)
 
 
 def _line_starts(path: Path) -> np.ndarray:
@@ -161,7 +181,7 @@ def open_splits(
     """
     path = Path(path)
     faults: list[tuple[int, str]] = []
-    lines, numbers, digests = array("I"), array("B"), array("Q")
+    lines, numbers, digests, sizes = array("I"), array("B"), array("Q"), array("I")
     kept: list[Task] = []
     in_memory = path.is_file() and _is_array(path)
     for row in scan_tasks(path, check_ids=in_memory):
@@ -172,13 +192,14 @@ def open_splits(
         lines.append(row.line)
         numbers.append(split_number(row.task, seed, fractions, db))
         digests.append(_digest(row.task.task_id))
+        sizes.extend(text_size(row.task))
         if in_memory:
             kept.append(row.task)
     line_numbers = np.array(lines, np.uint32)
     tasks: Sequence[Task] = kept
     if not in_memory:
         starts = _line_starts(path)[line_numbers.astype(np.int64) - 1]
-        tasks = StoredTasks(path, starts, line_numbers)
+        tasks = StoredTasks(path, starts, line_numbers, np.array(sizes, np.uint32).reshape(-1, 2))
         repeats = _find_repeats(tasks, np.array(digests, np.uint64))
         faults = sorted([*faults, *repeats.items()], key=lambda fault: fault[0])
         line_numbers[np.isin(line_numbers, list(repeats))] = 0

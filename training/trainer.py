@@ -19,7 +19,7 @@ from common.files import (
     latest_complete,
     remove_checkpoints,
 )
-from gptoss.load import uses_unsloth
+from gptoss.load import load_adapter, uses_unsloth
 
 
 def common_arguments(
@@ -95,30 +95,6 @@ def round_up(value: int, unit: int) -> int:
     return math.ceil(value / unit) * unit
 
 
-def take_up_end(trainer: Any, checkpoint: Path) -> bool:
-    """Take up state and adapter of a checkpoint at which training had ended.
-
-    Early stopping and the KL guard end training before its last step, and the trainer would take
-    one step more before it looks again.
-
-    Returns:
-        False, and nothing is changed, when training was to go on from there.
-    """
-    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    if not state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
-        return False
-    trainer.state = state
-    take_up_adapter(trainer.model, checkpoint)
-    return True
-
-
-def take_up_adapter(model: Any, folder: Path) -> None:
-    """Put saved adapter weights into the model that is trained."""
-    from peft import load_peft_weights, set_peft_model_state_dict
-
-    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
-
-
 def run_trainer(trainer: Any, resume: bool) -> dict[str, float]:
     """Train, going on from the newest whole checkpoint when asked to.
 
@@ -130,16 +106,23 @@ def run_trainer(trainer: Any, resume: bool) -> dict[str, float]:
         The trainer's closing figures; none when the newest checkpoint is where training had ended.
 
     Raises:
+        ModelError: The checkpoint's adapter does not fit the model.
         RunError: The disk is full; the last whole checkpoint is named.
     """
     folder = Path(trainer.args.output_dir)
-    state = PartialState()
-    if state.is_main_process:
+    processes = PartialState()
+    if processes.is_main_process:
         remove_checkpoints(folder, only_incomplete=resume)
-    state.wait_for_everyone()
+    processes.wait_for_everyone()
     checkpoint = latest_complete(folder) if resume else None
-    if checkpoint and take_up_end(trainer, checkpoint):
-        return {}
+    if checkpoint:
+        # The trainer would pass over an adapter's missing and unknown tensors.
+        load_adapter(trainer.model, checkpoint)
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
+            # Early stopping or the KL guard ended it, and the trainer would take one step more.
+            trainer.state = state
+            return {}
     if trainer.args.device.type == "cpu":
         # Under torchrun accelerate numbers the CPU too, and torch.load knows no place "cpu:0".
         trainer.args._setup_devices = torch.device("cpu")

@@ -250,13 +250,14 @@ class Audit:
 
 
 def audit_files(
-    paths: Sequence[str | Path], data_dir: str | Path | None = None
+    paths: Sequence[str | Path], data_dir: str | Path | None = None, **split: Any
 ) -> list[AuditReport]:
     """Audit several files and hold them against each other.
 
     Args:
         paths: Task files: JSONL, or a JSON array such as tau-bench's own.
         data_dir: Folder of the store; None means the project's own.
+        **split: `seed` and `fractions` of the split, as in training; see `SplitLeakage`.
 
     Returns:
         One report a file; `leakage` is over all of them, duplicates are within each.
@@ -266,7 +267,7 @@ def audit_files(
         DatabaseError: The store cannot be loaded.
     """
     db = RetailDatabase.load(data_dir)
-    leakage = SplitLeakage(db)
+    leakage = SplitLeakage(db, **split)
     audits = [Audit(str(path), db, leakage) for path in paths]
     for path, audit in zip(paths, audits, strict=True):
         for row in scan_tasks(path, check_ids=False):
@@ -279,6 +280,7 @@ def audit_file(
     path: str | Path,
     data_dir: str | Path | None = None,
     against: Sequence[str | Path] = (),
+    **split: Any,
 ) -> AuditReport:
     """Audit one task file.
 
@@ -286,9 +288,10 @@ def audit_file(
         path: JSONL, or a JSON array such as tau-bench's own task files.
         data_dir: Folder of the store; None means the project's own.
         against: Other files; customers and queries that stand in another split there are leaks.
+        **split: `seed` and `fractions` of the split, as in training; see `SplitLeakage`.
 
     Raises:
         DatasetError: A file cannot be read at all.
         DatabaseError: The store cannot be loaded.
     """
-    return audit_files([path, *against], data_dir)[0]
+    return audit_files([path, *against], data_dir, **split)[0]
