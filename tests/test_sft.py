@@ -3,7 +3,6 @@
 import pytest
 import tiny_random
 
-from common.files import RunError
 from data_reader import build_sft_dataset, gold_completion
 from gptoss.load import load_model
 from prompting.harmony import render_completion
@@ -12,7 +11,6 @@ from training.sft import (
     choose_rows,
     count_steps,
     order_rows,
-    row_lengths,
     run_sft,
 )
 
