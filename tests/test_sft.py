@@ -1,4 +1,4 @@
-"""SFT: what the loss sees, how long rows may be, and that a few steps lower the loss."""
+"""SFT: what the loss sees, how rows are laid out, and that a few steps lower the loss."""
 
 import pytest
 import tiny_random
