@@ -111,6 +111,7 @@ class Conversation:
         db: The store; not changed.
         customer: Speaks first, and belongs to this conversation.
         limits: How long it may get.
+        seed: For the draws of a policy; the conversation itself draws nothing.
         system: Text of a system message to begin with; None for none.
         clock: Seconds; replaced in tests.
     """
@@ -121,6 +122,7 @@ class Conversation:
         db: RetailDatabase,
         customer: Customer,
         limits: Limits | None = None,
+        seed: int = 0,
         system: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -128,6 +130,7 @@ class Conversation:
         self.db = db
         self.customer = customer
         self.limits = limits or Limits()
+        self.seed = seed
         self.episode = Episode(db)
         self.messages: list[Message] = []
         self.termination: Termination | None = None

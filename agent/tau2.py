@@ -111,7 +111,7 @@ def load_tau2() -> SimpleNamespace:
 # -- a policy of ours as an agent of tau2's --------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False)
 class Tau2Conversation:
     """What a policy sees of a simulation; the same names as `agent.Conversation`."""
 
@@ -120,6 +120,8 @@ class Tau2Conversation:
     """The store as it was loaded, for scripted policies; the simulation has one of its own."""
     messages: list[Message] = field(default_factory=list)
     """OpenAI's form, from tau2's system prompt on."""
+    seed: int = 0
+    """For the draws of a policy."""
 
 
 class _Desk:
@@ -324,7 +326,7 @@ class _Bench:
         )
         if self._agent is None:
             system = {"role": "system", "content": self._system or agent.system_prompt}
-            conversation = Tau2Conversation(job.own_task, self._db, [system])
+            conversation = Tau2Conversation(job.own_task, self._db, [system], job.seed)
             agent = _PolicyAgent(tau2, conversation, self._desk.ask)
         user = tau2.UserSimulator(
             instructions=str(job.task.user_scenario), llm=self._user.llm,

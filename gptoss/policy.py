@@ -22,7 +22,6 @@ class ConversationLike(Protocol):
 
     messages: list[Message]
     seed: int
-    num_turns: int
 
 
 class Format(Protocol):
@@ -98,8 +97,9 @@ class ModelPolicy:
         """Write the next message of each conversation.
 
         Returns:
-            Messages in OpenAI's form with `num_tokens`; None where the conversation has outgrown
-            the model's context.
+            Messages in OpenAI's form with `num_prompt_tokens`, `num_tokens` and `failure` (what is
+            wrong with the completion, or None); None where the conversation has outgrown the
+            model's context.
         """
         memories = [self._memory(conversation) for conversation in conversations]
         prompts = [
@@ -129,7 +129,10 @@ class ModelPolicy:
                 if self._keep_turns:
                     log_probs = completion_log_probs(self._model, prompts[row], ids)
                     memories[row].turns.append(SampledTurn(index, prompts[row], ids, log_probs))
-                replies[row] = {**reply.message, "num_tokens": len(ids)}
+                replies[row] = {
+                    **reply.message, "num_prompt_tokens": len(prompts[row]), "num_tokens": len(ids),
+                    "failure": reply.failure,
+                }
         return replies
 
     def _memory(self, conversation: ConversationLike) -> _Memory:
@@ -184,4 +187,4 @@ def completion_log_probs(model: Any, prompt_ids: list[int], completion_ids: list
 
 
 def _turn_seed(conversation: ConversationLike) -> int:
-    return (conversation.seed * 1_000_003 + conversation.num_turns) % 2**63
+    return (conversation.seed * 1_000_003 + len(conversation.messages)) % 2**63

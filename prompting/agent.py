@@ -4,6 +4,7 @@ Left out: the conversation itself and the message format (`prompting/dialogue.py
 full wording (`envs/retail/wiki.md`).
 """
 
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import cache
 from typing import Any
@@ -44,6 +45,13 @@ _PARAMETER_NOTES = {"new_item_ids": "in the order of item_ids"}
 def agent_instructions() -> str:
     """Return the text of the system message: the policy, about 400 tokens."""
     return POLICY
+
+
+def with_instructions(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return a conversation that begins with a system message: its own, else the policy."""
+    if messages and messages[0]["role"] == "system":
+        return list(messages)
+    return [{"role": "system", "content": agent_instructions()}, *messages]
 
 
 @cache

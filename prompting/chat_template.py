@@ -11,7 +11,7 @@ from typing import Any
 
 from common import strict_json
 from common.user_error import UserError
-from prompting.agent import agent_instructions, agent_tools
+from prompting.agent import agent_tools, with_instructions
 from prompting.dialogue import Message, Reply, assistant_message
 
 TOOLS_AS_TEXT = (
@@ -58,7 +58,8 @@ class TemplateFormat:
         """Return the prompt of a conversation, policy and tools included.
 
         Args:
-            messages: user, assistant and tool messages.
+            messages: user, assistant and tool messages; a system message before them replaces the
+                policy.
             analyses: not used: thinking stays out of later prompts.
 
         Raises:
@@ -67,7 +68,8 @@ class TemplateFormat:
         del analyses
         import jinja2
 
-        system, tools = agent_instructions(), self._tools
+        first, *messages = with_instructions(messages)
+        system, tools = self._defuse(first["content"]), self._tools
         if self._shows_tools:
             turns = self._native(messages)
         else:
@@ -78,9 +80,9 @@ class TemplateFormat:
             "tools": tools, "add_generation_prompt": True, "tokenize": False,
             "reasoning_effort": self._reasoning,
         }
-        first = {"role": "system", "content": system}
+        turns = [{"role": "system", "content": system}, *turns]
         try:
-            return self._tokenizer.apply_chat_template([first, *turns], **settings)
+            return self._tokenizer.apply_chat_template(turns, **settings)
         except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
             line = " ".join(str(error).split())[:200]
             raise TemplateError(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from prompting.agent import agent_instructions, agent_tools
+from prompting.agent import agent_tools, with_instructions
 from prompting.harmony import (
     CALL,
     CHANNEL,
@@ -139,17 +139,19 @@ class HarmonyFormat:
     def __init__(self, reasoning: str = "low") -> None:
         self._reasoning = reasoning
         self._tools = agent_tools()
-        self._system = {"role": "system", "content": agent_instructions()}
 
     def render(self, messages: Sequence[Mapping[str, Any]], analyses: Mapping[int, str]) -> str:
         """Return the prompt of a conversation, policy and tools included.
 
         Args:
-            messages: user, assistant and tool messages.
+            messages: user, assistant and tool messages; a system message before them replaces the
+                policy.
             analyses: thinking by the index of the assistant message that it led to.
         """
-        shifted = {index + 1: text for index, text in analyses.items()}
-        return render_dialogue([self._system, *messages], self._tools, shifted, self._reasoning)
+        whole = with_instructions(messages)
+        shift = len(whole) - len(messages)
+        shifted = {index + shift: text for index, text in analyses.items()}
+        return render_dialogue(whole, self._tools, shifted, self._reasoning)
 
     def parse(self, completion: str) -> Reply:
         """Read a completion, see `parse_reply`."""

@@ -9,7 +9,14 @@ from tokenizers import Tokenizer
 
 from prompting import harmony
 from prompting.agent import agent_instructions, agent_tools
-from prompting.dialogue import assistant_message, defuse, parse_reply, render_call, render_dialogue
+from prompting.dialogue import (
+    HarmonyFormat,
+    assistant_message,
+    defuse,
+    parse_reply,
+    render_call,
+    render_dialogue,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 GPTOSS_TOKENIZER = ROOT.parent / "shared" / "gpu" / "gptoss_tokenizer.json.gz"
@@ -70,6 +77,14 @@ def test_the_prompt_goes_on_where_the_completion_ended():
     talk = [*TALK[:2], reply.message, tool_message("{}")]
     after = render_dialogue(talk, agent_tools(), {2: reply.analysis})
     assert after.startswith(before + completion + "<|start|>functions.")
+
+
+def test_a_system_message_replaces_the_policy():
+    form = HarmonyFormat("high")
+    own, given = form.render(TALK[1:], {1: "Hm."}), form.render(TALK, {2: "Hm."})
+    assert agent_instructions() in own and agent_instructions() not in given
+    assert "# Instructions\n\nObey." in given and "Reasoning: high" in own
+    assert turns_of(own) == turns_of(given) and "analysis<|message|>Hm.<|end|>" in own
 
 
 def test_reasoning_and_date_are_settings():

@@ -160,7 +160,8 @@ def test_messages_with_calls_come_back_whole_and_tools_are_sent():
     with FakeChatServer(in_turn(Reply(body=body))) as server:
         client = ChatClient(config(server))
         message = client.converse([{"role": "user", "content": "x"}], [{"type": "function"}], seed=5)
-    assert message == CALL_MESSAGE | {"num_tokens": 3}
+    sent = {"content": None, "tool_calls": CALL_MESSAGE["tool_calls"]}
+    assert message == sent | {"num_prompt_tokens": 7, "num_tokens": 3}
     assert server.requests[0]["tools"] == [{"type": "function"}]
     assert server.requests[0]["seed"] == 5 and client.usage.completion_tokens == 3
 

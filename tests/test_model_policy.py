@@ -11,7 +11,7 @@ import configs
 from gptoss.load import load_for_evaluation
 from gptoss.policy import ModelPolicy, SampledTurn, join_turns
 from gptoss.preflight import ModelError
-from prompting import chat_template, dialogue
+from prompting import agent, chat_template, dialogue
 from prompting.agent import agent_tools
 from prompting.chat_template import TemplateError, TemplateFormat
 from prompting.dialogue import assistant_message
@@ -39,7 +39,6 @@ class Talk:
 
     seed: int
     messages: list = field(default_factory=lambda: [USER])
-    num_turns: int = 0
 
 
 def llama_tokenizer(template=CHATML):
@@ -68,9 +67,9 @@ def folders(tmp_path_factory):
 @pytest.fixture
 def short_prompt(monkeypatch):
     """One tool and no policy: the byte tokenizer of these models makes 5,000 tokens of all."""
+    monkeypatch.setattr(agent, "agent_instructions", lambda: "Be kind.")
     for module in (dialogue, chat_template):
         monkeypatch.setattr(module, "agent_tools", lambda: agent_tools()[:1])
-        monkeypatch.setattr(module, "agent_instructions", lambda: "Be kind.")
 
 
 def load(folder, sampling="plain"):

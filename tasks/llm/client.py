@@ -118,6 +118,14 @@ class LlmUsage:
     cost: float = 0.0
     """US dollars at the prices of the config."""
 
+    def __str__(self) -> str:
+        """Say all of it in one line."""
+        return (
+            f"{self.num_requests} requests ({self.num_retries} retries, {self.num_unanswered} "
+            f"unanswered), {self.prompt_tokens} + {self.completion_tokens} tokens, "
+            f"{self.cost:.4f} US dollars"
+        )
+
 
 class RateLimiter:
     """Spaces requests evenly, over all threads."""
@@ -200,8 +208,8 @@ class ChatClient:
             fields: Further fields of the request, such as `seed`.
 
         Returns:
-            The message as the endpoint sent it, be it empty, and with `num_tokens`, the completion
-            tokens that the endpoint counted, where it did.
+            `content` and `tool_calls` as the endpoint sent them, be they empty, and
+            `num_prompt_tokens` and `num_tokens` (read and written) where it counted them.
 
         Raises:
             LlmUnavailable: As `ask`.
@@ -271,27 +279,28 @@ class ChatClient:
             return {}, "the answer is not JSON", None
         if not isinstance(answer, dict):
             return {}, "the answer is not a JSON object", None
-        num_tokens = self._count(answer.get("usage"))
+        tokens = self._count(answer.get("usage"))
         try:
             message = answer["choices"][0]["message"]
         except (KeyError, IndexError, TypeError):
             message = None
         if not isinstance(message, dict):
             return {}, "the answer has no message", None
-        return message | ({"num_tokens": num_tokens} if num_tokens else {}), "", None
+        counted = {"num_prompt_tokens": tokens[0], "num_tokens": tokens[1]} if tokens else {}
+        return {key: message.get(key) for key in ("content", "tool_calls")} | counted, "", None
 
-    def _count(self, usage: Any) -> int:
-        """Add what an answer cost; return its completion tokens, 0 when they are not known."""
+    def _count(self, usage: Any) -> tuple[int, int] | None:
+        """Add what an answer cost; return its tokens, read and written, None when not known."""
         if not isinstance(usage, dict):
-            return 0
+            return None
         tokens = [usage.get(key) for key in ("prompt_tokens", "completion_tokens")]
-        num_in, num_out = (value if isinstance(value, int) else 0 for value in tokens)
+        num_in, num_out = (value if type(value) is int and value > 0 else 0 for value in tokens)
         price = num_in * self.config.input_price + num_out * self.config.output_price
         with self._lock:
             self.usage.prompt_tokens += num_in
             self.usage.completion_tokens += num_out
             self.usage.cost += price / 1e6
-        return num_out
+        return num_in, num_out
 
     def _pause_s(self, attempt: int, retry_after_s: float | None) -> float:
         """Exponential backoff with jitter; a server's own wish comes first; always bounded."""

@@ -67,16 +67,10 @@ class LlmReport:
 
     def lines(self, client: ChatClient) -> list[str]:
         """Return the report for people, one line an outcome, tokens and cost last."""
-        usage = client.usage
         out = [f"{outcome}: {count}" for outcome, count in sorted(self.counts.items())]
         if self.last_fault:
             out.append(f"last fault: {self.last_fault}")
-        out.append(
-            f"{usage.num_requests} requests ({usage.num_retries} retries, {usage.num_unanswered} "
-            f"unanswered), {usage.prompt_tokens} + {usage.completion_tokens} tokens, "
-            f"{usage.cost:.4f} US dollars"
-        )
-        return out
+        return [*out, str(client.usage)]
 
 
 def _json_answer(text: str, fields: dict[str, type]) -> dict[str, Any] | None:
