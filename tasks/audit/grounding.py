@@ -155,6 +155,7 @@ def cancel_reason(text: str, order_id: str) -> str | None:
     places = [n for n, s in enumerate(sentences) if find_value(s.replace("#", " "), bare_id) != -1]
     if not places:
         return None
+    first_other = others.index(True) if True in others else len(others)
     for n in places:
         if not others[n]:
             if says_mistake(sentences[n]):
@@ -166,7 +167,7 @@ def cancel_reason(text: str, order_id: str) -> str | None:
             return MISTAKE if says_mistake(own) else None
         if n + 1 < len(sentences) and not others[n + 1] and says_mistake(sentences[n + 1]):
             return MISTAKE
-        if n and not any(others[:n]) and says_mistake(sentences[n - 1]):
+        if 0 < n <= first_other and says_mistake(sentences[n - 1]):
             return MISTAKE
     return NOT_NEEDED
 
@@ -191,12 +192,12 @@ def second_line_is_empty(words: Words, address1: str, city: str) -> bool:
     """
     address1, city = folded(address1), folded(city)
     for start in find_all(words.folded, address1):
-        end = find_value(words.folded, city, start + len(address1))
-        if end == -1:
-            continue
-        between = words.folded[start + len(address1) : end]
-        rest = ADDRESS_LABEL.sub(" ", NO_SECOND_LINE_CUE.sub(" ", between))
-        if len(between) <= 80 and not re.search(r"[a-z0-9]", rest):
+        begin = start + len(address1)
+        # At most 80 characters between the two; those around them tell where each ends.
+        after = words.folded[begin - 1 : begin + 80 + len(city) + 2]
+        end = find_value(after, city, 1)
+        rest = ADDRESS_LABEL.sub(" ", NO_SECOND_LINE_CUE.sub(" ", after[1:end]))
+        if end != -1 and not re.search(r"[a-z0-9]", rest):
             return True
     return False
 

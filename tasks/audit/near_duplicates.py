@@ -19,10 +19,11 @@ from common.reader_text import folded
 NUM_BANDS = 12
 NUM_ROWS = 5
 SHINGLE_WORDS = 3
+MAX_WORDS = 10_000  # of a query; what comes later, such as a pasted file, is not compared
 # Constants of MurmurHash3's finalizer, which makes a hash of 64 bits out of a number of 64 bits.
 MIX_1, MIX_2, HALF = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53), np.uint64(33)
 MASKS = (
-    (re.compile(r"\S+@\S+"), "<email>"),
+    (re.compile(r"(?<!\S)\S+@\S+"), "<email>"),
     (re.compile(r"#?\bw\d+\b"), "<order>"),
     (re.compile(r"\b[a-z]+(?:_[a-z]+)*_\d+\b"), "<id>"),
     (re.compile(r"\d+(?:[.,]\d+)*"), "<n>"),
@@ -80,7 +81,7 @@ class NearDuplicates:
         return (-negative, similarity) if similarity >= self._threshold else None
 
     def _signature(self, query: str) -> np.ndarray:
-        words = masked_words(query)
+        words = masked_words(query)[:MAX_WORDS]
         ends = range(max(1, len(words) - SHINGLE_WORDS + 1))
         shingles = {crc32(" ".join(words[i : i + SHINGLE_WORDS]).encode()) for i in ends}
         hashes = np.fromiter(shingles, dtype=np.uint64)

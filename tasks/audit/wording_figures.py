@@ -14,7 +14,7 @@ from random import Random
 # In this order: an email holds digits, an order id holds a number.
 MASKS = (
     (re.compile(r"#?\bw\d{5,}\b"), " <order> "),
-    (re.compile(r"\S+@\S+"), " <email> "),
+    (re.compile(r"(?<!\S)\S+@\S+"), " <email> "),
     (re.compile(r"\b(?:credit_card|paypal|gift_card)_\d+\b"), " <method> "),
     (re.compile(r"\b[a-z]+_[a-z]+_\d+\b"), " <user> "),
     (re.compile(r"\d+(?:[.,]\d+)*"), " <number> "),

@@ -17,9 +17,9 @@ from tasks.audit import execution
 
 MAX_LENGTH_RATIO = 3.0
 FACT_PATTERN = re.compile(
-    r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"  # email addresses
+    r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+"  # email addresses
     r"|#\w+"  # order ids
-    r"|\b[A-Za-z]\w*_\w*\d\w*\b"  # user and payment ids
+    r"|\b[A-Za-z][^\W_]*_\w*\d\w*\b"  # user and payment ids
     r"|\d+(?:\.\d+)?"  # item and product ids, zip codes, house numbers, amounts
 )
 

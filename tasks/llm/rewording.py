@@ -10,7 +10,6 @@ any guarantee of the same output twice (models do not give it).
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import threading
 from collections import Counter, deque
@@ -75,7 +74,7 @@ class LlmReport:
 
 def _json_answer(text: str, fields: dict[str, type]) -> dict[str, Any] | None:
     """Read an answer that must be one JSON object of these fields; a code fence is allowed."""
-    text = re.sub(r"^```(?:json)?\s*|\s*```$", "", text.strip())
+    text = text.strip().removeprefix("```").removeprefix("json").removesuffix("```")
     try:
         value = strict_json.loads(text)
     except strict_json.StrictJsonError:
