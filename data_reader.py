@@ -12,24 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from common import strict_json
 from common.bench_rows import is_tau2_row, own_form
+from common.json_rows import DatasetError, parse_row, read_rows
 from common.reader_text import folded
-from common.user_error import UserError
 from envs.retail import Episode, RetailDatabase, check_arguments
+from envs.retail.tools import TOOLS
 from prompting.harmony import find_special_token, render_completion, render_prompt
 from prompting.plan import PromptStyle, plan_instructions
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-
-class DatasetError(UserError, ValueError):
-    """A task file or a set of tasks that cannot be used; one fault a line, then any remedy."""
-
-    def __init__(self, faults: Sequence[str], remedy: str = "") -> None:
-        super().__init__("\n".join([*faults, remedy] if remedy else faults))
-        self.faults = list(faults)
 
 
 @dataclass(frozen=True)
@@ -44,7 +36,7 @@ class Task:
     gold_final: str
     """The outcome in a short phrase."""
     task_id: str
-    """Unique in its file; `line-<n>` for a row that names none."""
+    """Unique in its file; `line-<n>` for a row that names none (the item number in an array)."""
     user_id: str | None = None
     """The customer's user id."""
     instruction: str | None = None
@@ -54,7 +46,7 @@ class Task:
     tags: dict = field(default_factory=dict)
     """What the generator notes about the task (kind, difficulty and the like)."""
     line: int = field(default=0, compare=False)
-    """Line in its file (row number in a JSON array), counted from 1; 0 when made in memory."""
+    """Line in its file on which its row begins, from 1; 0 when made in memory."""
     refused_gold: list[dict] | None = None
     """Calls that were left out of `gold_actions` as the store refuses them, in order; None unless
     `scoring.reward.ignore_refused_gold` made the task."""
@@ -67,6 +59,8 @@ class ScannedRow(NamedTuple):
     task: Task | None
     faults: list[str]
     """Each "file:line: field: reason"; empty exactly when there is a task."""
+    number: int
+    """Item number in a JSON array, from 1; the line in any other file."""
 
 
 class Splits(NamedTuple):
@@ -77,6 +71,14 @@ class Splits(NamedTuple):
     test: Sequence[Task]
 
 
+REQUIRED = {
+    "query": "the customer's message as query",
+    "gold_actions": 'the reference calls [{"name", "arguments"}] as gold_actions',
+    "gold_final": "the outcome in a short phrase as gold_final",
+}
+"""What every row must have, and in words what to add."""
+
+
 # -- rows --------------------------------------------------------------------------------------
 
 
@@ -84,7 +86,9 @@ def _typed(row: Mapping[str, Any], name: str, kind: type, word: str, faults: lis
     """Return an optional field, None when it is absent or null or (noted in faults) ill-typed."""
     value = row.get(name)
     if value is not None and not isinstance(value, kind):
-        faults.append(f"{name}: must be {word}, not {type(value).__name__}")
+        text = value if isinstance(value, int | float) else "..."
+        form = {str: f'"{text}"', list: '["...", "..."]', dict: "{...}"}[kind]
+        faults.append(f"{name}: must be {word}, not {type(value).__name__}; write {form}")
         return None
     return value
 
@@ -96,13 +100,45 @@ def _check_gold(actions: Any, faults: list[str], may_be_empty: bool) -> None:
     if not actions and not may_be_empty:
         faults.append("gold_actions: is empty; name at least one call, or leave the row out")
     for index, action in enumerate(actions):
-        where = f"gold_actions[{index}]"
-        if not isinstance(action, dict) or action.keys() != {"name", "arguments"}:
-            faults.append(f"{where}: must be an object with exactly name and arguments")
-            continue
-        fault = check_arguments(action["name"], action["arguments"])
-        if fault is not None:
-            faults.append(f"{where}: {fault}; write the call as the tool's schema asks")
+        fault = _call_fault(action)
+        if fault:
+            faults.append(f"gold_actions[{index}]: {fault}")
+
+
+def _call_fault(action: Any) -> str:
+    """Return what is wrong with a call and the remedy, "" when it fits the tool's schema."""
+    if not isinstance(action, dict) or action.keys() != {"name", "arguments"}:
+        reason = "must be an object with exactly name and arguments"
+        remedy = 'write {"name": "...", "arguments": {...}}'
+        if not isinstance(action, dict):
+            return f"{reason}; {remedy}"
+        extra = [key for key in action if key not in ("name", "arguments")]
+        if len(action) == len(extra) + 2:
+            remedy = f"drop {shown_keys(extra)}"
+        elif isinstance(action.get("function"), dict):
+            remedy = "keep the object under function, its arguments as an object"
+        elif "arguments" not in action and len(extra) == 1:
+            remedy = f"rename {shown_keys(extra)} to arguments"
+        return f"{reason}, not {shown_keys(action) or 'empty'}; {remedy}"
+    name, arguments = action["name"], action["arguments"]
+    if isinstance(arguments, str):
+        return "arguments must be an object, not a string; write {...}, not its text"
+    nulls = [k for k, v in arguments.items() if v is None] if isinstance(arguments, dict) else []
+    if nulls:
+        return f"arguments holds null ({shown_keys(nulls)}); leave these keys out"
+    fault = check_arguments(name, arguments)
+    if fault is None:
+        return ""
+    if fault.startswith("unknown tool"):
+        bare = str(name).rpartition(".")[2]
+        return f"{fault}; write " + (repr(bare) if bare in TOOLS else "the name of a retail tool")
+    return f"{fault}; write the call as the tool's schema asks"
+
+
+def shown_keys(keys: Iterable[str]) -> str:
+    """Name the keys of an object, the first eight of them, for a message."""
+    keys = [key[:40] for key in keys]
+    return ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "")
 
 
 def _check_text(row: Mapping[str, Any], faults: list[str]) -> None:
@@ -117,7 +153,7 @@ def _check_text(row: Mapping[str, Any], faults: list[str]) -> None:
 
 
 def _task_of_row(
-    row: Any, line: int, faults: list[str], may_be_empty: bool = False
+    row: Any, line: int, number: int, faults: list[str], may_be_empty: bool = False
 ) -> Task | None:
     """Build the task of a row; None, and the reasons added to `faults`, when it has any fault."""
     if not isinstance(row, dict):
@@ -127,13 +163,14 @@ def _task_of_row(
     row = own_form(row, faults)
     query = _typed(row, "query", str, "text", faults)
     gold_final = _typed(row, "gold_final", str, "text", faults)
-    for name, remedy in (
-        ("query", "add the customer's message"),
-        ("gold_actions", "add the list of reference calls"),
-        ("gold_final", "add the outcome in a short phrase"),
-    ):
-        if row.get(name) is None:
-            faults.append(f"{name}: is missing; {remedy}")
+    missing = [name for name in REQUIRED if row.get(name) is None]
+    if missing:
+        also = f" ({', '.join(missing[1:])} too)" if missing[1:] else ""
+        remedy = " and ".join(REQUIRED[name] for name in missing)
+        keys = shown_keys(row) or "no key"
+        faults.append(f"{missing[0]}: is missing{also}, the row has {keys}; add {remedy}")
+    if len(missing) == len(REQUIRED):  # no task at all
+        return None
     if query is not None and not query.strip():
         faults.append("query: is empty; add the customer's message")
     if row.get("gold_actions") is not None:
@@ -151,52 +188,12 @@ def _task_of_row(
     if faults:
         return None
     return Task(
-        query, row["gold_actions"], gold_final, task_id or f"line-{line}", user_id, instruction,
+        query, row["gold_actions"], gold_final, task_id or f"line-{number}", user_id, instruction,
         outputs, tags, line,
     )
 
 
 # -- files -------------------------------------------------------------------------------------
-
-
-def _numbered_rows(path: Path) -> Iterator[tuple[int, str, Any, str]]:
-    """Yield (line, place, row, fault) of a JSONL file, or of a file that is one JSON array."""
-    if path.is_dir():
-        raise DatasetError([f"{path}: is a folder; name the task file inside of it"])
-    try:
-        with path.open("rb") as stream:
-            is_first = True
-            for line, raw in enumerate(stream, start=1):
-                if is_first:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")  # as some editors save UTF-8
-                if not raw.strip():
-                    continue
-                if is_first and raw.lstrip().startswith(b"["):
-                    yield from _array_rows(path, raw + stream.read(), line - 1)
-                    return
-                is_first = False
-                yield (line, f"{path}:{line}", *_parse_row(raw))
-    except OSError as error:
-        remedy = "check the path" if isinstance(error, FileNotFoundError) else "check the file"
-        raise DatasetError([f"{path}: cannot be read ({error.strerror}); {remedy}"]) from None
-
-
-def _array_rows(path: Path, raw: bytes, skipped: int) -> Iterator[tuple[int, str, Any, str]]:
-    rows, fault = _parse_row(b"\n" * skipped + raw)
-    if fault:
-        yield 1, f"{path}:1", None, fault
-        return
-    for number, row in enumerate(rows, start=1):
-        yield number, f"{path}:item {number}", row, ""
-
-
-def _parse_row(raw: bytes) -> tuple[Any, str]:
-    try:
-        return strict_json.loads(raw.decode()), ""
-    except UnicodeDecodeError as error:
-        return None, f"row: not UTF-8 at byte {error.start + 1}; save the file as UTF-8"
-    except strict_json.StrictJsonError as error:
-        return None, f"row: not valid JSON: {error}; write one JSON object a line"
 
 
 def scan_tasks(
@@ -215,10 +212,10 @@ def scan_tasks(
     """
     lines_by_id: dict[str, str] = {}
     num_rows = 0
-    for line, place, row, fault in _numbered_rows(Path(path)):
+    for line, number, place, row, fault in read_rows(Path(path)):
         num_rows += 1
         faults = [fault] if fault else []
-        task = None if fault else _task_of_row(row, line, faults, may_be_empty)
+        task = None if fault else _task_of_row(row, line, number, faults, may_be_empty)
         if task is not None and check_ids:
             earlier = lines_by_id.setdefault(task.task_id, place)
             if earlier != place:
@@ -226,7 +223,7 @@ def scan_tasks(
                     f"task_id: {task.task_id!r} stands at {earlier} too; name each task once"
                 )
                 task = None
-        yield ScannedRow(line, task, [f"{place}: {text}" for text in faults])
+        yield ScannedRow(line, task, [f"{place}: {text}" for text in faults], number)
     if num_rows == 0:
         raise DatasetError([f"{path}: holds no task; write one JSON object a line"])
 
@@ -290,9 +287,9 @@ def task_from_json(text: str, line: int = 0) -> Task:
     Raises:
         DatasetError: the row is faulty.
     """
-    row, fault = _parse_row(text.encode(errors="surrogatepass"))
+    row, fault, _ = parse_row(text.encode(errors="surrogatepass"))
     faults = [fault] if fault else []
-    task = None if fault else _task_of_row(row, line, faults)
+    task = None if fault else _task_of_row(row, line, line, faults)
     if task is None:
         raise DatasetError(faults)
     return task

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import strict_json
-from data_reader import DatasetError, Task, read_tasks
+from common.json_rows import read_rows
+from data_reader import DatasetError, Task, read_tasks, shown_keys
 from envs.retail import DatabaseError, RetailDatabase
+from prompting.harmony import find_special_token
 from scoring.metrics import parse_failure_table, per_tool_table, summarize, summarize_outcome
 from scoring.parse import MAX_CALLS, MAX_CHARACTERS, Call, ParseKind, parse_plan
 from scoring.reward import (
@@ -159,24 +160,30 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _parse_completion_row(raw: bytes, line: int) -> tuple[str, str]:
-    """Return (task_id, completion) of one row; raises ValueError with "field: reason"."""
-    try:
-        row = strict_json.loads(raw.decode())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"row: not UTF-8 at byte {error.start + 1}") from None
-    except strict_json.StrictJsonError as error:
-        raise ValueError(f"row: not valid JSON: {error}") from None
+def _completion_of_row(row: Any, number: int, tasks: dict[str, Task]) -> tuple[Task, str]:
+    """Return task and completion of one row; raises ValueError with "field: reason; remedy"."""
     if not isinstance(row, dict):
-        raise ValueError("row: must be an object with task_id and completion")
-    task_id = row.get("task_id")
+        raise ValueError("row: must be an object with task_id and completion; write one a line")
+    task_id, completion = row.get("task_id"), row.get("completion")
+    if completion is None:
+        keys = shown_keys(row) or "no key"
+        raise ValueError(f"completion: is missing, the row has {keys}; add the final message's text")
     if task_id is None:
-        task_id = f"line-{line}"
-    for name, value in (("task_id", task_id), ("completion", row.get("completion"))):
-        if not isinstance(value, str):
-            problem = "must be text" if row.get(name) is not None else "is missing"
-            raise ValueError(f"{name}: {problem}; give the final message's text")
-    return task_id, row["completion"]
+        task_id = f"line-{number}"
+    if not isinstance(task_id, str) or task_id not in tasks:
+        problem = f"must be text, not {type(task_id).__name__}"
+        if isinstance(task_id, str):
+            problem = f"{task_id[:80]!r} names no task of the task file"
+        raise ValueError(
+            f"task_id: {problem}; write the task's own id, such as \"{next(iter(tasks))}\" for the "
+            'first task (rows without one are "line-<n>")'
+        )
+    if not isinstance(completion, str):
+        raise ValueError(
+            f"completion: must be text, not {type(completion).__name__}; give the final message's "
+            "text, a plan as the JSON text that the model wrote"
+        )
+    return tasks[task_id], completion
 
 
 def _read_completions(path: Path, tasks: dict[str, Task]) -> list[tuple[Task, str]]:
@@ -187,24 +194,36 @@ def _read_completions(path: Path, tasks: dict[str, Task]) -> list[tuple[Task, st
     """
     found: list[tuple[Task, str]] = []
     faults: list[str] = []
-    with path.open("rb") as stream:
-        for line, raw in enumerate(stream, start=1):
-            if line == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-            if not raw.strip():
-                continue
-            try:
-                task_id, completion = _parse_completion_row(raw, line)
-                if task_id not in tasks:
-                    raise ValueError(f"task_id: {task_id[:80]!r} names no task of the task file")
-                found.append((tasks[task_id], completion))
-            except ValueError as error:
-                faults.append(f"{path}:{line}: {error}")
+    for _, number, place, row, fault in read_rows(path):
+        try:
+            if fault:
+                raise ValueError(fault)
+            found.append(_completion_of_row(row, number, tasks))
+        except ValueError as error:
+            faults.append(f"{place}: {error}")
     if not faults and not found:
         faults.append(f'{path}: holds no completion; write {{"task_id", "completion"}} a line')
     if faults:
         raise DatasetError(faults)
     return found
+
+
+def _warn_of_wrapped_plans(answers: Sequence[tuple[Task, str]], scores: Sequence[Score]) -> None:
+    """Say on stderr when completions are not the final message's text but hold it."""
+    wrapped = [
+        (task.task_id, score.parse_error)
+        for (task, text), score in zip(answers, scores, strict=True)
+        if score.parse_error and (find_special_token(text) or '"tool_calls"' in text)
+    ]
+    if wrapped:
+        task_id, kind = wrapped[0]
+        print(
+            f"score: warning: {len(wrapped)} of {len(scores)} completions are more or other than a "
+            f"plan, so they count as parse failures (the first: {task_id}, {kind}); give the final "
+            'message\'s text alone, {"tool_calls": [{"name", "arguments"}]}, without harmony tokens, '
+            "channel names or code fences",
+            file=sys.stderr,
+        )
 
 
 def _write_atomically(path: Path, lines: Iterator[str]) -> None:
@@ -237,10 +256,9 @@ def _run_score(args: argparse.Namespace) -> int:
     db = RetailDatabase.load(args.data_dir)
     answered = {task.task_id: task for task, _ in answers}
     judged = {task.task_id: task for task in _judgeable(list(answered.values()), args, db)}
-    scores = [
-        score_completion(judged[task.task_id], completion, db)
-        for task, completion in answers if task.task_id in judged
-    ]
+    answers = [(judged[t.task_id], text) for t, text in answers if t.task_id in judged]
+    scores = [score_completion(task, completion, db) for task, completion in answers]
+    _warn_of_wrapped_plans(answers, scores)
     if args.output is not None:
         _write_atomically(args.output, (_score_row(score) for score in scores))
     missing = [task_id for task_id in tasks if task_id not in answered]

@@ -10,10 +10,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import configs
 from common import versions
-from common.user_error import UserError
+from common.user_error import UserError, print_error
 
 EPILOG = """examples:
   python train_script.py --preset cpu
@@ -27,9 +28,17 @@ EPILOG = """examples:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are printed once, however many processes torchrun started."""
+
+    def error(self, message: str) -> NoReturn:
+        print_error(f"{self.format_usage()}{self.prog}: error: {message}")
+        self.exit(2)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the training command."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="train_script.py", description="Evaluate, SFT, evaluate, GRPO, evaluate, save, plot.",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -109,7 +118,7 @@ def train(arguments: argparse.Namespace) -> int:
     try:
         config = config_from_arguments(arguments)
     except configs.ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(f"error: {error}")
         return 2
     from training.pipeline import run_pipeline
 
@@ -158,7 +167,7 @@ def check_versions() -> bool:
             if (" WRONG" in line or " MISSING" in line) and line.split()[0] != broken.split(" ")[0]:
                 print(f"warning: {line}", file=sys.stderr)
     if broken:
-        print(f"error: {broken}", file=sys.stderr)
+        print_error(f"error: {broken}")
     return not broken
 
 
@@ -192,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except UserError as error:
         lines = str(error).splitlines()
-        print("error: " + ("; ".join(lines) if len(lines) <= 3 else str(error)), file=sys.stderr)
+        print_error("error: " + ("; ".join(lines) if len(lines) <= 3 else str(error)))
         return 1
     except OSError as error:
         from common.files import disk_full_error, is_disk_full
@@ -201,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not is_disk_full(error, folder):
             raise
         again = "disk full; free some space and start again"
-        print(f"error: {disk_full_error(folder) if command is train else again}", file=sys.stderr)
+        print_error(f"error: {disk_full_error(folder) if command is train else again}")
         return 1
 
 

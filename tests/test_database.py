@@ -1,6 +1,7 @@
 """Loading: what is refused and with which words, and that nothing can be changed afterwards."""
 
 import copy
+import gzip
 import json
 import pickle
 from pathlib import Path
@@ -67,7 +68,10 @@ def test_missing_file_is_named(tmp_path: Path, name: str) -> None:
         (b'{"a": 1,\n "b": }', r"orders\.json:2: not valid JSON"),
         (b"", r"orders\.json:1: not valid JSON"),
         (b"[]", r"orders\.json: must be one JSON object"),
-        (b"\xff\xfe", r"orders\.json: not a JSON text file"),
+        ('{"a": 1}'.encode("utf-16"), r"orders\.json: is UTF-16 text, not UTF-8; save it"),
+        ('{"a": 1}'.encode("utf-16-le"), r"orders\.json: is UTF-16 text, not UTF-8; save it"),
+        (gzip.compress(b"{}", mtime=0), r"orders\.json: is gzip data, not text; unpack"),
+        (b'{"a":\n"\xe9"}', r"orders\.json:2: not UTF-8; save the file as UTF-8"),
         (b'{"a":' + b"[" * 200_000, r"orders\.json: not a JSON text file"),
     ],
 )

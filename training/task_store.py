@@ -117,9 +117,6 @@ def _line_starts(path: Path) -> np.ndarray:
     """Return the byte at which each line of a file begins. Shape [lines + 1], uint64."""
     parts, position = [np.zeros(1, np.uint64)], 0
     with path.open("rb") as stream:
-        if stream.read(3) == b"\xef\xbb\xbf":
-            parts = [np.array([3], np.uint64)]
-        stream.seek(0)
         while chunk := stream.read(CHUNK_BYTES):
             ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n"))
             parts.append(ends.astype(np.uint64) + np.uint64(position + 1))
@@ -180,6 +177,8 @@ def open_splits(
             row is valid, a split is empty, or the file cannot be read.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DatasetError([f"{path}: is no regular file and can be read once only; save it as one"])
     faults: list[tuple[int, str]] = []
     lines, numbers, digests, sizes = array("I"), array("B"), array("Q"), array("I")
     kept: list[Task] = []
@@ -206,7 +205,7 @@ def open_splits(
     if faults and not (skip_invalid and line_numbers.any()):
         raise DatasetError(
             [text for _, text in faults],
-            "mend these rows, or skip them: --set data.skip_invalid_tasks=1",
+            "correct these rows, or skip them: --set data.skip_invalid_tasks=1",
         )
     if faults and PartialState().is_main_process:
         count = len(dict(faults))
@@ -221,7 +220,7 @@ def _gold_faults(path: Path, task: Task, db: RetailDatabase) -> list[str]:
     try:
         replay_gold(task, db)
     except GoldError as error:
-        return [f"{path}:{task.line}: gold_actions: {error}"]
+        return [f"{path}:{task.line}: gold_actions: {error}; correct the call or drop the row"]
     return []
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from common.json_rows import NUM_HEAD_BYTES, encoding_finding
 from common.user_error import UserError
 
 DEFAULT_DATA_DIR = Path(__file__).parent / "data"
@@ -133,8 +134,11 @@ def _read_file(path: Path) -> dict[str, Record]:
     if not path.is_file():
         raise DatabaseError(f"{path}: no such file; {_remedy(path.parent)}")
     try:
-        with path.open(encoding="utf-8") as stream:
-            records = json.load(stream)
+        raw = path.read_bytes()
+        finding = encoding_finding(raw[:NUM_HEAD_BYTES])
+        if finding:
+            raise DatabaseError(f"{path}: {finding}")
+        records = json.loads(raw.decode("utf-8-sig"))
     except OSError as error:
         raise DatabaseError(f"{path}: cannot be read ({error.strerror}); check it") from error
     except json.JSONDecodeError as error:
@@ -142,7 +146,10 @@ def _read_file(path: Path) -> dict[str, Record]:
         raise DatabaseError(
             f"{where}: not valid JSON ({error.msg}); {_remedy(path.parent)}"
         ) from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        where = f"{path}:{raw[: error.start].count(10) + 1}"
+        raise DatabaseError(f"{where}: not UTF-8; save the file as UTF-8") from error
+    except RecursionError as error:
         raise DatabaseError(f"{path}: not a JSON text file; {_remedy(path.parent)}") from error
     if not isinstance(records, dict):
         raise DatabaseError(

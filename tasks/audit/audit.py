@@ -6,6 +6,7 @@ Left out: mending rows, and the written analysis with plots (report).
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from collections import Counter
@@ -15,6 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, TextIO
 
+from common.user_error import cut, shorten
 from data_reader import ScannedRow, Task, gold_completion, scan_tasks
 from envs.retail import WRITE_TOOLS, RetailDatabase
 from tasks.audit import execution
@@ -25,7 +27,6 @@ from tasks.audit.row_checks import RowChecks
 from tasks.audit.wording_figures import wording_figures
 
 NUM_WORDING_TEXTS = 400
-MAX_PRINTED = 40
 CHECKS = ("row", "gold", "grounding", "policy", "duplicate")
 
 
@@ -34,7 +35,7 @@ class Reason:
     """Why a row is not valid."""
 
     line: int
-    """Line in the file; item number in a JSON array."""
+    """Line in the file on which the row begins."""
     task_id: str
     """The row's name; `line-<n>` when it has none."""
     check: str
@@ -112,13 +113,9 @@ class AuditReport:
         for title, counts in (("splits", "splits"), ("calls", "num_calls"), ("tools", "tools")):
             print(_wrapped(title, self.mix[counts]), file=out)
         print(_wrapped("wording", self.wording), file=out)
-        for reason in self.reasons[:MAX_PRINTED]:
-            print(
-                f"{self.path}:{reason.line}: {reason.task_id}: {reason.kind}: {reason.reason}",
-                file=out,
-            )
-        if len(self.reasons) > MAX_PRINTED:
-            print(f"... {len(self.reasons) - MAX_PRINTED} more; --json lists all", file=out)
+        lines = shorten([f"{self.path}:{r.line}: {r.kind}: {r.reason}" for r in self.reasons])
+        for line in [*lines, "--json lists every reason"] if lines else []:
+            print(line, file=out)
 
     def write_report(self, path: str | Path) -> None:
         """Write the analysis of this audit as Markdown, its plots into `plots/` beside it.
@@ -143,7 +140,7 @@ def _wrapped(title: str, figures: dict) -> str:
 def row_fault(text: str) -> tuple[str, Fault]:
     """Sort a reader's fault, "file:line: field: reason"; a call against its schema is gold's."""
     _, _, text = text.partition(": ")
-    if text.startswith("gold_actions["):
+    if re.match(r"(item \d+: )?gold_actions\[", text):
         return "gold", Fault("schema", text)
     return "row", Fault("unreadable", text)
 
@@ -192,10 +189,12 @@ class Audit:
         report.num_ungrounded += "grounding" in failed
         report.num_policy_violations += "policy" in failed
         report.num_duplicates += "duplicate" in failed
-        task_id = task.task_id if task else f"line-{row.line}"
+        task_id = task.task_id if task else f"line-{row.number}"
+        item = f"item {row.number}: " if task and row.number != row.line else ""
         for check, fault in faults:
             self._faults[fault.kind] += 1
-            report.reasons.append(Reason(row.line, task_id, check, fault.kind, fault.detail))
+            detail = cut(item + fault.detail)
+            report.reasons.append(Reason(row.line, task_id, check, fault.kind, detail))
 
     def finish(self) -> AuditReport:
         """Return the report of the rows so far."""

@@ -19,7 +19,7 @@ from common.reader_text import folded
 from data_reader import Task
 from envs.retail import WRITE_TOOLS, Episode, RetailDatabase, check_arguments
 from tasks.audit.conventions import TRANSFER_SUBJECTS, check_conventions
-from tasks.audit.finding import Fault, call_label
+from tasks.audit.finding import Fault, call_label, order_remedy
 from tasks.audit.grounding import ADDRESS_FIELDS, check_agent_grounding, check_grounding
 from tasks.audit.policy import check_policy
 
@@ -80,6 +80,11 @@ def effect_problem(action: dict, record: dict) -> str | None:
     return None if record["status"] == expected else f"status is {record['status']!r}"
 
 
+def _refusal(index: int, action: dict, content: object, db: RetailDatabase) -> Fault:
+    detail = f"{call_label(index, action)}: {content}; {order_remedy(action, db)}"
+    return Fault("refused_call", detail)
+
+
 def check_execution(task: Task, db: RetailDatabase) -> list[Fault]:
     """Replay gold: every call is accepted and every write changes the store as it says.
 
@@ -94,9 +99,7 @@ def check_execution(task: Task, db: RetailDatabase) -> list[Fault]:
         if name not in WRITE_TOOLS:
             observation = episode.call(name, arguments)
             if not observation.ok:
-                faults.append(
-                    Fault("refused_call", f"{call_label(index, action)}: {observation.content}")
-                )
+                faults.append(_refusal(index, action, observation.content, db))
             continue
         lookup = ("get_user_details", "user_id")
         if "order_id" in arguments:
@@ -105,9 +108,7 @@ def check_execution(task: Task, db: RetailDatabase) -> list[Fault]:
         before = episode.call(tool, {key: arguments[key]}).content
         observation = episode.call(name, arguments)
         if not observation.ok:
-            faults.append(
-                Fault("refused_call", f"{call_label(index, action)}: {observation.content}")
-            )
+            faults.append(_refusal(index, action, observation.content, db))
             continue
         after = episode.call(tool, {key: arguments[key]}).content
         problem = effect_problem(action, after)

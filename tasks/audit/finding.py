@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from envs.retail import RetailDatabase
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -26,3 +28,11 @@ def call_label(index: int, action: dict) -> str:
         action: The call, `{"name", "arguments"}`.
     """
     return f"call {index + 1} ({action['name']})"
+
+
+def order_remedy(action: dict, db: RetailDatabase) -> str:
+    """Say how to correct a call whose order, or whatever else it names, the store does not have."""
+    order_id = action["arguments"].get("order_id", "")
+    if order_id not in db.orders and f"#{order_id}" in db.orders:
+        return f"write '#{order_id}'"
+    return "correct the call or drop the row"

@@ -16,7 +16,7 @@ from collections import Counter
 
 from data_reader import Task
 from envs.retail import Episode, RetailDatabase
-from tasks.audit.finding import Fault, call_label
+from tasks.audit.finding import Fault, call_label, order_remedy
 
 AUTHENTICATION_TOOLS = frozenset({"find_user_id_by_email", "find_user_id_by_name_zip"})
 
@@ -92,7 +92,8 @@ class PolicyReplay:
         """Ownership, status, one item change an order, then the tool's own rules."""
         order_id = arguments["order_id"]
         if order_id not in self.db.orders:
-            self.add("unknown_record", f"no order {order_id}")
+            remedy = order_remedy({"arguments": arguments}, self.db)
+            self.add("unknown_record", f"no order {order_id}; {remedy}")
             return
         order = self.episode.call("get_order_details", {"order_id": order_id}).content
         if self.customer_id is not None and order["user_id"] != self.customer_id:
