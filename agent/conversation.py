@@ -168,7 +168,7 @@ class Conversation:
             raise ValueError(f"the conversation has ended ({self.termination}); start another one")
         self.num_turns += 1
         num_messages = len(self.messages) + 1
-        clean, num_tokens = _clean(message)
+        clean, num_tokens = clean_message(message)
         self.num_tokens += num_tokens
         calls = clean.get("tool_calls", [])
         room = self.limits.max_calls - self.num_calls
@@ -251,7 +251,7 @@ def _encodable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def _clean(message: object) -> tuple[Message, int]:
+def clean_message(message: object) -> tuple[Message, int]:
     """Return a message in OpenAI's form, empty for what is none, and the tokens it cost."""
     if not isinstance(message, dict):
         return {"role": "assistant", "content": ""}, 1

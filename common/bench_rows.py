@@ -61,11 +61,11 @@ def _call(action: Any) -> Any:
 
 
 def _instruction(scenario: Any) -> str:
-    """Return what the simulated customer is told, as one text in the second person."""
+    """Return the simulated customer's scenario as one text in the second person."""
     if not isinstance(scenario, dict):
         return ""
-    told = scenario.get("instructions")
-    texts = [told.get(name) for name in _SCENARIO_FIELDS] if isinstance(told, dict) else [told]
+    parts = scenario.get("instructions")
+    texts = [parts.get(name) for name in _SCENARIO_FIELDS] if isinstance(parts, dict) else [parts]
     texts.append(scenario.get("persona"))
     texts = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
     return " ".join(text if text[-1] in ".!?" else f"{text}." for text in texts)

@@ -160,8 +160,9 @@ def test_finished_simulations_are_not_played_again(tmp_path):
         whole = (tmp_path / FINISHED_NAME).read_text()
         first = whole.splitlines()[0]
         (tmp_path / FINISHED_NAME).write_text(first + "\n" + whole.splitlines()[1][:99])
-        (tmp_path / RESULTS_NAME).unlink()
-        played = []
+    (tmp_path / RESULTS_NAME).unlink()
+    played = []
+    with scripted_user() as user:  # at another address
         results = play(GoldPolicy(), tmp_path, user, on_result=played.append)
         with pytest.raises(Tau2Error, match="other settings"):
             play(GoldPolicy(), tmp_path, user, seed=1)
