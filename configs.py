@@ -14,11 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common import versions
+from common.threads import quiet_idle_threads
 from common.user_error import UserError
 
 # The mix of generated tasks is a declared table too; it lives beside the generator that reads it.
-from tasks.generate.mix import DEFAULT_MIX as DEFAULT_MIX
-from tasks.generate.mix import TaskMix as TaskMix
 
 dataset_path = "dataset.jsonl"
 """Training tasks, 800 of them; "3.5k.jsonl" is the extended set. Path relative to the root."""
@@ -341,6 +340,21 @@ class RunConfig:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
 
+def describe_changes(config: RunConfig) -> str:
+    """Return what differs from the fields' defaults, one line a stage."""
+    lines = []
+    owners = {"run": (config, RunConfig())}
+    owners |= {name: (part, type(part)()) for name, part in stages_of(config).items()}
+    for name, (part, default) in owners.items():
+        changed = [
+            f"{field.name}={getattr(part, field.name)!r}" for field in dataclasses.fields(part)
+            if getattr(part, field.name) != getattr(default, field.name)
+            and not dataclasses.is_dataclass(getattr(part, field.name))
+        ]
+        lines.append(f"{name}: {', '.join(changed) or 'as by default'}")
+    return "\n".join(lines)
+
+
 def stages_of(config: RunConfig) -> dict[str, object]:
     """Return the stages of the settings by their field's name."""
     return {name: part for name, part in vars(config).items() if dataclasses.is_dataclass(part)}
@@ -396,9 +410,8 @@ def pick_preset() -> tuple[str, str]:
     Returns:
         The preset's name and one sentence that says why.
     """
+    quiet_idle_threads()
     import torch
-
-    import training  # noqa: F401  (before torch: it sets what torch reads once)
 
     if not torch.cuda.is_available():
         unused = versions.why_gpu_is_unused()
@@ -505,6 +518,30 @@ def get_preset(name: str) -> RunConfig:
     if name not in PRESET_NAMES:
         raise ConfigError(f"unknown preset {name!r}; choose one of " + ", ".join(PRESET_NAMES))
     return _PRESETS[pick_preset()[0] if name == "auto" else name]
+
+
+def config_of_model(model: str) -> RunConfig:
+    """Return the settings a saved model is evaluated with.
+
+    Args:
+        model: Folder of a model or of an adapter, or a hub name.
+
+    Returns:
+        Those of the run that the folder lies in; else the small model's when it is the one that
+        ships here, else those of the preset "auto".
+    """
+    recorded = read_settings(Path(model).parent / "config.json")
+    if recorded:
+        return recorded
+    if Path(model).resolve() == (Path(__file__).resolve().parent / TINY_MODEL_PATH).resolve():
+        return get_preset("cpu")
+    config = get_preset("auto")
+    try:
+        adapter = json.loads((Path(model) / "adapter_config.json").read_text(encoding="utf-8"))
+        base = adapter.get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        base = None  # no adapter, or a damaged one, which is reported when it is loaded
+    return replace(config, model=replace(config.model, model_name=base or model))
 
 
 def _convert(path: str, text: object, wanted: type) -> object:

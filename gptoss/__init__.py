@@ -5,11 +5,10 @@ that is why this package imports it, where there is a GPU to use it on.
 """
 
 import importlib.util
-import os
 
-# Idle threads of a CPU run sleep instead of spinning: on a machine that does other work as well a
-# step took 5.1 s with spinning threads and 1.3 s without. Read once, when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from common.threads import quiet_idle_threads
+
+quiet_idle_threads()
 
 if importlib.util.find_spec("unsloth") is not None:
     import torch

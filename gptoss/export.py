@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from common.files import build_folder
-from configs import ModelStage
+from common.files import build_folder, write_text_atomic
+from configs import ModelStage, config_of_model
 from data_reader import Task, plan_messages
 from gptoss import mxfp4
 from gptoss.load import (
@@ -36,7 +36,6 @@ from gptoss.nf4 import holds_fused_experts
 from gptoss.preflight import ModelError, check_checkpoint, check_disk_space
 from gptoss.weights import KINDS, Experts, find_core
 from prompting import harmony
-from training.evaluation import config_of_model
 
 FORMATS = ("16bit", "mxfp4", "gguf")
 CONVERTER = "convert_hf_to_gguf.py"
@@ -83,6 +82,7 @@ def run_export(
             "name its folder with --llama-cpp, or use --format mxfp4"
         )
     config = config_of_model(model_dir)
+    source_card = Path(model_dir) / "README.md"
     prompts = check_prompts(config.data.prompt_style)
     stage = replace(config.model, sampling="plain")
     if Path(model_dir).is_dir() and not (Path(model_dir) / "adapter_config.json").is_file():
@@ -90,7 +90,8 @@ def run_export(
         if holds_fused_experts(Path(model_dir)):
             stage = replace(stage, load_in_4bit=False)
     model, tokenizer = load_for_evaluation(model_dir, stage)
-    export_model(model, tokenizer, folder, stage, export_format, llama_cpp)
+    card = source_card.read_text(encoding="utf-8") if source_card.is_file() else ""
+    export_model(model, tokenizer, folder, stage, export_format, llama_cpp, card)
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
     print(f"{folder}: {size:.2f} GB as {export_format}")
     rounded = None
@@ -136,7 +137,7 @@ def _told(before: torch.Tensor, after: torch.Tensor) -> str:
 
 def export_model(
     model: Any, tokenizer: Any, folder: Path, stage: ModelStage, export_format: str,
-    llama_cpp: str = "llama.cpp",
+    llama_cpp: str = "llama.cpp", card: str = "",
 ) -> None:
     """Write a complete model folder, whole or not at all.
 
@@ -147,6 +148,7 @@ def export_model(
         stage: The settings the model was loaded with.
         export_format: One of `FORMATS`.
         llama_cpp: Folder of llama.cpp's sources, for gguf.
+        card: The model card's text; empty writes none.
 
     Raises:
         ModelError: The experts cannot be packed, the disk has too little room, or llama.cpp fails.
@@ -161,6 +163,8 @@ def export_model(
     def build(part: Path) -> None:
         write_merged(model, part, dtype, pack_experts=packed)
         tokenizer.save_pretrained(str(part))
+        if card:
+            write_text_atomic(part / "README.md", card)
         if export_format == "gguf":
             _convert_to_gguf(part, Path(llama_cpp, CONVERTER))
 

@@ -6,11 +6,11 @@ import pytest
 
 import configs
 from common.files import write_json_atomic
+from configs import config_of_model
 from envs.retail import Episode
 from gptoss.load import load_model, logits_on, merge_and_save, save_adapter
 from gptoss.reload import check_reload
 from training.chat import example_query, quick_test, run_chat
-from training.evaluation import config_of_model
 
 CONFIG = configs.with_overrides(
     configs.get_preset("cpu"), {"evaluation.max_new_tokens": 24, "model.num_threads": 1}

@@ -17,7 +17,6 @@ from gptoss.load import load_for_evaluation, memory_guard
 from gptoss.memory import LARGER_GPU
 from prompting import harmony
 from scoring.explain import explain_calls
-from training.evaluation import config_of_model
 
 EXAMPLE_QUERY = (
     "Hi, I need to cancel my order {order_id}, I no longer need it. My email is {email}."
@@ -135,7 +134,7 @@ def run_chat(model_dir: str, lines: Iterable[str] | None = None) -> int:
         ModelError: The model cannot be loaded.
         DatabaseError: The store cannot be read.
     """
-    config = config_of_model(model_dir)
+    config = configs.config_of_model(model_dir)
     db = RetailDatabase.load(config.data.data_dir or None)
     model, tokenizer = load_for_evaluation(model_dir, config.model)
     print(f"One request a line, for example: {example_query(db)}\nEnd with Ctrl-D.")

@@ -22,16 +22,10 @@ from envs.retail import RetailDatabase
 from gptoss.generation import generate_batch, split_batches
 from gptoss.memory import LARGER_GPU
 from prompting import harmony
-from task_tester import (
-    Score,
-    parse_failure_table,
-    per_tool_table,
-    score_completion,
-    summarize,
-)
+from scoring.metrics import parse_failure_table, per_tool_table, summarize
+from scoring.reward import Score, score_completion
 from training.fit import Demand, describe_long_tasks
 
-ROOT = Path(__file__).resolve().parent.parent
 STAGE_NAMES = {"base": "base", "sft": "SFT", "sft_grpo": "SFT+GRPO"}
 PAIRED_METRICS = {
     "exact_match_rate": lambda score: float(score.exact_match),
@@ -331,28 +325,6 @@ def record_differences(evaluations: list[Evaluation], config: configs.RunConfig)
         write_json_atomic(path, details)
 
 
-def config_of_model(model: str) -> configs.RunConfig:
-    """Return the settings a saved model is evaluated with.
-
-    Args:
-        model: Folder of a model or of an adapter, or a hub name.
-
-    Returns:
-        Those of the run that the folder lies in; else the small model's when it is the one that
-        ships here, else those of the preset "auto".
-    """
-    recorded = configs.read_settings(Path(model).parent / "config.json")
-    if recorded:
-        return recorded
-    if Path(model).resolve() == (ROOT / configs.TINY_MODEL_PATH).resolve():
-        return configs.get_preset("cpu")
-    config = configs.get_preset("auto")
-    adapter = read_json(Path(model) / "adapter_config.json", {})
-    # A damaged one is told when the adapter is loaded.
-    base = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
-    return replace(config, model=replace(config.model, model_name=base or model))
-
-
 def evaluate_model_dir(
     model: str,
     tasks: list[Task],
@@ -382,7 +354,7 @@ def evaluate_model_dir(
     """
     from gptoss.load import load_for_evaluation, memory_guard
 
-    config = config_of_model(model)
+    config = configs.config_of_model(model)
     size = batch_size or config.evaluation.batch_size
     settings = replace(config.evaluation, greedy=num_trials == 1, batch_size=size)
     config = replace(config, evaluation=settings, output_dir=str(output_dir))

@@ -28,7 +28,8 @@ from data_reader import Task
 from envs.retail import Episode, RetailDatabase
 from gptoss.load import load_adapter, save_adapter
 from prompting import harmony
-from task_tester import Score, parse_plan, score_completion
+from scoring.parse import parse_plan
+from scoring.reward import Score, score_completion
 from training.callbacks import MetricsTable, RunLogger
 from training.evaluation import choose_tasks, complete_tasks
 from training.rewards import CompletionScorer

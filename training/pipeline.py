@@ -43,6 +43,7 @@ from gptoss.load import (
     save_adapter,
 )
 from gptoss.memory import changed_fields, keeps_the_steps, report_peak, smaller_setting
+from gptoss.model_card import write_model_cards
 from training.evaluation import Evaluation, evaluate_model, print_table, record_differences
 from training.fit import describe_long_tasks, run_demands
 from training.grpo import run_grpo
@@ -360,6 +361,8 @@ def save_merged(run: Run, model: Any, tokenizer: Any) -> Path | None:
         build_folder(
             folder, lambda part: merge_and_save(model, tokenizer, part, run.config.model)
         )
+    if state.is_main_process:
+        write_model_cards(run.folder)
     state.wait_for_everyone()
     return folder
 
@@ -379,6 +382,7 @@ def finish_run(run: Run, evaluations: list[Evaluation]) -> list[Path]:
     record_differences(evaluations, run.config)
     if not PartialState().is_main_process:
         return []
+    write_model_cards(run.folder)
     paths = plot_all(run.folder)
     print_table(run.folder)
     return paths

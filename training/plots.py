@@ -45,13 +45,42 @@ def _smooth(values: list[float], window: int) -> list[float]:
     return [sum(part) / len(part) for part in parts]
 
 
+def _band(axis: Axes, rows: list[dict], name: str, color: str) -> None:
+    """Shade the 95 % interval of the running mean that `_curve` draws."""
+    points = [(row["step"], row[name]) for row in rows if name in row]
+    if len(points) < 2:
+        return
+    steps, values = zip(*points, strict=True)
+    window = _window(values)
+    means = _smooth(list(values), window)
+    squares = _smooth([value**2 for value in values], window)
+    half = []
+    for index, (mean, square) in enumerate(zip(means, squares, strict=True)):
+        count = min(window, index + 1)
+        half.append(1.96 * (max(0.0, square - mean**2) / max(1, count - 1)) ** 0.5)
+    low = [mean - width for mean, width in zip(means, half, strict=True)]
+    high = [mean + width for mean, width in zip(means, half, strict=True)]
+    axis.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def _held_out(axis: Axes, rows: list[dict], name: str, label: str) -> None:
+    """Draw a figure of the validation evaluations as points."""
+    points = [(row["step"], row[name]) for row in rows if name in row]
+    if points:
+        axis.plot(*zip(*points, strict=True), "o-", color=COLORS["sft_grpo"], label=label)
+
+
+def _window(values: tuple[float, ...]) -> int:
+    return max(1, len(values) // 8)
+
+
 def _curve(axis: Axes, rows: list[dict], name: str, label: str, color: str) -> None:
     """Draw one metric where there is any, thin, with its running mean on top."""
     points = [(row["step"], row[name]) for row in rows if name in row]
     if not points:
         return
     steps, values = zip(*points, strict=True)
-    window = max(1, len(values) // 8)
+    window = _window(values)
     axis.plot(steps, values, color=color, alpha=0.25, linewidth=1)
     axis.plot(steps, _smooth(list(values), window), color=color, linewidth=2, label=label)
     axis.set_xlabel("optimizer step")
@@ -98,7 +127,7 @@ def plot_loss(folder: Path) -> Path:
 
 
 def plot_rewards(folder: Path) -> Path:
-    """Draw the two rewards of the rollouts, and held-out figures where they were looked at.
+    """Draw the rollouts' reward as a share of each task's maximum, and the validation figures.
 
     Args:
         folder: Folder of the run.
@@ -108,23 +137,21 @@ def plot_rewards(folder: Path) -> Path:
     """
     rows = _rows(folder, "grpo")
     figure, (left, right) = _figure(2)
-    _curve(left, rows, "rewards/tool_reward/mean", "tool_reward", COLORS["sft"])
-    _curve(left, rows, "reward", "weighted sum", COLORS["base"])
-    left.set_title("Reward per rollout")
-    left.set_ylabel("points, mean of the batch")
-    _curve(right, rows, "rewards/outcome_reward/mean", "outcome_reward (sampled)", COLORS["sft"])
-    points = [(r["step"], r["heldout/db_match"]) for r in rows if "heldout/db_match" in r]
-    if points:
-        right.plot(*zip(*points, strict=True), "o-", color=COLORS["sft_grpo"],
-                   label="held-out db match (greedy)")
+    _curve(left, rows, "rollouts/reward_share", "reward / task's maximum (sampled)", COLORS["sft"])
+    _band(left, rows, "rollouts/reward_share", COLORS["sft"])
+    _held_out(left, rows, "heldout/exact_match", "exact match (held out, greedy)")
+    left.set_title("Reward earned, share of gold's")
+    left.set_ylabel("share")
+    _curve(right, rows, "rewards/outcome_reward/mean", "outcome reward (sampled)", COLORS["sft"])
+    _band(right, rows, "rewards/outcome_reward/mean", COLORS["sft"])
+    _held_out(right, rows, "heldout/db_match", "db match (held out, greedy)")
     right.set_title("Does the store end as gold leaves it?")
     right.set_ylabel("share of completions")
-    right.set_ylim(0, 1.02)
     return _save_curves(figure, folder, "rewards")
 
 
 def plot_health(folder: Path) -> Path:
-    """Draw what tells whether GRPO is healthy: KL, entropy, dead groups, clipping, length.
+    """Draw what tells whether GRPO is healthy: KL, entropy, zero-variance groups, clipping, length.
 
     Args:
         folder: Folder of the run.
@@ -139,7 +166,7 @@ def plot_health(folder: Path) -> Path:
     _curve(left, rows, "entropy", "entropy", COLORS["sft"])
     left.set_title("How far the policy moved")
     left.set_ylabel("nats per token")
-    _curve(right, rows, "frac_reward_zero_std", "groups without spread", COLORS["base"])
+    _curve(right, rows, "frac_reward_zero_std", "zero-variance groups", COLORS["base"])
     _curve(right, rows, "completions/clipped_ratio", "cut off", COLORS["sft_grpo"])
     _curve(right, rows, "rollouts/parsed", "parse", COLORS["sft"])
     right.set_title("What the batch is made of")

@@ -15,7 +15,8 @@ from typing import Any, get_args
 from data_reader import Task, task_from_json
 from envs.retail import TOOL_SCHEMAS, RetailDatabase
 from prompting import harmony
-from task_tester import ParseKind, RewardWeights, Score, score_completion
+from scoring.parse import ParseKind
+from scoring.reward import RewardWeights, Score, score_completion
 
 RewardFunction = Callable[..., list[float]]
 ROLLOUT_FIELDS = ("useful_before", "useful_after")
@@ -89,13 +90,14 @@ def summarize_batch(scores: list[Score]) -> dict[str, float]:
     Returns:
         Means of the reward's parts (`reward_parts/*`), shares of completions that fail to parse by
         kind (`parse_failures/*`), both 0.0 where there is none; exact match, db match and parse
-        shares; calls of the plans for each gold call (where there is a plan); and for each tool
+        shares; the reward as a share of the task's maximum (1.0 is gold's, below 0 is possible); calls of the plans for each gold call (where there is a plan); and for each tool
         that was called the share of its calls that were correct (`tools/*`).
     """
     count = len(scores)
     metrics = {
         "rollouts/exact_match": sum(s.exact_match for s in scores) / count,
         "rollouts/db_match": sum(s.db_match for s in scores) / count,
+        "rollouts/reward_share": sum(s.reward / s.max_reward for s in scores) / count,
         "rollouts/parsed": sum(s.parse_error is None for s in scores) / count,
     }
     plans = [score for score in scores if score.parse_error is None]

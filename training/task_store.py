@@ -30,7 +30,7 @@ from data_reader import (
     task_from_json,
 )
 from envs.retail import RetailDatabase
-from task_tester import GoldError, replay_gold
+from scoring.reward import GoldError, replay_gold
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -1,0 +1,116 @@
+"""The model card of what a run leaves: `README.md` of the adapter, merged and exported folders."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from common.files import read_json, write_text_atomic
+
+STAGES = {"base": "base", "sft": "SFT", "sft_grpo": "SFT+GRPO"}
+ROWS = {
+    "exact_match_rate": "exact match",
+    "db_match_rate": "store as gold leaves it (db match)",
+    "action_f1": "action F1",
+    "json_parse_success": "JSON parse success",
+}
+
+
+def _estimate(figures: dict[str, float], sign: str = "") -> str:
+    value, low, high = (format(figures[name], f"{sign}.3f") for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _evaluation(metrics: dict[str, Any], differences: dict[str, Any]) -> list[str]:
+    if not metrics:
+        return ["Not evaluated."]
+    stages = [stage for stage in STAGES if stage in metrics]
+    count = metrics[stages[-1]]["num_tasks"]
+    lines = [
+        f"{count} held-out tasks of customers that no training task knows, greedy decoding, "
+        "95 % bootstrap intervals:",
+        "",
+        "| metric | " + " | ".join(STAGES[stage] for stage in stages) + " |",
+        "|---" * (len(stages) + 1) + "|",
+    ]
+    for name, title in ROWS.items():
+        cells = [_estimate(metrics[stage][name]) for stage in stages]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    for pair, figures in differences.items():
+        gains = [f"{ROWS[name]} {_estimate(figures[name], '+')}" for name in list(ROWS)[:2]]
+        lines += ["", f"{pair}, task by task: {', '.join(gains)}."]
+    return lines
+
+
+def model_card(run_dir: Path, adapter: bool) -> str:
+    """Return the card's Markdown, with the hub's metadata on top.
+
+    Args:
+        run_dir: The run's folder; config.json, evaluation.json and evaluation_details.json are read.
+        adapter: The folder holds a LoRA adapter; otherwise complete weights.
+    """
+    settings = read_json(run_dir / "config.json", {})["settings"]
+    model, data, sft, grpo = (settings[name] for name in ("model", "data", "sft", "grpo"))
+    base = model["model_name"]
+    on_hub = not Path(base).exists()
+    details = read_json(run_dir / "evaluation_details.json", {})
+    metadata = {
+        "base_model": base if on_hub else None,
+        "library_name": "peft" if adapter else "transformers",
+        "license": "apache-2.0",
+        "pipeline_tag": "text-generation",
+        "tags": ["gpt-oss", "tool-use", "customer-service", "tau-bench", "sft", "grpo", "lora"],
+    }
+    # JSON values are YAML values.
+    head = [f"{name}: {json.dumps(value)}" for name, value in metadata.items() if value]
+    kind = "LoRA adapter" if adapter else "complete weights, the adapter folded in"
+    package, loader = (
+        ("peft", "AutoPeftModelForCausalLM") if adapter else ("transformers", "AutoModelForCausalLM")
+    )
+    use = [
+        "```python", f"from {package} import {loader}", "",
+        f'model = {loader}.from_pretrained("PATH_OF_THIS_FOLDER")', "```",
+    ]
+    lines = [
+        "---", *head, "---", "",
+        "# Retail customer-service agent", "",
+        f"`{base}` fine-tuned to answer a retail customer's request with a plan of tool calls "
+        f"(tau-bench's retail tools). This folder: {kind}.", "",
+        "## Training", "",
+        f"- Data: `{data['dataset_path']}`, generated retail tasks, split by customer.",
+        f"- SFT on gold tool calls: {_length(sft)}, learning rate {sft['learning_rate']:g}.",
+        f"- GRPO with a reward that executes the tools: {_length(grpo)}, groups of "
+        f"{grpo['num_generations']}, temperature {grpo['temperature']:g}, learning rate "
+        f"{grpo['learning_rate']:g}.",
+        f"- LoRA rank {model['lora_rank']} on {model['lora_reach'].replace('+', ' and ')}; "
+        f"seed {settings['seed']}.", "",
+        "## Evaluation", "",
+        *_evaluation(read_json(run_dir / "evaluation.json", {}), details.get("differences", {})), "",
+        "Made by `python train_script.py --preset " + settings["preset"] + "`; the run's "
+        "`config.json` has every setting, version and hash.", "",
+        "## Use", "", *use, "",
+        "Prompts are harmony text; the answer's final message is one JSON object "
+        '`{"tool_calls": [{"name": ..., "arguments": ...}]}`.', "",
+        "## Limits", "",
+        "The shop, its customers and their words are generated: the model has learned this shop's "
+        "tools and rules, not customer service. Nothing stops it from proposing a call that a "
+        "customer did not ask for; check calls before they are executed.", "",
+    ]
+    return "\n".join(lines)
+
+
+def _length(stage: dict[str, Any]) -> str:
+    if stage["max_steps"] == 0:
+        return "skipped"
+    if stage["max_steps"] > 0:
+        return f"{stage['max_steps']} steps"
+    epochs = stage["num_train_epochs"]
+    return f"{epochs:g} epoch" + ("s" if epochs != 1 else "")
+
+
+def write_model_cards(run_dir: Path) -> None:
+    """Write the card into each model folder that the run has so far."""
+    for name in ("final_model", "merged_model"):
+        folder = run_dir / name
+        if folder.is_dir():
+            card = model_card(run_dir, adapter=(folder / "adapter_config.json").is_file())
+            write_text_atomic(folder / "README.md", card)
