@@ -17,8 +17,6 @@ from common import versions
 from common.threads import quiet_idle_threads
 from common.user_error import UserError
 
-# The mix of generated tasks is a declared table too; it lives beside the generator that reads it.
-
 dataset_path = "dataset.jsonl"
 """Training tasks, 800 of them; "3.5k.jsonl" is the extended set. Path relative to the root."""
 
