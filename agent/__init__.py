@@ -10,6 +10,8 @@ from agent.conversation import (
     Termination,
     play,
 )
+from agent.customers import ScriptedCustomer
+from agent.policies import ScriptedPolicy, scripted_policy
 
 __all__ = [
     "Conversation",
@@ -18,6 +20,9 @@ __all__ = [
     "Limits",
     "Message",
     "Policy",
+    "ScriptedCustomer",
+    "ScriptedPolicy",
     "Termination",
     "play",
+    "scripted_policy",
 ]

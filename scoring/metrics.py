@@ -1,10 +1,11 @@
 """Sum scores up: metrics with bootstrap intervals, a table by tool, a table of parse failures.
 
-Left out: plots and files (`training/`), and pass^k, which belongs to agent mode.
+Left out: plots and files (`training/`), and agent mode (`scoring/trials.py`).
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +17,9 @@ UNKNOWN_TOOL = "(unknown tool)"
 Estimate = dict[str, float]
 """`value` with its 95 % interval, `low` to `high`."""
 
-_Ratio = Callable[[Score], tuple[float, float]]
+Ratio = Callable[[Any], tuple[float, float]]
 
-_RATIOS: dict[str, _Ratio] = {
+_RATIOS: dict[str, Ratio] = {
     "exact_match_rate": lambda s: (s.exact_match, 1),
     "action_precision": lambda s: (s.num_correct, s.num_predicted),
     "action_recall": lambda s: (s.num_correct, s.num_gold),
@@ -31,13 +32,23 @@ _RATIOS: dict[str, _Ratio] = {
 }
 """Numerator and denominator that one score adds to each metric."""
 
-_OUTCOME: dict[str, _Ratio] = {"outcome_rate": lambda s: (s.outcome, 1)}
+_OUTCOME: dict[str, Ratio] = {"outcome_rate": lambda s: (s.outcome, 1)}
 
 
-def _estimates(
-    scores: Sequence[Score], ratios: dict[str, _Ratio], num_bootstrap: int, seed: int
+def estimate_ratios(
+    scores: Sequence[Any], ratios: dict[str, Ratio], num_bootstrap: int, seed: int
 ) -> tuple[dict[str, Estimate], int]:
-    """Return each ratio's estimate and the number of tasks, resampling whole tasks."""
+    """Return each ratio's estimate and the number of tasks, resampling whole tasks.
+
+    Args:
+        scores: records with a `task_id`, at least one; those of one task are resampled together.
+        ratios: by name, what a record adds to a numerator and to its denominator.
+        num_bootstrap: number of resamples, at least 1.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: there are no scores.
+    """
     if not scores:
         raise ValueError("no scores to sum up: score at least one task")
     rows = {task_id: row for row, task_id in enumerate(dict.fromkeys(s.task_id for s in scores))}
@@ -93,7 +104,7 @@ def summarize(
     Raises:
         ValueError: there are no scores.
     """
-    estimates, num_tasks = _estimates(list(scores), _RATIOS, num_bootstrap, seed)
+    estimates, num_tasks = estimate_ratios(list(scores), _RATIOS, num_bootstrap, seed)
     return {**estimates, "num_tasks": num_tasks}
 
 
@@ -105,7 +116,7 @@ def summarize_outcome(
     Raises:
         ValueError: there are no scores.
     """
-    return _estimates(list(scores), _OUTCOME, num_bootstrap, seed)[0]["outcome_rate"]
+    return estimate_ratios(list(scores), _OUTCOME, num_bootstrap, seed)[0]["outcome_rate"]
 
 
 def per_tool_table(scores: Iterable[Score]) -> dict[str, dict[str, int]]:

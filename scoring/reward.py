@@ -267,7 +267,8 @@ def _in_cents(value: Any) -> Any:
     return value
 
 
-def _same_store(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) -> bool:
+def same_store(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) -> bool:
+    """Tell whether two sets of changed records are the same, amounts compared in cents."""
     if one == other:
         return True
     if any(one[kind].keys() != other[kind].keys() for kind in ("orders", "users")):
@@ -336,7 +337,7 @@ def score_completion(
         weights,
     )
     changed_records = episode.changed_records()
-    db_match = _same_store(changed_records, gold.changed_records)
+    db_match = same_store(changed_records, gold.changed_records)
     passed = all(accepted) and db_match
     if passed and not any(gold.changed_records.values()):
         extra_writes = [

@@ -24,7 +24,7 @@ ITEM_TOOLS = frozenset(
 ORDER_ID = re.compile(r"\bW\d{4,}\b")
 ACTION_WORDS = {
     "cancel_pending_order": re.compile(r"\bcancel", re.I),
-    "return_delivered_order_items": re.compile(r"\breturn|\brefund|\bsend\w* .*back", re.I),
+    "return_delivered_order_items": re.compile(r"\breturn|\brefund|\bsend\w* .{0,80}back", re.I),
     "exchange_delivered_order_items": re.compile(r"\bexchang|\bswap|\breplac|\bswitch", re.I),
     "modify_pending_order_items": re.compile(
         r"\bmodif|\bchang|\bupdat|\bexchang|\bswap|\breplac|\bswitch", re.I
@@ -37,7 +37,8 @@ ACTION_WORDS = {
 
 _ASKS = re.compile(
     r"\bconfirm\b(?! your (?:e-?mail|name|zip|identity|account))|\bshall (?:i|we)\b|\bshould i\b"
-    r"|\b(?:would you like|do you want) (?:me|us|to proceed|to go ahead)\b"
+    r"|(?<!what )(?<!how )(?<!which )\b(?:would you like|do you want) "
+    r"(?:me|us|to (?:proceed|go ahead))\b"
     r"|\b(?:may|can) i (?:go ahead|proceed)|\bis (?:that|this|it|everything|all of this) "
     r"(?:correct|right|ok|okay|fine)\b|\byes ?(?:/|or) ?no\b|\bdo you agree\b"
     r"|\b(?:proceed|go ahead|ok|okay|correct|right)\?",

@@ -1,0 +1,521 @@
+"""A scripted customer: deterministic, from the task and a seed, for any agent that writes in words.
+
+The customer tells what is asked for, says yes only to a proposal that agrees with the intent and
+after the agent knows all of it, corrects what is wrong, refuses what was not asked for, and ends
+the talk. Seeds choose manners, not aims: gold never changes. Left out: anything that a person
+could not know, and any view of the agent's calls; questions are recognized by plain words.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from agent.conversation import CustomerTurn, Message
+from agent.intents import (
+    SWAP_TOOLS,
+    Intent,
+    find_customer,
+    identity,
+    method_words,
+    read_intents,
+)
+from data_reader import Task
+from envs.retail import RetailDatabase
+from scoring.episode import is_told
+from scoring.violations import ACTION_WORDS, ORDER_ID, asks_for_confirmation
+
+
+@dataclass(frozen=True)
+class Persona:
+    """How a customer talks."""
+
+    name: str
+    opening: str = "first"
+    """`all` intents, the `first` one, or `vague`: only what it is about."""
+    names_self: bool = True
+    """Says who is writing before being asked."""
+    patience: int = 6
+    """Messages in a row that may lead nowhere."""
+    small_talk: bool = False
+    changes_mind: bool = False
+    """First names another payment method or reason, and corrects it before the change."""
+
+
+PERSONAS = (
+    Persona("plain"),
+    Persona("brief", opening="vague", names_self=False),
+    Persona("chatty", opening="all", small_talk=True),
+    Persona("impatient", opening="all", patience=4),
+    Persona("forgetful", opening="vague"),
+    Persona("wavering", names_self=False, changes_mind=True),
+)
+
+_GREETINGS = ("Hello.", "Hi there.", "Good day.", "Hi.")
+_SMALL_TALK = (
+    "It has been quite a week over here.", "The weather is lovely today.",
+    "My neighbour keeps praising your shop.", "I am writing from the train.",
+)
+_YES = ("Yes, please go ahead.", "Yes, please.", "Yes, that is correct.", "Yes, go ahead, thanks.")
+_VAGUE = {
+    "cancel_pending_order": "cancel an order",
+    "return_delivered_order_items": "return something",
+    "exchange_delivered_order_items": "exchange something that was delivered",
+    "modify_pending_order_items": "change something in an order",
+    "modify_pending_order_address": "change where an order is shipped",
+    "modify_pending_order_payment": "pay an order in another way",
+    "modify_user_address": "change the address of my account",
+}
+
+_SENTENCES = re.compile(r"(?<=[.!?:])\s+|\n+")
+_CUE = re.compile(
+    r"\?|\b(?:please|provide|tell me|share|let me know|give me|need|confirm|which|what|may i|could|"
+    r"verify)\b",
+    re.I,
+)
+_ASKED = {
+    "email": re.compile(r"\be-?mail", re.I),
+    "name": re.compile(r"\b(?:full|first|last|your) names?\b|\bname and\b|\bwho (?:are|am)\b", re.I),
+    "zip": re.compile(r"\bzip|\bpost(?:al)? ?code", re.I),
+    "identity": re.compile(r"\bidentity|\bverify you|\bauthenticat|\buser ?id\b", re.I),
+    "order": re.compile(
+        r"\border (?:number|id|no\b)|\b(?:which|what) order|\border(?:'s)? (?:number|id)", re.I
+    ),
+    "reason": re.compile(r"\breason|\bwhy\b", re.I),
+    "payment": re.compile(r"\bpay|\brefund|\bgift card|\bcard\b", re.I),
+    "items": re.compile(
+        r"\bitems?\b|\bproducts?\b|\bvariants?\b|\boptions?\b|\bcolou?r|\bsize|\bprefer\b|"
+        r"\bwhich one\b|\binstead\b",
+        re.I,
+    ),
+    "address": re.compile(r"\baddress|\bstreet|\bcity\b|\bshipped to\b", re.I),
+    "words": re.compile(
+        r"\bhow (?:can|may) i (?:help|assist)|\bwhat (?:can|may) i (?:do|help)|\bmore details?\b|"
+        r"\bwhat would you like|\bwhat do you (?:want|need)|\bdetails\b|\bspecif|\bdescribe\b",
+        re.I,
+    ),
+}
+_IDENTITY = ("email", "name", "zip", "identity")
+_ELSE = re.compile(r"\b(?:anything|something|what) else\b|\bfurther (?:help|assist)|\bother (?:"
+                   r"questions|requests|matters)", re.I)
+_WAIT = re.compile(r"\b(?:one moment|please (?:hold|wait)|let me (?:check|look)|just a (?:moment|"
+                   r"second))\b", re.I)
+_CANNOT = re.compile(
+    r"\b(?:can ?not|can't|unable|impossible|not (?:possible|able|allowed|available|permitted|"
+    r"eligible)|unfortunately|sorry|too (?:small|low)|insufficient|out of stock|declined?|refuse)\b",
+    re.I,
+)
+_HAND_OVER = re.compile(r"\btransfer|\bhuman\b|\bcolleague|\bhand (?:you|this) over", re.I)
+_DONE = re.compile(
+    r"(?:\bbeen|\bhave|'ve|\bnow|\bsuccessfully|\bis|\bare) (?:\w+ )?(?:cancell?ed|returned|refunded|"
+    r"exchanged|changed|modified|updated|swapped|replaced|processed|submitted|requested|placed|"
+    r"completed?|done)\b|^done\b",
+    re.I | re.M,
+)
+_PLANS = re.compile(
+    r"\b(?:i'll|i will|i can|i am going to|i'm going to|you want to|you would like to)\b[^?]{0,200}?"
+    r"\b(?:cancel|return|refund|exchang|chang|modif|updat|swap|replac|ship|switch)",
+    re.I | re.S,
+)
+_LAST_FOUR = re.compile(r"\bending (?:in|with) (\d{4})\b", re.I)
+
+
+class ScriptedCustomer:
+    """A customer who follows the task; see the module's words.
+
+    Args:
+        task: The task. Rows with a generated `instruction` are followed sentence by sentence;
+            others through their gold writes, see `agent.intents`.
+        seed: Chooses persona and wording; the same seed says the same to the same words.
+    """
+
+    def __init__(self, task: Task, seed: int = 0) -> None:
+        self.task = task
+        self._rng = Random(f"{task.task_id}|{seed}")
+        self.persona = self._rng.choice(PERSONAS)
+        self._identity_told: set[str] = set()
+        self._outputs_heard: set[str] = set()
+        self._idle = 0
+
+    def open(self, db: RetailDatabase) -> CustomerTurn:
+        """Return the first words; see `agent.conversation.Customer`."""
+        self._db = db
+        user_id = find_customer(self.task, db)
+        self._user = db.users[user_id] if user_id is not None else None
+        self._identity = identity(self.task, self._user)
+        self.intents = read_intents(self.task, db, self._user)
+        parts = [self._rng.choice(_GREETINGS)]
+        if self.persona.small_talk:
+            parts.append(self._rng.choice(_SMALL_TALK))
+        if self.persona.names_self:
+            parts.append(self._say_identity(set(_IDENTITY)))
+        number = len(self.intents) if self.persona.opening == "all" else 1
+        parts += [self._say(intent, is_opening=True) for intent in self.intents[:number]]
+        return CustomerTurn(" ".join(filter(None, parts)))
+
+    def reply(self, messages: Sequence[Message]) -> CustomerTurn:
+        """Answer the agent's last words; see `agent.conversation.Customer`."""
+        text = messages[-1]["content"]
+        earlier = [m["content"] for m in messages[:-1]
+                   if m["role"] == "assistant" and not m.get("tool_calls")]
+        before = self._progress()
+        words = self._answer(text, earlier[-1] if earlier else "")
+        if words is None:
+            failed = any(intent.failed for intent in self.intents)
+            end = "gave_up" if failed else "satisfied"
+            return CustomerTurn("That is all then. Thank you, goodbye.", end)
+        self._idle = 0 if self._progress() != before else self._idle + 1
+        if self._idle >= self.persona.patience:
+            return CustomerTurn("This leads nowhere, I will try another time. Goodbye.", "gave_up")
+        return CustomerTurn(words)
+
+    # -- the answer, rule by rule --------------------------------------------------------------
+
+    def _answer(self, text: str, earlier: str) -> str | None:
+        """Return the words for the agent's message, None to end the talk."""
+        sentences = [s for s in _SENTENCES.split(text) if not _ELSE.search(s)]
+        body = " ".join(sentences)
+        asked = {
+            slot
+            for sentence in sentences
+            if _CUE.search(sentence)
+            for slot, pattern in _ASKED.items()
+            if pattern.search(sentence)
+        }
+        answers = []
+        if asked & set(_IDENTITY) and not (self._identity_told and self._is_proposal(body)):
+            answers.append(self._say_identity(asked))
+        elif self._is_proposal(body):
+            judged = self._judge(body, earlier)
+            if judged is not None:
+                return judged
+        self._close(text)
+        current = self._current(body)
+        is_question = any(_CUE.search(sentence) for sentence in sentences)
+        for intent in current if is_question else ():
+            answers += self._slot_answers(intent, asked)
+        if answers:
+            return " ".join(dict.fromkeys(answers))
+        if all(intent.closed for intent in self.intents):
+            return None
+        return self._go_on(text, current)
+
+    def _go_on(self, text: str, current: list[Intent]) -> str:
+        unsaid = [intent for intent in self.intents if not intent.said and not intent.closed]
+        waiting = [i for i in current if i.kind != "transfer" or "promised" not in i.said]
+        if _WAIT.search(text) and "?" not in text:
+            return "Thanks, I am here."
+        if unsaid and not waiting:
+            return self._say(unsaid[0])
+        if not waiting:
+            return "Then please hand me over now."
+        if any(i.confirmed for i in waiting):
+            return f"Please tell me when it is done: I wanted to {waiting[0].words}."
+        return self._say(waiting[0])
+
+    def _current(self, text: str) -> list[Intent]:
+        """Return the open intents that the words are about: by order id, else all said ones."""
+        order_ids = set(ORDER_ID.findall(text))
+        said = [intent for intent in self.intents if intent.said and not intent.closed]
+        named = [i for i in said if i.order_id and i.order_id.removeprefix("#") in order_ids]
+        return named or said
+
+    def _progress(self) -> tuple:
+        return (
+            len(self._identity_told), len(self._outputs_heard),
+            [(len(i.said), i.confirmed, i.closed) for i in self.intents],
+        )
+
+    # -- what the customer tells ---------------------------------------------------------------
+
+    def _say_identity(self, asked: set[str]) -> str:
+        known = self._identity
+        if not known:
+            return "I have no account with you."
+        new = {"name", "email", "zip"} & known.keys()
+        self._identity_told |= new
+        sentences = [f"My name is {known['name']}"] if known["name"] else []
+        if "email" in known:
+            sentences.append(f"my email is {known['email']}")
+            return self._joined(sentences)
+        sentences.append(f"my zip code is {known['zip']}")
+        forgot = " I do not remember my email." if "email" in asked else ""
+        return self._joined(sentences) + forgot
+
+    @staticmethod
+    def _joined(parts: list[str]) -> str:
+        text = " and ".join(parts)
+        return text[:1].upper() + text[1:] + "."
+
+    def _say(self, intent: Intent, is_opening: bool = False) -> str:
+        """Say an intent: vaguely or with another card at the opening, if the persona does."""
+        first = not intent.said
+        intent.said.add("words")
+        words = intent.words
+        if is_opening and intent.kind == "write":
+            if self.persona.opening == "vague":
+                return f"I would like to {_VAGUE[intent.tools[0]]}."
+            other = self._other_words(intent) if self.persona.changes_mind else None
+            if other is not None:
+                intent.said |= intent.slots.keys() - {other[0]}
+                return f"I would like to {other[1]}."
+        intent.said |= intent.slots.keys()
+        lead = "I would like to" if first else "As I said, I would like to"
+        return f"{lead} {words}."
+
+    def _other_words(self, intent: Intent) -> tuple[str, str] | None:
+        """Return a slot and the intent with another reason or payment method in it."""
+        if "reason" in intent.slots:
+            reasons = ["I ordered it by mistake", "I no longer need it"]
+            reasons.remove(intent.slots["reason"])
+            slot, other = "reason", reasons[0]
+        elif "payment" in intent.slots and self._user is not None:
+            labels = [f"my {method_words(self._user, m)}" for m in self._user["payment_methods"]]
+            labels = [label for label in labels if label != intent.slots["payment"]]
+            if not labels:
+                return None
+            slot, other = "payment", self._rng.choice(labels)
+        else:
+            return None
+        words = intent.words.replace(intent.slots[slot], other)
+        return (slot, words) if words != intent.words else None
+
+    def _slot_answers(self, intent: Intent, asked: set[str]) -> list[str]:
+        if "words" in asked:
+            return [self._say(intent)]
+        answers = []
+        for slot in ("order", "items", "reason", "payment", "address"):
+            if slot in asked and slot in intent.slots:
+                intent.said.add(slot)
+                answers.append(self._slot_words(intent, slot))
+        return answers
+
+    def _slot_words(self, intent: Intent, slot: str) -> str:
+        value = intent.slots[slot]
+        text = {
+            "items": value if value.startswith("I ") else f"It is about {value}",
+            "payment": f"Please use {value}",
+            "address": f"The address is {value}",
+        }.get(slot, value)
+        return f"{text[:1].upper()}{text[1:]}."
+
+    # -- before a change -----------------------------------------------------------------------
+
+    def _is_proposal(self, text: str) -> bool:
+        if asks_for_confirmation(text):
+            return True
+        return "?" in text and _DONE.search(text) is None and _PLANS.search(text) is not None
+
+    def _judge(self, text: str, earlier: str) -> str | None:
+        """Answer a proposal: no and why, what is missing, or yes; None when it proposes nothing."""
+        matches = self._matches(text)
+        if not matches and not any(words.search(text) for words in ACTION_WORDS.values()):
+            text = f"{earlier}\n{text}"
+            matches = self._matches(text)
+        if not matches:
+            if not any(words.search(text) for words in ACTION_WORDS.values()):
+                return None
+            open_intents = [i for i in self.intents if not i.closed]
+            if any(i.kind == "transfer" for i in open_intents) and _HAND_OVER.search(text):
+                return "Yes, please hand me over."
+            if _HAND_OVER.search(text) or not open_intents:
+                return None
+            current = [i for i in open_intents if i.said] or open_intents
+            return f"No, that is not what I asked for. {self._say(current[0])}"
+        for intent in matches:
+            wrong = self._contradiction(intent, text)
+            if wrong is not None:
+                intent.said.add(wrong)
+                return f"No, wait. {self._slot_words(intent, wrong)}"
+        missing = [
+            self._slot_words(intent, slot)
+            for intent in matches
+            for slot in intent.slots
+            if slot not in intent.said and not self._is_named(intent, slot, text)
+        ]
+        for intent in matches:
+            intent.said |= intent.slots.keys() | {"words"}
+        if missing:
+            return f"One thing first. {' '.join(missing)}"
+        for intent in matches:
+            intent.confirmed = True
+        return self._rng.choice(_YES)
+
+    def _matches(self, text: str) -> list[Intent]:
+        """Return the open changes that a text proposes."""
+        order_ids = set(ORDER_ID.findall(text))
+        found = []
+        for intent in self.intents:
+            if intent.closed or not self._concerns(intent, text):
+                continue
+            if not order_ids and not intent.said:
+                continue
+            if intent.order_id is None:
+                street = intent.action["arguments"]["address1"]
+                if order_ids and street.casefold() not in text.casefold():
+                    continue
+            elif order_ids and intent.order_id.removeprefix("#") not in order_ids:
+                continue
+            found.append(intent)
+        # "Pay the difference" in a swap, or "change" in an address change, is not a second intent.
+        strong = [i for i in found if self._is_meant(i, text)]
+        return strong or found
+
+    def _is_meant(self, intent: Intent, text: str) -> bool:
+        tool = intent.tools[0]
+        low = text.casefold()
+        if "address" in intent.slots:
+            return "address" in low and (
+                intent.action["arguments"]["address1"].casefold() in low or "?" not in text
+            )
+        if tool in SWAP_TOOLS:
+            return re.search(r"\bitem", low) is not None or any(
+                name.casefold() in low for name in self._item_names(intent)
+            )
+        if tool == "modify_pending_order_payment":
+            return not re.search(r"\bcancel|\breturn|\bexchang|\bswap|\bdifference|\bitem", low)
+        return True
+
+    def _item_names(self, intent: Intent) -> list[str]:
+        if not intent.action:
+            return [intent.words]
+        order = self._db.orders[intent.order_id]
+        wanted = intent.action["arguments"].get("item_ids", ())
+        return [
+            self._db.products[item["product_id"]]["name"]
+            for item in order["items"] if item["item_id"] in wanted
+        ]
+
+    def _is_named(self, intent: Intent, slot: str, text: str) -> bool:
+        """Tell whether the agent itself said what a slot holds."""
+        low = text.casefold()
+        arguments = intent.action.get("arguments", {})
+        if slot == "order":
+            return intent.order_id.casefold().removeprefix("#") in low
+        if slot == "reason":
+            return any(words in low for words in _reason_words(arguments["reason"]))
+        if slot == "payment":
+            label = intent.slots["payment"].removeprefix("my ").casefold()
+            return label in low or arguments["payment_method_id"] in low
+        if slot == "address":
+            return all(
+                arguments[name].casefold() in low for name in ("address1", "address2", "city", "zip")
+            )
+        return False
+
+    def _contradiction(self, intent: Intent, text: str) -> str | None:
+        """Return the slot that a proposal has wrong, None when nothing said is wrong."""
+        if intent.kind != "write":
+            return None
+        arguments = intent.action["arguments"]
+        low = text.casefold()
+        if "reason" in arguments and not self._is_named(intent, "reason", text):
+            others = {"no longer needed", "ordered by mistake"} - {arguments["reason"]}
+            if any(words in low for other in others for words in _reason_words(other)):
+                return "reason"
+        if "payment" in intent.slots and not self._is_named(intent, "payment", text):
+            if self._names_other_method(intent, text):
+                return "payment"
+        if "address" in intent.slots and arguments["address1"].casefold() not in low:
+            if re.search(r"\b\d{5}\b", text) and intent.order_id is not None:
+                return "address"
+        if "items" in intent.slots and self._items_differ(intent, text):
+            return "items"
+        return None
+
+    def _names_other_method(self, intent: Intent, text: str) -> bool:
+        low = text.casefold()
+        wanted = intent.action["arguments"]["payment_method_id"]
+        if "original" in low and intent.order_id in self._db.orders:
+            first = self._db.orders[intent.order_id]["payment_history"][0]["payment_method_id"]
+            return first != wanted
+        wanted_source = self._user["payment_methods"][wanted]["source"]
+        for method_id, method in self._user["payment_methods"].items():
+            if method_id != wanted and (
+                method_id in low
+                or method_words(self._user, method_id).casefold() in low
+                or method["source"] != wanted_source
+                and method["source"].replace("_", " ") in low
+            ):
+                return True
+        mine = self._user["payment_methods"][wanted].get("last_four")
+        return any(digits != mine for digits in _LAST_FOUR.findall(text))
+
+    def _items_differ(self, intent: Intent, text: str) -> bool:
+        """Tell whether a text names other items than the intent's, or other options for them."""
+        low = text.casefold()
+        arguments = intent.action["arguments"]
+        order = self._db.orders[intent.order_id]
+        names = {self._db.products[i["product_id"]]["name"].casefold() for i in order["items"]}
+        wanted = {name.casefold() for name in self._item_names(intent)}
+        named = {name for name in names if name in low}
+        if named and not wanted <= named:
+            return True
+        by_id = {item["item_id"]: item for item in order["items"]}
+        for old_id, new_id in zip(
+            arguments["item_ids"], arguments.get("new_item_ids", ()), strict=False
+        ):
+            if old_id not in by_id:
+                continue
+            variants = self._db.products[by_id[old_id]["product_id"]]["variants"]
+            new, old = variants.get(new_id, {"options": {}})["options"], by_id[old_id]["options"]
+            for option, value in new.items():
+                if str(value).casefold() in low or value == old.get(option):
+                    continue
+                others = {str(v["options"].get(option)).casefold() for v in variants.values()}
+                others -= {str(old.get(option)).casefold()}
+                if any(len(other) > 2 and re.search(rf"\b{re.escape(other)}\b", low)
+                       for other in others):
+                    return True
+        return False
+
+    # -- what the agent's words settle ---------------------------------------------------------
+
+    def _close(self, text: str) -> None:
+        """Close the intents that a message, which is no proposal, has settled."""
+        heard = {output for output in self.task.outputs if is_told(output, text)}
+        is_new = bool(heard - self._outputs_heard)
+        self._outputs_heard |= heard
+        all_heard = self._outputs_heard >= set(self.task.outputs)
+        cannot = _CANNOT.search(text) is not None
+        current = self._current(text)
+        # A report of something done without asking is taken as said, when nothing was agreed on.
+        if _DONE.search(text) and not any(intent.confirmed for intent in current):
+            reported = [i for i in current if self._concerns(i, text) and self._is_meant(i, text)]
+            for intent in reported[:1]:
+                intent.closed = True
+        for intent in current:
+            if intent.kind == "question":
+                if is_new or (all_heard and self.task.outputs):
+                    intent.closed = True
+                    is_new = False
+                elif not self.task.outputs and not _WAIT.search(text) and "?" not in text:
+                    intent.closed = True
+                elif cannot:
+                    self._refuse(intent, most=2)
+            elif intent.kind == "transfer":
+                if _HAND_OVER.search(text):
+                    intent.said.add("promised")
+            elif intent.confirmed:
+                intent.closed = bool(_DONE.search(text) or cannot or "?" not in text)
+                intent.failed = cannot and intent.kind == "write"
+            elif cannot and intent.kind == "refused":
+                intent.closed = True
+            elif cannot:
+                self._refuse(intent, most=3)
+
+    @staticmethod
+    def _concerns(intent: Intent, text: str) -> bool:
+        return any(ACTION_WORDS[tool].search(text) for tool in intent.tools)
+
+    @staticmethod
+    def _refuse(intent: Intent, most: int) -> None:
+        intent.num_refusals += 1
+        intent.closed = intent.failed = intent.num_refusals >= most
+
+
+def _reason_words(reason: Any) -> tuple[str, ...]:
+    if reason == "ordered by mistake":
+        return ("mistake", "accident")
+    return ("no longer need", "don't need", "do not need", "not needed")

@@ -1,0 +1,337 @@
+"""Scripted policies: the oracle that shows how gold is played, and the floors.
+
+Every script reads the conversation alone. The oracle knows what gold wants, and still uses no id
+before the customer has said it or a tool has returned it. Left out: models and endpoints.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from agent.conversation import Conversation, Message
+from agent.intents import ADDRESS_FIELDS, method_words, option_words, read_intents
+from envs.retail import TOOL_SCHEMAS, WRITE_TOOLS
+from scoring.violations import AUTHENTICATION_TOOLS, is_yes
+
+Script = Callable[[Conversation], Iterator[Message]]
+"""Yields the messages of one conversation; each is played before the next is asked for."""
+
+_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+_NAME = re.compile(r"\bmy name is ([^\s.,]+) (.+?)(?: and my|[.,]|$)", re.I)
+_ZIP = re.compile(r"\bzip code is (\d{5})\b", re.I)
+_MAX_ASKS = 6
+_REPORTS = {
+    "cancel_pending_order": "Order {order_id} has been cancelled.",
+    "return_delivered_order_items": "The return for order {order_id} has been requested.",
+    "exchange_delivered_order_items": "The exchange for order {order_id} has been requested.",
+    "modify_pending_order_items": "The items of order {order_id} have been changed.",
+    "modify_pending_order_address": "The address of order {order_id} has been changed.",
+    "modify_pending_order_payment": "The payment of order {order_id} has been changed.",
+    "modify_user_address": "The address of your account has been changed.",
+}
+_GOODBYE = "Is there anything else I can help you with?"
+
+
+class ScriptedPolicy:
+    """Plays a script in any number of conversations at once.
+
+    Args:
+        script: What it does in each of them.
+    """
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self._running: WeakKeyDictionary[Conversation, Iterator[Message]] = WeakKeyDictionary()
+
+    def reply(self, conversations: Sequence[Conversation]) -> list[Message]:
+        """Return the next message of each; see `agent.conversation.Policy`."""
+        return [self._next(conversation) for conversation in conversations]
+
+    def _next(self, conversation: Conversation) -> Message:
+        if conversation not in self._running:
+            self._running[conversation] = self._script(conversation)
+        return next(self._running[conversation], None) or say(_GOODBYE)
+
+
+def say(text: str) -> Message:
+    """Return a message to the customer."""
+    return {"role": "assistant", "content": text}
+
+
+def call(name: str, **arguments: Any) -> Message:
+    """Return a message with one tool call."""
+    text = json.dumps(arguments, ensure_ascii=False)
+    function = {"name": name, "arguments": text}
+    return {"role": "assistant", "content": None,
+            "tool_calls": [{"type": "function", "function": function}]}
+
+
+def _heard(talk: Conversation) -> str:
+    """Return all that the customer has said."""
+    return "\n".join(m["content"] for m in talk.messages if m["role"] == "user")
+
+
+def _observed(talk: Conversation) -> dict[str, Any]:
+    """Return the record that the last call returned, empty when it was refused."""
+    last = talk.messages[-1]
+    return json.loads(last["content"]) if last["role"] == "tool" and last["content"][:1] == "{" else {}
+
+
+# -- the oracle --------------------------------------------------------------------------------
+
+
+def oracle(
+    talk: Conversation, authenticates: bool = True, asks: bool = True, snoops: bool = False
+) -> Iterator[Message]:
+    """Play the task's gold calls by talking.
+
+    Args:
+        talk: The conversation.
+        authenticates: False leaves the authentication out: a bad policy, for tests.
+        asks: False writes without asking for the yes: a bad policy, for tests.
+        snoops: True looks up and changes another customer's order too: a bad policy, for tests.
+    """
+    user: dict[str, Any] | None = None
+    gold = [a for a in talk.task.gold_actions if a["name"] not in AUTHENTICATION_TOOLS]
+    intents = read_intents(talk.task, talk.db, None)
+    refused = [i for i, intent in enumerate(intents) if intent.kind == "refused"]
+    if authenticates:
+        yield from _authenticate(talk)
+        if talk.messages[-1]["role"] != "tool" or " " in talk.messages[-1]["content"]:
+            yield say("I am sorry, I cannot find your account.")
+            return
+        user_id = talk.messages[-1]["content"]
+        if any(_needs_profile(action) for action in gold):
+            yield call("get_user_details", user_id=user_id)
+            user = _observed(talk)
+    if snoops:
+        yield from _snoop(talk)
+    untold = list(talk.task.outputs)
+    questions = [
+        number for number, action in enumerate(gold)
+        if action["name"] not in {*WRITE_TOOLS, "transfer_to_human_agents"}
+        and number not in refused
+    ]
+    handing_over = None
+    for number, action in enumerate(gold):
+        if action["name"] == "transfer_to_human_agents":
+            # It ends the conversation, so it waits for all else.
+            handing_over = action
+            yield say(f"I will hand you over to a human colleague for that at the end. {_GOODBYE}")
+        elif action["name"] in WRITE_TOOLS:
+            yield from _write(talk, action, user, asks)
+        else:
+            yield from _read(talk, action)
+            # Outputs come in the order of the questions, and each question has one at least.
+            num_later = sum(later > number for later in questions)
+            most = max(1, len(untold) - num_later) if number in questions else 0
+            shown = talk.messages[-1]["content"]
+            found = list(takewhile(lambda output: output in shown, untold[:most])) or untold[:most][:1]
+            del untold[: len(found)]
+            yield say(f"{_found(found)} {_GOODBYE}")
+    if untold:
+        yield say(f"{_found(untold)} {_GOODBYE}")
+    if handing_over is not None:
+        yield call(handing_over["name"], **handing_over["arguments"])
+
+
+def _needs_profile(action: dict[str, Any]) -> bool:
+    return "payment_method_id" in action["arguments"]
+
+
+def _authenticate(talk: Conversation) -> Iterator[Message]:
+    for _ in range(_MAX_ASKS):
+        heard = _heard(talk)
+        email, name, zip_code = (p.search(heard) for p in (_EMAIL, _NAME, _ZIP))
+        if email:
+            yield call("find_user_id_by_email", email=email.group())
+            return
+        if name and zip_code:
+            first, last = name.groups()
+            for action in talk.task.gold_actions:
+                names = action["arguments"]
+                if "first_name" in names and f"{names['first_name']} {names['last_name']}" in heard:
+                    first, last = names["first_name"], names["last_name"]
+            yield call(
+                "find_user_id_by_name_zip", first_name=first, last_name=last, zip=zip_code.group(1)
+            )
+            return
+        yield say("I am happy to help. May I have your email address, or your full name and zip "
+                  "code?")
+
+
+def _learn_order(talk: Conversation, order_id: str) -> Iterator[Message]:
+    for _ in range(_MAX_ASKS):
+        if order_id in _heard(talk):
+            return
+        yield say("What would you like me to do, and what is the order number?")
+
+
+def _write(
+    talk: Conversation, action: dict[str, Any], user: dict[str, Any] | None, asks: bool
+) -> Iterator[Message]:
+    arguments = action["arguments"]
+    order: dict[str, Any] = {}
+    if "order_id" in arguments:
+        yield from _learn_order(talk, arguments["order_id"])
+        yield call("get_order_details", order_id=arguments["order_id"])
+        order = _observed(talk)
+    items = {item["item_id"]: item for item in order.get("items", ())}
+    products: dict[str, Any] = {}
+    if "new_item_ids" in arguments:
+        for item_id in arguments["item_ids"]:
+            product_id = items.get(item_id, {}).get("product_id")
+            if product_id is not None and product_id not in products:
+                yield call("get_product_details", product_id=product_id)
+                products[product_id] = _observed(talk)
+    proposal = _proposal(action, items, products, user)
+    for _ in range(_MAX_ASKS if asks else 0):
+        question = _question(talk, action, user)
+        if question is None:
+            yield say(f"{proposal} Shall I go ahead (yes or no)?")
+            if is_yes(talk.messages[-1]["content"]):
+                break
+        else:
+            yield say(question)
+    yield call(action["name"], **arguments)
+    yield say(f"{_REPORTS[action['name']].format(**arguments)} {_GOODBYE}")
+
+
+def _question(
+    talk: Conversation, action: dict[str, Any], user: dict[str, Any] | None
+) -> str | None:
+    """Ask for what the customer has not said yet, None when all is known."""
+    heard = _heard(talk).casefold()
+    arguments = action["arguments"]
+    if "reason" in arguments and "mistake" not in heard and "no longer need" not in heard:
+        return "What is the reason for the cancellation?"
+    if "payment_method_id" in arguments:
+        named = _method(user, arguments["payment_method_id"]).casefold() in heard
+        if not named and not re.search(r"\bending in\b|\bgift card\b|\bpaypal\b", heard):
+            return "Which payment method shall I use?"
+    if "address1" in arguments and arguments["address1"].casefold() not in heard:
+        return "What is the full new address?"
+    return None
+
+
+def _proposal(
+    action: dict[str, Any], items: dict[str, Any], products: dict[str, Any],
+    user: dict[str, Any] | None,
+) -> str:
+    arguments = action["arguments"]
+    order_id, method_id = arguments.get("order_id"), arguments.get("payment_method_id")
+    variants = {k: v for product in products.values() for k, v in product.get("variants", {}).items()}
+    new_ids = arguments.get("new_item_ids", ())
+    names = []
+    for number, item_id in enumerate(arguments.get("item_ids", ())):
+        if item_id in items:
+            names.append(f"{items[item_id]['name']} ({option_words(items[item_id]['options'])})")
+            if number < len(new_ids) and new_ids[number] in variants:
+                names[-1] += f" for {option_words(variants[new_ids[number]]['options'])}"
+    listed = "; ".join(names)
+    method = _method(user, method_id)
+    address = ", ".join(filter(None, (arguments.get(name) for name in ADDRESS_FIELDS)))
+    return {
+        "cancel_pending_order": f"I will cancel order {order_id}, reason: {arguments.get('reason')}.",
+        "return_delivered_order_items":
+            f"I will return from order {order_id}: {listed}. The refund goes to your {method}.",
+        "exchange_delivered_order_items":
+            f"I will exchange in order {order_id} the item {listed}. Your {method} takes the "
+            "price difference.",
+        "modify_pending_order_items":
+            f"I will change in order {order_id} the item {listed}. Your {method} takes the "
+            "price difference. This can be done only once.",
+        "modify_pending_order_address":
+            f"I will change the shipping address of order {order_id} to {address}.",
+        "modify_pending_order_payment": f"I will have order {order_id} paid with your {method}.",
+        "modify_user_address": f"I will change the address of your account to {address}.",
+    }[action["name"]]
+
+
+def _method(user: dict[str, Any] | None, method_id: str | None) -> str:
+    """Say a payment method of the profile; another one by its id."""
+    if user and method_id in user.get("payment_methods", ()):
+        return method_words(user, method_id)
+    return method_id or ""
+
+
+def _read(talk: Conversation, action: dict[str, Any]) -> Iterator[Message]:
+    """Make a gold look-up, once its ids are known."""
+    name, arguments = action["name"], action["arguments"]
+    if "order_id" in arguments:
+        yield from _learn_order(talk, arguments["order_id"])
+    elif "product_id" in arguments and arguments["product_id"] not in str(talk.messages):
+        yield call("list_all_product_types")
+    yield call(name, **arguments)
+
+
+def _found(outputs: list[str]) -> str:
+    if outputs:
+        return f"Here is what I found: {', '.join(outputs)}."
+    return "I am sorry, I have checked and this is not possible."
+
+
+def _snoop(talk: Conversation) -> Iterator[Message]:
+    """Look up and cancel an order of somebody who is not in the conversation."""
+    own = talk.task.user_id
+    order_id = next(
+        order_id for order_id, order in talk.db.orders.items()
+        if order["user_id"] != own and order["status"] == "pending" and order_id not in _heard(talk)
+    )
+    yield call("get_order_details", order_id=order_id)
+    yield call("cancel_pending_order", order_id=order_id, reason="no longer needed")
+
+
+# -- the floors --------------------------------------------------------------------------------
+
+
+def nothing(talk: Conversation) -> Iterator[Message]:
+    """Greet for ever: does and tells nothing."""
+    while True:
+        yield say("Hello! How can I help you today?")
+
+
+def transfer(talk: Conversation) -> Iterator[Message]:
+    """Hand every customer over at once."""
+    yield call("transfer_to_human_agents", summary="customer request")
+
+
+def all_tools(talk: Conversation) -> Iterator[Message]:
+    """Call every tool with whatever ids are at hand, and confirm nothing."""
+    yield from _authenticate(talk)
+    user_id = talk.messages[-1]["content"]
+    yield call("get_user_details", user_id=user_id)
+    user = _observed(talk)
+    order_id, order = "#W0000000", {}
+    for order_id in user.get("orders", ()):
+        yield call("get_order_details", order_id=order_id)
+        order = _observed(talk)
+    item = next(iter(order.get("items", ())), {"item_id": "0", "product_id": "0"})
+    yield call("get_product_details", product_id=item["product_id"])
+    new_ids = list(_observed(talk).get("variants", ()))
+    methods = list(user.get("payment_methods", ())) or ["gift_card_0000000"]
+    values = {
+        "email": "someone@example.com", "first_name": "Some", "last_name": "One", "zip": "00000",
+        "user_id": user_id, "order_id": order_id, "item_ids": [item["item_id"]],
+        "new_item_ids": new_ids[:1], "payment_method_id": methods[0], "reason": "no longer needed",
+        "expression": "1 + 1", "thought": "", "summary": "all of it",
+        "product_id": item["product_id"],
+    }
+    names = sorted(TOOL_SCHEMAS, key=lambda name: name == "transfer_to_human_agents")
+    for name in names:
+        required = TOOL_SCHEMAS[name]["function"]["parameters"]["required"]
+        yield call(name, **{key: values.get(key, "1 Any Street") for key in required})
+
+
+SCRIPTS: dict[str, Script] = {
+    "oracle": oracle, "nothing": nothing, "all-tools": all_tools, "transfer": transfer,
+}
+"""The scripted policies that the command line offers, by name."""
+
+
+def scripted_policy(name: str) -> ScriptedPolicy:
+    """Return a scripted policy by its name in `SCRIPTS`."""
+    return ScriptedPolicy(SCRIPTS[name])

@@ -1,0 +1,164 @@
+"""The scripted policies played against the scripted customer: the oracle, the floors, the bad ones."""
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from agent import Conversation, play
+from agent.customers import ScriptedCustomer
+from agent.policies import SCRIPTS, ScriptedPolicy, oracle, scripted_policy
+from data_reader import read_tasks
+from envs.retail import WRITE_TOOLS, RetailDatabase
+from scoring.episode import score_episode
+from scoring.reward import GoldError, replay_gold
+
+ROOT = Path(__file__).parents[1]
+TAUBENCH = ROOT.parent / "shared" / "taubench"
+ID = re.compile(r"\b(?:credit_card|gift_card|paypal)_\d+|\b\d{10}\b|\b[a-z]+_[a-z]+_\d{4}\b|#W\d{7}")
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    return read_tasks(ROOT / "dataset.jsonl")
+
+
+@pytest.fixture(scope="module")
+def many():
+    return read_tasks(ROOT / "3.5k.jsonl")
+
+
+def played(tasks, db, policy, seed=0):
+    talks = [Conversation(task, db, ScriptedCustomer(task, seed)) for task in tasks]
+    play(talks, policy)
+    return talks
+
+
+def scored(talks, db):
+    return [score_episode(talk.task, talk.messages, db, talk.termination) for talk in talks]
+
+
+def assert_perfect(talks, db):
+    for talk, score in zip(talks, scored(talks, db), strict=True):
+        assert score.success and score.reward == score.max_reward, (talk.task.task_id, score)
+        assert score.violations == () and score.num_refusals == 0
+        assert talk.termination in ("customer_satisfied", "transferred"), talk.task.task_id
+
+
+def assert_grounded(talk):
+    """Check that every id in a call was said by the customer or returned by a tool before."""
+    known = ""
+    for message in talk.messages:
+        for call in message.get("tool_calls", ()):
+            for found in ID.findall(call["function"]["arguments"]):
+                assert found in known, (talk.task.task_id, found)
+        if message["role"] != "assistant":
+            known += message["content"]
+
+
+def test_oracle_solves_tasks_and_uses_no_id_before_it_is_known(db, tasks):
+    talks = played(tasks[:200], db, scripted_policy("oracle"))
+    assert_perfect(talks, db)
+    for talk in talks:
+        assert_grounded(talk)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_oracle_solves_every_generated_task(db, tasks, many, seed):
+    talks = played(tasks + many, db, scripted_policy("oracle"), seed)
+    assert_perfect(talks, db)
+    for talk in talks:
+        assert_grounded(talk)
+
+
+def test_oracle_solves_taubench(tmp_path):
+    if not TAUBENCH.is_dir():
+        pytest.skip("../shared/taubench is missing")
+    db = RetailDatabase.load(TAUBENCH)
+
+    def replays(task):
+        try:
+            return replay_gold(task, db)
+        except GoldError:
+            return False
+
+    tasks = [task for task in read_tasks(TAUBENCH / "tasks_train.json") if replays(task)]
+    assert len(tasks) == 385
+    talks = played(tasks, db, scripted_policy("oracle"))
+    assert_perfect(talks, db)
+    for talk in talks:
+        assert_grounded(talk)
+
+
+@pytest.mark.parametrize("name", ["nothing", "all-tools", "transfer"])
+def test_floors_pass_no_task_that_has_a_write(db, many, name):
+    talks = played(many[:512], db, scripted_policy(name))
+    scores = scored(talks, db)
+    assert sum(score.success for score in scores) == 0
+    with_write = [
+        score for score, talk in zip(scores, talks, strict=True)
+        if any(action["name"] in WRITE_TOOLS for action in talk.task.gold_actions)
+    ]
+    assert len(with_write) > 300 and not any(score.success for score in with_write)
+
+
+BAD = {
+    "unauthenticated": {"authenticates": False},
+    "unconfirmed_write": {"asks": False},
+    "other_customer": {"snoops": True},
+}
+
+
+def assert_caught(tasks, db, kind):
+    for score in scored(played(tasks, db, ScriptedPolicy(partial(oracle, **BAD[kind]))), db):
+        assert kind in {violation.kind for violation in score.violations}, score
+        assert score.reward < score.max_reward
+
+
+def with_writes(tasks):
+    return [t for t in tasks if any(a["name"] in WRITE_TOOLS for a in t.gold_actions)]
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_policy_is_caught(db, tasks, kind):
+    assert_caught(with_writes(tasks)[:100], db, kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_policy_is_caught_every_time(db, many, kind):
+    assert_caught(with_writes(many)[:1000], db, kind)
+
+
+def test_many_conversations_at_once_do_not_meet(db, tasks):
+    """200 at once, of every policy and on repeated tasks, are what each is alone."""
+    chosen = [(task, seed) for seed in range(5) for task in tasks[:40]]
+    scripts = [oracle, SCRIPTS["all-tools"]]
+
+    def start(number):
+        task, seed = chosen[number]
+        return Conversation(task, db, ScriptedCustomer(task, seed))
+
+    def script(talk):
+        return scripts[talk.number % 2](talk)
+
+    together = [start(number) for number in range(200)]
+    for number, talk in enumerate(together):
+        talk.number = number
+    play(together, ScriptedPolicy(script))
+    for number, talk in enumerate(together):
+        alone = start(number)
+        alone.number = number
+        play([alone], ScriptedPolicy(script))
+        assert alone.messages == talk.messages and alone.termination == talk.termination
+        assert alone.episode.changed_records() == talk.episode.changed_records()
+
+
+def test_a_recorded_conversation_scores_as_the_live_one(db, tasks):
+    for talk in played(tasks[:50], db, scripted_policy("oracle")):
+        recorded = json.loads(json.dumps(talk.messages))
+        live = score_episode(talk.task, talk.messages, db, talk.termination)
+        assert score_episode(talk.task, recorded, db, talk.termination) == live
