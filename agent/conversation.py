@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from data_reader import Task
-from envs.retail import Episode, RetailDatabase
+from envs.retail import WRITE_TOOLS, Episode, RetailDatabase
 from scoring.transcript import MAX_ARGUMENT_CHARACTERS, run_call
 from scoring.violations import asks_for_confirmation
 
@@ -27,7 +27,8 @@ Termination = Literal[
 
 - customer_satisfied: the customer has nothing left to ask for
 - customer_gave_up: the customer lost patience, or was refused what they had a right to
-- customer_left_before_confirmation: the customer hung up on the question whether to go ahead
+- customer_left_before_confirmation: the customer hung up on the question whether to go ahead,
+  while gold has more writes than were made
 - transferred: a person took over
 - turn_limit, call_limit, token_limit, time_limit: see `Limits`
 - broken_message: the policy's message has neither words nor calls, or is no message
@@ -137,6 +138,7 @@ class Conversation:
         self.num_turns = 0
         self.num_calls = 0
         self.num_tokens = 0
+        self._num_writes = 0
         self._clock = clock
         self._began = clock()
         if system is not None:
@@ -208,6 +210,7 @@ class Conversation:
             text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
             observation = {"role": "tool", "tool_call_id": call["id"], "content": text}
             self.messages.append(observation)
+            self._num_writes += ok and name in WRITE_TOOLS
             if ok and name == "transfer_to_human_agents":
                 # What the policy asked for after the hand-over has not happened.
                 del calls[position:]
@@ -219,7 +222,10 @@ class Conversation:
         return next(m for m in reversed(self.messages) if m["role"] == "assistant")
 
     def _hear(self, turn: CustomerTurn) -> None:
-        asked = bool(self.num_turns) and asks_for_confirmation(self.messages[-1]["content"])
+        gold_writes = sum(action["name"] in WRITE_TOOLS for action in self.task.gold_actions)
+        asked = self._num_writes < gold_writes and self.num_turns and asks_for_confirmation(
+            self.messages[-1]["content"]
+        )
         text = _encodable(turn.text)
         if text:
             self.messages.append({"role": "user", "content": text})

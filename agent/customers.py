@@ -103,9 +103,12 @@ _WAIT = re.compile(r"\b(?:one moment|please (?:hold|wait)|let me (?:check|look)|
                    r"second))\b", re.I)
 _CANNOT = re.compile(
     r"\b(?:can ?not|can't|unable|impossible|not (?:possible|able|allowed|available|permitted|"
-    r"eligible)|unfortunately|sorry|too (?:small|low)|insufficient|out of stock|declined?|refuse)\b",
+    r"eligible)|too (?:small|low)|insufficient|out of stock|declined?|refuse)\b|"
+    r"n't (?:be |possible|able|allow|available|permit|eligible)",
     re.I,
 )
+_OFFER = re.compile(r"\binstead\b|\bsuch as\b|\bfor example\b|\balternativ", re.I)
+_SORRY = re.compile(r"\b(?:unfortunately|sorry)\b", re.I)
 _HAND_OVER = re.compile(r"\btransfer|\bhuman\b|\bcolleague|\bhand (?:you|this) over", re.I)
 _DONE = re.compile(
     r"(?:\bbeen|\bhave|'ve|\bnow|\bsuccessfully|\bis|\bare) (?:\w+ )?(?:cancell?ed|returned|refunded|"
@@ -183,13 +186,23 @@ class ScriptedCustomer:
             for slot, pattern in _ASKED.items()
             if pattern.search(sentence)
         }
+        # "It cannot be cancelled" names an action without proposing it.
+        plan = " ".join(s for s in sentences if not _CANNOT.search(s))
+        is_refusal = plan != body or _SORRY.search(body) is not None
         answers = []
-        if asked & set(_IDENTITY) and not (self._identity_told and self._is_proposal(body)):
+        if asked & set(_IDENTITY) and not (self._identity_told and self._is_proposal(plan)):
             answers.append(self._say_identity(asked))
-        elif self._is_proposal(body):
-            judged = self._judge(body, earlier)
-            if judged is not None:
-                return judged
+        elif self._is_proposal(plan):
+            named = ORDER_ID.findall(plan) or ORDER_ID.findall(body)
+            matches = self._matches(plan, set(named))
+            if is_refusal and (_OFFER.search(plan) or not ORDER_ID.search(plan)):
+                # "Would you like to return it instead?" is an offer, and no step of the intent's.
+                is_offer = len(matches) != 1 or _OFFER.search(plan) is not None
+                matches = [] if is_offer else [i for i in matches if i.kind == "write"]
+            if matches or not is_refusal:
+                judged = self._judge(plan, earlier, matches)
+                if judged is not None:
+                    return judged
         self._close(text)
         current = self._current(body)
         is_question = any(_CUE.search(sentence) for sentence in sentences)
@@ -307,12 +320,11 @@ class ScriptedCustomer:
             return True
         return "?" in text and _DONE.search(text) is None and _PLANS.search(text) is not None
 
-    def _judge(self, text: str, earlier: str) -> str | None:
+    def _judge(self, text: str, earlier: str, matches: list[Intent]) -> str | None:
         """Answer a proposal: no and why, what is missing, or yes; None when it proposes nothing."""
-        matches = self._matches(text)
         if not matches and not any(words.search(text) for words in ACTION_WORDS.values()):
             text = f"{earlier}\n{text}"
-            matches = self._matches(text)
+            matches = self._matches(text, set(ORDER_ID.findall(text)))
         if not matches:
             if not any(words.search(text) for words in ACTION_WORDS.values()):
                 return None
@@ -342,9 +354,8 @@ class ScriptedCustomer:
             intent.confirmed = True
         return self._rng.choice(_YES)
 
-    def _matches(self, text: str) -> list[Intent]:
-        """Return the open changes that a text proposes."""
-        order_ids = set(ORDER_ID.findall(text))
+    def _matches(self, text: str, order_ids: set[str]) -> list[Intent]:
+        """Return the open changes that a text proposes for these orders, or for any one."""
         found = []
         for intent in self.intents:
             if intent.closed or not self._concerns(intent, text):
@@ -478,7 +489,7 @@ class ScriptedCustomer:
         is_new = bool(heard - self._outputs_heard)
         self._outputs_heard |= heard
         all_heard = self._outputs_heard >= set(self.task.outputs)
-        cannot = _CANNOT.search(text) is not None
+        cannot = _CANNOT.search(text) is not None or _SORRY.search(text) is not None
         current = self._current(text)
         # A report of something done without asking is taken as said, when nothing was agreed on.
         if _DONE.search(text) and not any(intent.confirmed for intent in current):

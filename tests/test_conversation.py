@@ -152,6 +152,22 @@ def test_hostile_words_are_kept_short_and_writable(db):
     assert len(json.dumps(talk.messages, ensure_ascii=False).encode()) < 50_000
 
 
+@pytest.mark.parametrize(
+    ("words", "wants_write", "termination"),
+    [
+        ("Shall I go ahead? bye", True, "customer_left_before_confirmation"),
+        ("It is done, bye", True, "customer_satisfied"),
+        ("Shall I go ahead? bye", False, "customer_satisfied"),
+    ],
+)
+def test_a_customer_who_leaves_before_the_yes_is_counted_apart(db, words, wants_write, termination):
+    cancel = {"order_id": "#W0000000", "reason": "no longer needed"}
+    gold = [{"name": "cancel_pending_order", "arguments": cancel}] if wants_write else []
+    talk = Conversation(Task("q", gold, "f", "t"), db, Parrot())
+    talk.step(said(words))
+    assert talk.termination == termination
+
+
 def test_many_conversations_advance_together(db):
     asked = []
 

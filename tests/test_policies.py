@@ -133,6 +133,90 @@ def test_a_bad_policy_is_caught_every_time(db, many, kind):
     assert_caught(with_writes(many)[:1000], db, kind)
 
 
+REWORDED = {
+    "May I have your email": (
+        "Sure! To get started, could you please provide the email address of your account? If you "
+        "don't have it, your full name and zip code will work too.",
+        "I'd be glad to assist. First I need to verify your identity: please share your email, or "
+        "your name and zip code.",
+        "Of course! Before I look into this, may I please have your email or full name + ZIP code?",
+    ),
+    "What would you like": (
+        "Thank you! I've located your account. Could you please provide the order number and "
+        "describe what you would like to do?",
+        "Thanks, I found your profile. Which order is this about, and what are the details?",
+        "Great, you're verified. How can I help you today? Please include the order ID.",
+    ),
+    "Which payment method": (
+        "Which payment method would you like to use for this: one on file?",
+        "How would you like the payment or refund to be handled?",
+        "Please let me know which of your methods (credit card, gift card, PayPal) you'd like to use.",
+    ),
+    "What is the reason": (
+        'Could you tell me the reason for the cancellation: "no longer needed" or "ordered by '
+        'mistake"?',
+        "May I ask why you'd like to cancel?",
+        "To cancel, I need a reason: is it no longer needed, or was it ordered by mistake?",
+    ),
+    "What is the full new": (
+        "Could you please provide the complete new address, including street, city and zip code?",
+        "What's the new shipping address?",
+        "Please share the new address (street, apartment, city, state, ZIP).",
+    ),
+    "not possible": (
+        "I'm sorry, but I checked and that can't be done under our policy. Would you like me to "
+        "help with something else, such as a return?",
+        "Unfortunately I'm unable to do that, since the order's status doesn't allow it.",
+        "I've reviewed it: this request isn't possible. Would you like to return it instead, or "
+        "shall I transfer you to a human agent?",
+    ),
+}
+PROPOSALS = (
+    "Here's a summary of what I'm about to do:\n\n- **Action:** {}\n\nPlease note that this can't be "
+    "undone, and refunds take 5 to 7 business days. Do you confirm (yes/no) that you'd like me to "
+    "proceed?",
+    "Thanks for the details! Just to confirm: {} Is that correct, and shall I go ahead?",
+    "As to your request, {} Once done, the order cannot be changed or cancelled. Would you like to "
+    "proceed?",
+)
+REPORTS = (
+    "All set! {} You'll receive an email with the next steps shortly.",
+    "Done! {} The refund will be processed within 5 to 7 business days.",
+    "Great news: {} \u2705",
+)
+GOODBYES = (
+    "Is there anything else I can assist you with today?",
+    "Let me know if there's anything else you need!", "Can I help you with anything else?",
+)
+
+
+class Reworded(ScriptedPolicy):
+    """The oracle in the words of a chat model: the customer has to understand any of them."""
+
+    def __init__(self, style):
+        super().__init__(oracle)
+        self.style = style
+
+    def _next(self, conversation):
+        message = super()._next(conversation)
+        text, style = message["content"], self.style
+        if text is None:
+            return message
+        text, goodbye, _ = text.partition("Is there anything else")
+        text = text.strip()
+        if "Shall I go ahead" in text:
+            text = PROPOSALS[style].format(text.partition(" Shall I go ahead")[0])
+        elif " been " in text:
+            text = REPORTS[style].format(text)
+        text = next((w[style] for start, w in REWORDED.items() if start in text), text)
+        return {**message, "content": f"{text} {GOODBYES[style] if goodbye else ''}"}
+
+
+@pytest.mark.parametrize("style", range(3))
+def test_a_customer_understands_an_agent_in_other_words(db, many, style):
+    assert_perfect(played(many[:300], db, Reworded(style), style), db)
+
+
 def test_many_conversations_at_once_do_not_meet(db, tasks):
     """200 at once, of every policy and on repeated tasks, are what each is alone."""
     chosen = [(task, seed) for seed in range(5) for task in tasks[:40]]
