@@ -377,6 +377,9 @@ class ScriptedCustomer:
         tool = intent.tools[0]
         low = text.casefold()
         if "address" in intent.slots:
+            is_account = re.search(r"\b(?:account|profile|default)\b", low) is not None
+            if intent.order_id is not None and is_account and not ORDER_ID.search(text):
+                return False
             return "address" in low and (
                 intent.action["arguments"]["address1"].casefold() in low or "?" not in text
             )
@@ -391,12 +394,15 @@ class ScriptedCustomer:
     def _item_names(self, intent: Intent) -> list[str]:
         if not intent.action:
             return [intent.words]
-        order = self._db.orders[intent.order_id]
         wanted = intent.action["arguments"].get("item_ids", ())
         return [
             self._db.products[item["product_id"]]["name"]
-            for item in order["items"] if item["item_id"] in wanted
+            for item in self._items(intent) if item["item_id"] in wanted
         ]
+
+    def _items(self, intent: Intent) -> list[dict[str, Any]]:
+        """Return what the intent's order holds; nothing for an order that is not in the store."""
+        return self._db.orders.get(intent.order_id, {"items": []})["items"]
 
     def _is_named(self, intent: Intent, slot: str, text: str) -> bool:
         """Tell whether the agent itself said what a slot holds."""
@@ -457,13 +463,13 @@ class ScriptedCustomer:
         """Tell whether a text names other items than the intent's, or other options for them."""
         low = text.casefold()
         arguments = intent.action["arguments"]
-        order = self._db.orders[intent.order_id]
-        names = {self._db.products[i["product_id"]]["name"].casefold() for i in order["items"]}
+        items = self._items(intent)
+        names = {self._db.products[i["product_id"]]["name"].casefold() for i in items}
         wanted = {name.casefold() for name in self._item_names(intent)}
         named = {name for name in names if name in low}
         if named and not wanted <= named:
             return True
-        by_id = {item["item_id"]: item for item in order["items"]}
+        by_id = {item["item_id"]: item for item in items}
         for old_id, new_id in zip(
             arguments["item_ids"], arguments.get("new_item_ids", ()), strict=False
         ):

@@ -24,11 +24,12 @@ _INTENT = re.compile(
     r"After that, you want to|Then you would like to) (.*)\.$",
     re.S,
 )
+_GENERATED = re.compile(r"You are .+? and your (?:email|zip code) is ")
 _SENTENCE_END = re.compile(
     r"(?<=\.) (?=You |Your wish|After that, you|Then you|Order #|When the agent|If you are)"
 )
 _EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
-_ZIP = re.compile(r"\bzip(?: code)?(?: is|:)? (\d{5})\b")
+_ZIP = re.compile(r"\bzip(?: code)?(?: is|:)? (\d{5})\b", re.I)
 _KNOWN_FROM_RECORDS = re.compile(
     r", (?:which (?:was \w+ already|is still pending|a relative placed on another account)"
     r"|although (?:it is out of stock|its balance is too small))$"
@@ -119,9 +120,10 @@ def identity(task: Task, user: dict[str, Any] | None) -> dict[str, str]:
             name = f"{arguments['first_name']} {arguments['last_name']}"
             return {"name": name, "zip": arguments["zip"]}
     name = _full_name(user)
-    email, zip_code = _EMAIL.search(text), _ZIP.search(text)
-    if email:
-        return {"name": name, "email": email.group()}
+    emails, zip_code = _EMAIL.findall(text), _ZIP.search(text)
+    if emails:
+        on_file = [email for email in emails if user and email == user["email"]]
+        return {"name": name, "email": (on_file or emails)[0]}
     if zip_code:
         return {"name": name, "zip": zip_code.group(1)}
     return {"name": name, "email": user["email"]} if user else {}
@@ -153,11 +155,13 @@ def read_intents(task: Task, db: RetailDatabase, user: dict[str, Any] | None) ->
         intents.append(Intent("transfer", "speak to a person about this"))
     if task.outputs or not intents:
         text = first_person(task.instruction or task.query).strip()
-        intents.insert(0, Intent("question", f"ask about this: {text}"))
+        intents.append(Intent("question", f"ask about this: {text}"))
     return intents
 
 
 def _intent_sentences(instruction: str) -> Iterator[str]:
+    if not _GENERATED.match(instruction):
+        return
     for sentence in _SENTENCE_END.split(instruction.strip()):
         match = _INTENT.match(sentence)
         if match:
