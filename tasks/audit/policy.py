@@ -16,14 +16,9 @@ from collections import Counter
 
 from data_reader import Task
 from envs.retail import Episode, RetailDatabase
+from scoring.violations import AUTHENTICATION_TOOLS, ITEM_TOOLS
 from tasks.audit.finding import Fault, call_label, order_remedy
 
-AUTHENTICATION_TOOLS = frozenset({"find_user_id_by_email", "find_user_id_by_name_zip"})
-
-# The tools that swap or send back items: at most one of them for an order.
-ITEM_TOOLS = frozenset(
-    {"modify_pending_order_items", "exchange_delivered_order_items", "return_delivered_order_items"}
-)
 REQUIRED_STATUS = {
     "cancel_pending_order": "pending",
     "modify_pending_order_address": "pending",
