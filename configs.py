@@ -218,6 +218,8 @@ class GrpoStage:
     """Weight of `outcome_reward`, 1.0 when the store ends as gold leaves it."""
     resample_rounds: int = 0
     """Times a group without spread is replaced by another task's group; 0 trains as drawn."""
+    shared_prefix: bool = False
+    """Read a group's prompt once when log-probabilities are computed; not under Unsloth yet."""
     curriculum: bool = False
     """Show tasks in order of the difficulty tag in the first epoch instead of shuffled."""
     eval_steps: int = 0
@@ -457,7 +459,7 @@ _CPU = RunConfig(
         max_steps=36, per_device_train_batch_size=16, gradient_accumulation_steps=4,
         learning_rate=3.5e-4, warmup_steps=2, max_completion_length=300, temperature=1.0,
         num_generations=8, eval_steps=12, num_eval_tasks=200, early_stopping_patience=3,
-        save_steps=12, resample_rounds=1,
+        save_steps=12, resample_rounds=1, shared_prefix=True,
     ),
     evaluation=EvaluationStage(num_tasks=512, batch_size=128, max_new_tokens=300),
     preset="cpu",

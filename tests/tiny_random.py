@@ -1,6 +1,7 @@
 """A GPT-OSS of 2 layers with random weights and a byte tokenizer, made in a second.
 
-It has the real architecture (experts, attention sinks, sliding window) and learns nothing worth
+It has the real architecture (experts, attention sinks, sliding window, YaRN, more query heads than
+key heads, heads wider than the hidden size, a head of its own) and learns nothing worth
 showing: it stands in where a test asks how the pieces work together, not how well.
 """
 
@@ -48,10 +49,13 @@ def make_model_dir(folder: Path, seed: int = 0) -> Path:
     ids = tokenizer.convert_tokens_to_ids(["<|return|>", "<|call|>", "<|endoftext|>"])
     config = GptOssConfig(
         num_hidden_layers=2, hidden_size=32, intermediate_size=32, head_dim=16,
-        num_attention_heads=2, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
         vocab_size=len(tokenizer), sliding_window=128, max_position_embeddings=4096,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        tie_word_embeddings=True, eos_token_id=ids[0], pad_token_id=ids[2], initializer_range=0.08,
+        rope_parameters={
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "beta_fast": 32.0,
+            "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 1024,
+        },
+        tie_word_embeddings=False, eos_token_id=ids[0], pad_token_id=ids[2], initializer_range=0.08,
     )
     torch.manual_seed(seed)
     model = GptOssForCausalLM(config)

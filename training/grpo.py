@@ -101,10 +101,19 @@ def build_grpo_trainer(
 
     Returns:
         The trainer.
+
+    Raises:
+        SettingsError: `grpo.shared_prefix` is on under Unsloth.
     """
     from trl import GRPOConfig, GRPOTrainer
 
     stage = config.grpo
+    if stage.shared_prefix:
+        if uses_unsloth(config.model):
+            raise SettingsError(
+                "grpo.shared_prefix does not work with Unsloth; use --set grpo.shared_prefix=false"
+            )
+        from training.shared_prefix import SharedPrefixTrainer as GRPOTrainer
     steps = count_steps(stage, len(tasks), world_size())
     generations = round_up(steps, stage.steps_per_generation) // stage.steps_per_generation
     tasks_per_generation = (

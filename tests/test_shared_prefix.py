@@ -1,0 +1,155 @@
+"""Shared prompts: the values and gradients of TRL's padded pass, and groups that stay whole."""
+
+import pytest
+import tiny_random
+import torch
+
+from gptoss.load import load_model
+from training.grpo import build_grpo_trainer
+from training.rewards import make_reward_functions
+from training.shared_prefix import PROMPT, attention_masks, find_groups, pack_rows
+
+PROMPTS, LENGTHS = (300, 40, 171), ((20, 3, 160, 1), (7, 30, 12, 2), (5, 150))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("prefix")
+
+
+def make_trainer(folder, db, **overrides):
+    config = tiny_random.tiny_config(folder, **overrides)
+    torch.manual_seed(0)
+    model, tokenizer = load_model(config.model)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+            if "sinks" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    tasks = tiny_random.make_tasks(8)
+    return build_grpo_trainer(model, tokenizer, tasks, db, config, [], make_reward_functions)
+
+
+def make_batch() -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Return padded ids and mask of three groups, two of them with prompts beyond the window."""
+    generator = torch.Generator().manual_seed(0)
+    width, kept = max(PROMPTS), max(map(max, LENGTHS))
+    ids, mask = [], []
+    for size, lengths in zip(PROMPTS, LENGTHS, strict=True):
+        prompt = torch.randint(0, 256, (size,), generator=generator)
+        for length in lengths:
+            row, seen = torch.zeros(width + kept, dtype=torch.long), torch.zeros(width + kept)
+            row[width - size : width] = prompt
+            row[width : width + length] = torch.randint(0, 256, (length,), generator=generator)
+            seen[width - size : width + length] = 1
+            ids.append(row)
+            mask.append(seen)
+    return torch.stack(ids), torch.stack(mask).long(), kept
+
+
+def values_and_gradients(trainer, batch_size=None):
+    ids, mask, kept = make_batch()
+    model = trainer.model
+    model.train()
+    model.zero_grad()
+    logps, entropies, aux = trainer._get_per_token_logps_and_entropies(
+        model, ids, mask, kept, batch_size=batch_size, compute_entropy=True
+    )
+    assert aux is None
+    weights = torch.randn(logps.shape, generator=torch.Generator().manual_seed(2))
+    (logps * weights).sum().backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+    return logps.detach(), entropies, gradients
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_values_and_gradients_equal_the_padded_pass(folder, db, checkpointing, batch_size):
+    settings = {"model__gradient_checkpointing": checkpointing, "grpo__temperature": 0.7}
+    padded = make_trainer(folder, db, grpo__shared_prefix=False, **settings)
+    shared = make_trainer(folder, db, grpo__shared_prefix=True, **settings)
+    if checkpointing:
+        for trainer in (padded, shared):
+            trainer.model.gradient_checkpointing_enable()
+    expected, expected_entropies, expected_gradients = values_and_gradients(padded)
+    logps, entropies, gradients = values_and_gradients(shared, batch_size)
+    mask = make_batch()[1][:, -expected.shape[1]:]
+    assert (expected * mask).abs().sum() > 100
+    torch.testing.assert_close(logps, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(entropies, expected_entropies, atol=1e-5, rtol=0)
+    assert gradients.keys() == expected_gradients.keys() and len(gradients) == 24
+    for name, gradient in expected_gradients.items():
+        assert gradient.norm() > 0, name
+        assert (gradients[name] - gradient).norm() < 1e-4 * gradient.norm(), name
+
+
+def test_the_prompt_is_read_once_and_logits_are_those_of_completions(folder, db):
+    trainer = make_trainer(folder, db, grpo__shared_prefix=True)
+    ids, mask, kept = make_batch()
+    seen = {}
+    core = trainer.model.base_model.model
+    core.model.embed_tokens.register_forward_hook(lambda m, a, out: seen.update(read=out.shape[:2]))
+    core.lm_head.register_forward_hook(lambda m, a, out: seen.update(head=out.shape[:2]))
+    trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, kept)
+    rows = [size + sum(lengths) for size, lengths in zip(PROMPTS, LENGTHS, strict=True)]
+    assert seen["read"] == (3, max(rows))
+    assert seen["head"] == (1, sum(map(sum, LENGTHS)))
+    assert not core.lm_head._forward_pre_hooks
+
+
+def test_completions_see_their_prompt_and_themselves():
+    ids, mask, kept = make_batch()
+    groups = find_groups(ids[:, :-kept], mask[:, :-kept])
+    assert groups == [4, 4, 2]
+    rows = pack_rows(ids, mask, kept, groups)
+    masks = {n: m[:, 0] == 0 for n, m in attention_masks(rows, 128, torch.float32).items()}
+    owner, position = rows.owners, rows.position_ids
+    at = int((owner[0] == 3).nonzero()[-1])
+    full, sliding = masks["full_attention"][0, at], masks["sliding_attention"][0, at]
+    assert set(owner[0][full].tolist()) == {PROMPT, 3}
+    assert sorted(position[0][full].tolist()) == list(range(300 + 160))
+    assert sorted(position[0][sliding].tolist()) == list(range(460 - 128, 460))
+
+
+def test_groups_stay_whole_within_a_step(folder, db):
+    settings = {"grpo__per_device_train_batch_size": 4, "grpo__generation_batch_size": 16,
+                "grpo__gradient_accumulation_steps": 1, "grpo__num_generations": 4}
+    trainer = make_trainer(folder, db, grpo__shared_prefix=True, **settings)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    batch = next(iter(trainer.get_train_dataloader()))
+    prompts = []
+    for step in range(4):
+        trainer._step = step
+        inputs = trainer._prepare_inputs(batch)
+        groups = find_groups(inputs["prompt_ids"], inputs["prompt_mask"])
+        assert groups == [4]
+        ids = inputs["prompt_ids"][0][inputs["prompt_mask"][0].bool()]
+        prompts.append(trainer.processing_class.decode(ids))
+    drawn = list(dict.fromkeys(row["prompt"] for row in batch))
+    assert sorted(prompts) == sorted(drawn) and len(drawn) == 4
+
+
+def test_rewards_stay_with_their_completions(folder, db):
+    """After the shuffle every row still has the advantage that its own completion earned."""
+    trainer = make_trainer(folder, db, grpo__shared_prefix=True)
+    trainer.model.train()
+    made = {}
+    generate = trainer._generate_and_score_completions
+
+    def remember(batch):
+        output = generate(batch)
+        output["advantages"] = torch.arange(len(output["advantages"])).float()
+        made.update(output)
+        return output
+
+    trainer._generate_and_score_completions = remember
+    batch = next(iter(trainer.get_train_dataloader()))
+    for step in range(2):
+        trainer._step = step
+        inputs = trainer._prepare_inputs(batch)
+        for row, advantage in enumerate(inputs["advantages"].long().tolist()):
+            assert inputs["completion_ids"][row].equal(made["completion_ids"][advantage])
+            assert inputs["prompt_ids"][row].equal(made["prompt_ids"][advantage])
