@@ -147,6 +147,11 @@ class Cache:
     values: list[torch.Tensor]
     capacity: int
 
+    def take(self, rows: torch.Tensor) -> "Cache":
+        """Return a cache of some rows."""
+        keys, values = ([x[rows] for x in part] for part in (self.keys, self.values))
+        return Cache(keys, values, self.capacity)
+
 
 class Decoder:
     """Prefill and one-token steps over the weights of a loaded GPT-OSS.

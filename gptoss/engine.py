@@ -18,7 +18,7 @@ from gptoss.decoder import Cache, Decoder
 CHECK_EVERY_STEPS = 16
 """Decode steps between two looks whether every row has ended (a look waits for the GPU)."""
 STREAM_EVERY_STEPS = 4
-"""Decode steps between two looks while a streamer waits for words."""
+"""The same while a streamer waits for words, and on a CPU, where a look costs nothing."""
 PREFILL_TOKENS = 4096
 """Prompt tokens read in one forward pass."""
 
@@ -39,15 +39,15 @@ class Sampling:
 
 
 def choose_tokens(
-    logits: torch.Tensor, sampling: Sampling, generators: Sequence[torch.Generator] | None = None
+    logits: torch.Tensor, sampling: Sampling, draws: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Choose the next token of each row.
 
     Args:
         logits: Float32 `[B, vocabulary]`; changed in place.
         sampling: Temperature and truncation.
-        generators: One per row, for draws that do not depend on the other rows; None draws for all
-            rows at once, from torch's own generator.
+        draws: Float64 `[B]` in [0, 1), one number per row that decides its token; None draws from
+            torch's own generator.
 
     Returns:
         `[B]` token ids.
@@ -64,13 +64,13 @@ def choose_tokens(
         dropped = torch.zeros_like(logits, dtype=torch.bool)
         dropped.scatter_(1, order, before >= sampling.top_p)
         logits.masked_fill_(dropped, float("-inf"))
+    if draws is not None:
+        sums = logits.softmax(-1).double().cumsum_(-1)
+        # The first token whose sum lies above the draw; the sum of all is 1 up to rounding.
+        found = torch.searchsorted(sums, draws[:, None] * sums[:, -1:], right=True)[:, 0]
+        return found.clamp_(max=logits.shape[-1] - 1)
     # argmax(logit - log E) with E ~ Exp(1) is a draw from softmax(logits), without a host sync.
-    noise = torch.empty_like(logits)
-    if generators is None:
-        noise.exponential_()
-    else:
-        for row, generator in zip(noise, generators, strict=True):
-            row.exponential_(generator=generator)
+    noise = torch.empty_like(logits).exponential_()
     return logits.sub_(noise.clamp_(min=1e-30).log_()).argmax(-1)
 
 
@@ -83,13 +83,19 @@ class _Batch:
     ) -> None:
         device = decoder.device
         self._decoder, self._sampling = decoder, sampling
-        self._generators = None
+        self._draws = None
         if seeds is not None and device.type == "cpu":
-            self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            generators = (torch.Generator().manual_seed(seed) for seed in seeds)
+            rows_of_draws = [
+                torch.rand(sampling.max_new_tokens, dtype=torch.float64, generator=generator)
+                for generator in generators
+            ]
+            self._draws = torch.stack(rows_of_draws)
         self.cache: Cache = decoder.new_cache(rows, capacity)
         self.tokens = torch.zeros(rows, dtype=torch.long, device=device)
         self.positions = torch.zeros(rows, dtype=torch.long, device=device)
         self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.rows = torch.arange(rows, device=device)
         self.column = torch.zeros(1, dtype=torch.long, device=device)
         shape = (rows, sampling.max_new_tokens)
         self.output = torch.full(shape, sampling.pad_id, dtype=torch.long, device=device)
@@ -104,9 +110,10 @@ class _Batch:
             live = ~self.ended
             self.entropy -= ((scores.exp() * scores).sum(-1) * live).sum()
             self.num_tokens += live.sum()
-        chosen = choose_tokens(logits, self._sampling, self._generators)
+        draws = None if self._draws is None else self._draws[:, int(self.column)]
+        chosen = choose_tokens(logits, self._sampling, draws)
         chosen = torch.where(self.ended, self._sampling.pad_id, chosen)
-        self.output.index_copy_(1, self.column, chosen[:, None])
+        self.output[self.rows, self.column] = chosen
         self.ended |= (chosen[:, None] == self._stops).any(-1)
         self.tokens.copy_(chosen)
         self.column += 1
@@ -115,6 +122,18 @@ class _Batch:
         """Decode one token per row."""
         self.accept(self._decoder.step(self.tokens, self.positions, self.cache))
         self.positions += 1
+
+    def drop_ended(self) -> None:
+        """Go on without the rows that have ended, once they are a quarter; not under a graph."""
+        live = (~self.ended).nonzero()[:, 0]
+        if len(live) > 0.75 * len(self.ended):
+            return
+        self.rows, self.tokens, self.positions, self.ended = (
+            x[live] for x in (self.rows, self.tokens, self.positions, self.ended)
+        )
+        if self._draws is not None:
+            self._draws = self._draws[live]
+        self.cache = self.cache.take(live)
 
     def tell(self, streamer: Any, begin: int, end: int) -> int:
         """Give a streamer the first row's tokens from `begin`, up to its stop; return where."""
@@ -252,6 +271,7 @@ class FastGenerate:
         batch = _Batch(self.decoder, len(prompts), capacity, sampling, seeds)
         batch.accept(self._prefill(prompts, batch))
         step, done = batch.step, 1
+        on_cpu = self.decoder.device.type == "cpu"
         if self.use_graphs and sampling.max_new_tokens > 2:
             step = record_step(batch)
         told = 0
@@ -260,7 +280,9 @@ class FastGenerate:
                 told = batch.tell(streamer, told, done)
             if done == sampling.max_new_tokens or bool(batch.ended.all()):
                 return batch, done
-            every = CHECK_EVERY_STEPS if streamer is None else STREAM_EVERY_STEPS
+            if on_cpu:
+                batch.drop_ended()
+            every = STREAM_EVERY_STEPS if on_cpu or streamer is not None else CHECK_EVERY_STEPS
             steps = min(every, sampling.max_new_tokens - done)
             for _ in range(steps):
                 step()

@@ -358,6 +358,9 @@ def attend_reference(
 ) -> torch.Tensor:
     """Plain torch form of `attend_one`."""
     batch, heads, dim = query.shape
+    # Slots that no row has filled yet cost as much as others.
+    filled = slice(int(lengths.max()) if query.device.type == "cpu" else None)
+    keys, values = keys[:, :, filled], values[:, :, filled]
     kv_heads, capacity = keys.shape[1:3]
     grouped = query.view(batch, kv_heads, heads // kv_heads, dim)
     scores = (grouped @ keys.transpose(2, 3)).float() * scale

@@ -210,6 +210,46 @@ def test_seeded_rows_do_not_depend_on_the_rows_beside_them(loaded, prompts):
     detach_fast_generate(model)
 
 
+def test_seeded_draws_follow_the_distribution_up_to_both_ends():
+    logits = torch.tensor([float("-inf"), 0.0, 1.0, 2.0]).repeat(1001, 1)
+    draws = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    drawn = choose_tokens(logits, Sampling(max_new_tokens=1), draws)
+    shares = torch.bincount(drawn, minlength=4) / len(drawn)
+    assert torch.allclose(shares, torch.tensor([float("-inf"), 0.0, 1.0, 2.0]).softmax(-1), atol=2e-3)
+    assert (drawn[0], drawn[-1]) == (1, 3)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_rows_that_ended_are_decoded_no_further(loaded, prompts, monkeypatch, sampled):
+    model, _ = loaded
+    ids, mask = prompts
+    settings = {"max_new_tokens": 60, "do_sample": sampled, "temperature": 1.5, "pad_token_id": 256,
+                "eos_token_id": list(range(0, 256, 12))}
+    generate = attach_fast_generate(model)
+    decoded, step = [], generate.decoder.step
+
+    def count(tokens, *others):
+        decoded.append(len(tokens))
+        return step(tokens, *others)
+
+    monkeypatch.setattr(generate.decoder, "step", count)
+
+    def sample(rows: list[int]) -> torch.Tensor:
+        generate.row_seeds = rows
+        output = model.generate(input_ids=ids[rows], attention_mask=mask[rows], **settings)
+        return output[:, ids.shape[1]:]
+
+    whole = sample(list(range(7)))
+    sizes = list(decoded)
+    for row in range(7):
+        alone = sample([row])[0]
+        assert alone.equal(whole[row, : len(alone)]) and (whole[row, len(alone):] == 256).all()
+    detach_fast_generate(model)
+    assert sizes[0] == 7 and sizes[-1] < 7
+    lengths = (whole != 256).sum(1)
+    assert lengths.min() < lengths.max() and sum(sizes) < 7 * (lengths.max() - 1)
+
+
 @pytest.mark.parametrize(
     ("changes", "allowed"),
     [({"top_k": 2}, {1, 2}), ({"top_p": 0.5}, {2}), ({"top_p": 0.8}, {1, 2}),

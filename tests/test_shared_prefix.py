@@ -7,7 +7,7 @@ import torch
 from gptoss.load import load_model
 from training.grpo import build_grpo_trainer
 from training.rewards import make_reward_functions
-from training.shared_prefix import PROMPT, attention_masks, find_groups, pack_rows
+from training.shared_prefix import attention_mask_of, find_groups, pack_rows
 
 PROMPTS, LENGTHS = (300, 40, 171), ((20, 3, 160, 1), (7, 30, 12, 2), (5, 150))
 
@@ -99,18 +99,28 @@ def test_the_prompt_is_read_once_and_logits_are_those_of_completions(folder, db)
     assert not core.lm_head._forward_pre_hooks
 
 
-def test_completions_see_their_prompt_and_themselves():
+def test_the_model_stays_what_it_is_for_everything_else(folder, db):
+    shared = make_trainer(folder, db, grpo__shared_prefix=True).model
+    padded = make_trainer(folder, db, grpo__shared_prefix=False).model
+    ids, mask, _ = make_batch()
+    with torch.no_grad():
+        inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        assert shared(**inputs).logits.equal(padded(**inputs).logits)
+    assert "shared_prefix" not in shared.config.to_json_string()
+
+
+def test_completions_see_their_prompt_and_themselves_within_the_window():
     ids, mask, kept = make_batch()
     groups = find_groups(ids[:, :-kept], mask[:, :-kept])
     assert groups == [4, 4, 2]
     rows = pack_rows(ids, mask, kept, groups)
-    masks = {n: m[:, 0] == 0 for n, m in attention_masks(rows, 128, torch.float32).items()}
-    owner, position = rows.owners, rows.position_ids
-    at = int((owner[0] == 3).nonzero()[-1])
-    full, sliding = masks["full_attention"][0, at], masks["sliding_attention"][0, at]
-    assert set(owner[0][full].tolist()) == {PROMPT, 3}
-    assert sorted(position[0][full].tolist()) == list(range(300 + 160))
-    assert sorted(position[0][sliding].tolist()) == list(range(460 - 128, 460))
+    assert rows.width == 300 and rows.prompt_lengths.tolist() == list(PROMPTS)
+    number, step = 2, 10
+    for window, first in ((None, 0), (128, 300 + step - 127)):
+        seen = attention_mask_of(rows, window, torch.float32).completions[number, 0, step] == 0
+        assert seen.nonzero()[:, 0].tolist() == list(range(first, 300 + step + 1))
+    short = attention_mask_of(rows, None, torch.float32).completions[4, 0, 0] == 0
+    assert short.nonzero()[:, 0].tolist() == [*range(40), 300]
 
 
 def test_groups_stay_whole_within_a_step(folder, db):

@@ -1,16 +1,20 @@
 """GRPO's log-probabilities with the prompt of a group read once, its completions behind it in one row.
 
 A padded pass reads the prompt once per completion. Here a row is the prompt followed by the
-completions of its group; masks keep the completions apart, and each one's positions go on from the
-prompt. Values and gradients are those of the padded pass up to rounding, so loss, clipping and KL stay TRL's.
-Left out on purpose: Unsloth, whose trainer computes log-probabilities its own way.
+completions of its group; attention keeps the completions apart, and the positions of each go on from
+the prompt. Values and gradients are those of the padded pass up to rounding, so loss, clipping and
+KL stay TRL's. Left out on purpose: Unsloth, whose trainer computes log-probabilities its own way.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 from trl import GRPOTrainer
 from trl.trainer.utils import (
     selective_log_softmax,
@@ -20,22 +24,42 @@ from trl.trainer.utils import (
 
 from gptoss.weights import find_core
 
-PROMPT, PADDING = 0, -1
-"""Owners of tokens that are no completion's; the completions of a row are numbered from 1."""
+ATTENTION = "shared_prefix"
+"""Name of `attend` among transformers' implementations."""
 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Completions of R groups, one row of at most S tokens each; K completion tokens in all."""
+    """R groups, a row each: P columns of the prompt, padded, then M of packed completions.
+
+    A group has at most G completions of at most C tokens; K is the tokens of all completions.
+    """
 
     input_ids: torch.Tensor
-    """`[R, S]`."""
+    """`[R, P + M]`."""
     position_ids: torch.Tensor
-    """`[R, S]`; each completion's go on from the prompt's."""
-    owners: torch.Tensor
-    """`[R, S]`: `PROMPT`, the number of a completion, or `PADDING`."""
+    """`[R, P + M]`; those of each completion go on from the prompt's."""
+    prompt_lengths: torch.Tensor
+    """`[R]`."""
+    width: int
+    """P."""
+    spread: torch.Tensor
+    """`[R, G, C]`: where in the flat `[R * M]` each completion's tokens are; padding is 0."""
+    packed: torch.Tensor
+    """`[R, M]`: where in the flat `[R * G * C]` the token of a packed column is; padding is 0."""
     before: torch.Tensor
-    """`[K]`: where in the flat `[R * S]` the token before each completion token is."""
+    """`[K]`: where in the flat `[R * (P + M)]` the token before each completion token is."""
+
+
+@dataclass(frozen=True)
+class PackedMask:
+    """What one kind of layer sees; stands where transformers passes an attention mask."""
+
+    rows: PackedRows
+    prompts: torch.Tensor
+    """Additive, `[1, 1, P, P]`: prompts are padded on the right, so causal is enough."""
+    completions: torch.Tensor
+    """Additive, `[R * G, 1, C, P + C]`: over the prompt and the completion itself."""
 
 
 def find_groups(prompt_ids: torch.Tensor, prompt_mask: torch.Tensor) -> list[int]:
@@ -56,66 +80,115 @@ def find_groups(prompt_ids: torch.Tensor, prompt_mask: torch.Tensor) -> list[int
 def pack_rows(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, num_kept: int, groups: list[int]
 ) -> PackedRows:
-    """Lay out each group as one row: its prompt, then its completions, without their padding.
+    """Lay out each group as one row.
 
     Args:
-        input_ids: `[B, P + num_kept]`, prompts padded on the left, completions on the right.
-        attention_mask: `[B, P + num_kept]`, 0 on padding.
+        input_ids: `[B, width]`, prompts padded on the left, completions on the right.
+        attention_mask: `[B, width]`, 0 on padding.
         num_kept: Columns of the completions.
         groups: Numbers of rows with the same prompt, in order.
     """
-    width = input_ids.shape[1] - num_kept
-    lengths = attention_mask[:, width:].sum(1).tolist()
-    rows, positions, owners, before, start = [], [], [], [], 0
-    for group in groups:
-        prompt = input_ids[start, :width][attention_mask[start, :width].bool()]
-        size = len(prompt)
-        parts, places, marks = [prompt], [torch.arange(size)], [torch.full((size,), PROMPT)]
-        offsets, at = [], size
-        for number, length in enumerate(lengths[start : start + group], start=1):
-            parts.append(input_ids[start + number - 1, width : width + length])
-            places.append(torch.arange(size, size + length))
-            marks.append(torch.full((length,), number))
-            # The first token of a completion follows the prompt's last one.
-            offsets.append(torch.arange(at - 1, at + length - 1))
-            offsets[-1][:1] = size - 1
-            at += length
-        rows.append(torch.cat(parts))
-        positions.append(torch.cat(places))
-        owners.append(torch.cat(marks))
-        before.append(torch.cat(offsets))
-        start += group
-    longest = max(map(len, rows))
-    flat = torch.cat([offset + row * longest for row, offset in enumerate(before)])
-    pad = dict(batch_first=True)
+    kept = attention_mask[:, -num_kept:].bool()
+    firsts = [sum(groups[:row]) for row in range(len(groups))]
+    prompts = [
+        input_ids[row, :-num_kept][attention_mask[row, :-num_kept].bool()] for row in firsts
+    ]
+    lengths = [kept[first : first + size].sum(1).tolist()
+               for first, size in zip(firsts, groups, strict=True)]
+    width = max(map(len, prompts))
+    num_columns = max(map(sum, lengths))
+    longest = max(map(max, lengths))
+    spread = torch.zeros(len(groups), max(groups), longest, dtype=torch.long)
+    packed = torch.zeros(len(groups), num_columns, dtype=torch.long)
+    completions, places, before = torch.zeros_like(packed), torch.zeros_like(packed), []
+    for row, (prompt, sizes) in enumerate(zip(prompts, lengths, strict=True)):
+        column, start = 0, row * (width + num_columns)
+        for number, size in enumerate(sizes):
+            columns, steps = torch.arange(column, column + size), torch.arange(size)
+            spread[row, number, :size] = row * num_columns + columns
+            packed[row, columns] = (row * max(groups) + number) * longest + steps
+            places[row, columns] = len(prompt) + steps
+            ids = input_ids[firsts[row] + number, -num_kept:]
+            completions[row, columns] = ids[:size].cpu()
+            # The token before a completion is the prompt's last one.
+            before.append(start + width + columns - 1)
+            before[-1][:1] = start + len(prompt) - 1
+            column += size
     device = input_ids.device
+    positions = torch.arange(width).expand(len(groups), -1)
     return PackedRows(
-        pad_sequence(rows, **pad), pad_sequence(positions, **pad).to(device),
-        pad_sequence(owners, **pad, padding_value=PADDING).to(device), flat.to(device),
+        torch.cat([pad_sequence(prompts, batch_first=True), completions.to(device)], 1),
+        torch.cat([positions, places], 1).to(device),
+        torch.tensor(list(map(len, prompts)), device=device), width,
+        spread.to(device), packed.to(device), torch.cat(before).to(device),
     )
 
 
-def attention_masks(
-    rows: PackedRows, window: int, dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    """Return additive masks `[R, 1, S, S]` by layer type, as transformers' GPT-OSS takes them.
+def attention_mask_of(rows: PackedRows, window: int | None, dtype: torch.dtype) -> PackedMask:
+    """Return what a kind of layer sees.
 
     Args:
         rows: The layout.
-        window: Tokens that a sliding layer sees.
+        window: Tokens that a sliding layer sees; None sees all.
         dtype: Type of the scores.
     """
-    owner, position = rows.owners, rows.position_ids
-    asks, gives = owner[:, :, None], owner[:, None, :]
-    distance = position[:, :, None] - position[:, None, :]
-    seen = ((gives == asks) | (gives == PROMPT)) & (distance >= 0)
-    return {
-        name: torch.zeros(part.shape, dtype=dtype, device=part.device)
-        .masked_fill_(~part, torch.finfo(dtype).min)[:, None]
-        for name, part in (
-            ("full_attention", seen), ("sliding_attention", seen & (distance < window))
-        )
-    }
+    device = rows.spread.device
+    count, size, longest = rows.spread.shape
+    columns = torch.arange(rows.width, device=device)
+    steps = torch.arange(longest, device=device)
+
+    def additive(distance: torch.Tensor) -> torch.Tensor:
+        """Hide what comes later and what lies before the window; distances are query - key."""
+        hidden = distance < 0
+        if window is not None:
+            hidden |= distance >= window
+        mask = torch.zeros(distance.shape, dtype=dtype, device=device)
+        return mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
+
+    ends = rows.prompt_lengths[:, None, None]
+    # Columns of padding count as later than everything.
+    to_prompt = (ends + steps[:, None] - columns).masked_fill(columns >= ends, -1)
+    to_itself = (steps[:, None] - steps).expand(count, -1, -1)
+    completions = additive(torch.cat([to_prompt, to_itself], 2))
+    causal = (columns[:, None] - columns)[None]
+    return PackedMask(rows, additive(causal), completions.repeat_interleave(size, 0))
+
+
+def attend(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+    attention_mask: PackedMask | torch.Tensor | None, **settings: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention of GPT-OSS, over packed rows where a `PackedMask` says so.
+
+    Args:
+        module: The attention layer.
+        query: `[R, heads, P + M, D]`.
+        key: `[R, kv_heads, P + M, D]`.
+        value: As `key`.
+        attention_mask: Packed rows; anything else goes to transformers' eager attention.
+        settings: As transformers passes them.
+
+    Returns:
+        `[R, P + M, heads, D]`, and None in place of the weights.
+    """
+    if not isinstance(attention_mask, PackedMask):
+        return eager_attention_forward(module, query, key, value, attention_mask, **settings)
+    rows, width = attention_mask.rows, attention_mask.rows.width
+    size = rows.spread.shape[1]
+    prompt = [x[:, :, :width] for x in (query, key, value)]
+    read, _ = eager_attention_forward(module, *prompt, attention_mask.prompts, **settings)
+    own_query, own_key, own_value = (
+        x[:, :, width:].transpose(1, 2).flatten(0, 1)[rows.spread.flatten(0, 1)].transpose(1, 2)
+        for x in (query, key, value)
+    )
+    keys, values = (
+        torch.cat([before.repeat_interleave(size, 0), own], 2)
+        for before, own in zip(prompt[1:], (own_key, own_value), strict=True)
+    )
+    written, _ = eager_attention_forward(
+        module, own_query, keys, values, attention_mask.completions, **settings
+    )
+    return torch.cat([read, written.flatten(0, 1)[rows.packed]], 1), None
 
 
 def log_probabilities(
@@ -138,7 +211,11 @@ def log_probabilities(
     """
     rows = pack_rows(input_ids, attention_mask, num_kept, groups)
     core = find_core(model)
-    masks = attention_masks(rows, core.config.sliding_window, core.lm_head.weight.dtype)
+    dtype = core.lm_head.weight.dtype
+    masks = {
+        "full_attention": attention_mask_of(rows, None, dtype),
+        "sliding_attention": attention_mask_of(rows, core.config.sliding_window, dtype),
+    }
 
     def keep_completions(_: Any, arguments: tuple[torch.Tensor]) -> torch.Tensor:
         return arguments[0].flatten(0, 1)[rows.before][None]
@@ -168,6 +245,13 @@ def log_probabilities(
 
 class SharedPrefixTrainer(GRPOTrainer):
     """TRL's trainer with shared prompts, and with groups kept whole when completions are shuffled."""
+
+    def __init__(self, model: Any, **settings: Any) -> None:
+        """Let the model attend over packed rows as well; see TRL's for the settings."""
+        AttentionInterface.register(ATTENTION, attend)
+        AttentionMaskInterface.register(ATTENTION, eager_mask)
+        find_core(model).set_attn_implementation(ATTENTION)
+        super().__init__(model=model, **settings)
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor,
