@@ -22,85 +22,80 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import training  # noqa: E402, F401, I001  (Unsloth, before anything that it patches)
+import torch  # noqa: E402
+from transformers import TrainerCallback  # noqa: E402
+
 import configs  # noqa: E402
-import training  # noqa: E402, F401  (Unsloth, before anything that it patches)
 from gptoss.load import load_model  # noqa: E402
 from training.grpo import build_grpo_trainer, run_trainer  # noqa: E402
 from training.pipeline import prepare_run  # noqa: E402
 from training.rewards import make_reward_functions  # noqa: E402
 
 WAYS = {"padded": False, "shared": True}
+"""`grpo.shared_prefix`."""
+METHODS = {
+    "_generate_single_turn": "sampling", "_get_per_token_logps_and_entropies": "reference",
+    "_prepare_inputs": "prepare", "training_step": "train",
+}
+"""The trainer's methods that are timed; the second one is the update's too, with gradients."""
 OUTPUT = ROOT / "benchmarks" / "results" / "cpu_step.json"
 
 
-class StepClock:
-    """Wall-clock and CPU seconds of each part of each step.
+class StepClock(TrainerCallback):
+    """Seconds of each part of each step, by the wall clock or by the CPU.
 
     Attributes:
-        steps: One counter a step: seconds by part, `step` is all of it.
+        steps: One row a step: seconds by part, `step` is all of it.
     """
 
     def __init__(self, trainer: Any) -> None:
         """Wrap the trainer's methods."""
-        import torch
-
-        self.steps: list[Counter] = []
+        self.steps: list[dict[str, float]] = []
         self.seconds: Counter = Counter()
-        wrap = self._wrap
-        wrap(trainer, "_generate_single_turn", lambda: "sampling")
-        wrap(trainer, "_get_per_token_logps_and_entropies",
-             lambda: "forward" if torch.is_grad_enabled() else "reference")
-        wrap(trainer, "_prepare_inputs", lambda: "prepare")
-        wrap(trainer, "training_step", lambda: "train")
-        self.now = self._times()
-        trainer.add_callback(_EndOfStep(self))
+        for name in METHODS:
+            setattr(trainer, name, self._timed(name, getattr(trainer, name)))
+        trainer.add_callback(self)
+        self.last = _now()
 
-    @staticmethod
-    def _times() -> tuple[float, float]:
-        return time.perf_counter(), time.process_time()
-
-    def _wrap(self, trainer: Any, name: str, part: Callable[[], str]) -> None:
-        inner = getattr(trainer, name)
-
+    def _timed(self, name: str, method: Callable) -> Callable:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            begin, key = self._times(), part()
+            part = METHODS[name] + (" with gradient" if torch.is_grad_enabled() else "")
+            begin = _now()
             try:
-                return inner(*args, **kwargs)
+                return method(*args, **kwargs)
             finally:
-                self.add(key, begin)
+                self._add(part, begin)
 
-        setattr(trainer, name, timed)
+        return timed
 
-    def add(self, part: str, begin: tuple[float, float]) -> None:
-        """Add the time since `begin` to a part."""
-        wall, cpu = self._times()
-        self.seconds[part] += wall - begin[0]
-        self.seconds[f"{part}_cpu"] += cpu - begin[1]
+    def _add(self, part: str, begin: dict[str, float]) -> None:
+        for clock, value in _now().items():
+            self.seconds[clock, part] += value - begin[clock]
 
-    def end_step(self) -> None:
+    def on_step_end(self, *_: Any, **__: Any) -> None:
         """Close a step."""
-        self.add("step", self.now)
-        self.now, row = self._times(), self.seconds
-        self.seconds = Counter()
-        parts = {"sampling": row["sampling"], "reference": row["reference"],
-                 "update": row["train"] - row["prepare"]}
-        self.steps.append(Counter(
-            **parts, other=row["step"] - sum(parts.values()), step=row["step"],
-            step_cpu=row["step_cpu"],
-        ))
+        self._add("step", self.last)
+        row = {}
+        for clock in self.last:
+            spent = {part: value for (name, part), value in self.seconds.items() if name == clock}
+            parts = {
+                "sampling": spent["sampling with gradient"],
+                "reference": spent.get("reference", 0.0),
+                "update": spent["train with gradient"] - spent["prepare with gradient"],
+            }
+            parts |= {"other": spent["step"] - sum(parts.values()), "step": spent["step"]}
+            row |= {f"{part}_{clock}": value for part, value in parts.items()}
+        self.steps.append(row)
+        self.seconds.clear()
+        self.last = _now()
 
 
-def _EndOfStep(clock: StepClock) -> Any:
-    from transformers import TrainerCallback
-
-    class EndOfStep(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            clock.end_step()
-
-    return EndOfStep()
+def _now() -> dict[str, float]:
+    return {"s": time.perf_counter(), "cpu_s": time.process_time()}
 
 
-def measure(adapter: Path, steps: int, shared: bool, settings: dict[str, Any]) -> list[Counter]:
+def measure(adapter: Path, steps: int, shared: bool, settings: dict[str, Any]) -> list[dict]:
     """Return the seconds of each step but the first, by part."""
     with tempfile.TemporaryDirectory() as folder:
         config = configs.with_overrides(configs.get_preset("cpu"), {
@@ -132,7 +127,7 @@ def main() -> None:
     if not arguments.adapter.is_dir():
         sys.exit(f"{arguments.adapter}: no such folder; run `make train` first, or name --adapter")
     settings = dict(pair.split("=", 1) for pair in arguments.set)
-    rows: dict[str, list[Counter]] = {way: [] for way in WAYS}
+    rows: dict[str, list[dict]] = {way: [] for way in WAYS}
     for _ in range(arguments.turns):
         for way, shared in WAYS.items():
             rows[way] += measure(arguments.adapter, arguments.steps, shared, settings)
