@@ -4,7 +4,9 @@ import pytest
 import tiny_random
 import torch
 
+from common.files import SettingsError
 from gptoss.load import load_model
+from training import grpo
 from training.grpo import build_grpo_trainer
 from training.rewards import make_reward_functions
 from training.shared_prefix import attention_mask_of, find_groups, pack_rows
@@ -107,6 +109,13 @@ def test_the_model_stays_what_it_is_for_everything_else(folder, db):
         inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
         assert shared(**inputs).logits.equal(padded(**inputs).logits)
     assert "shared_prefix" not in shared.config.to_json_string()
+
+
+def test_with_unsloth_it_is_refused_in_one_line(folder, db, monkeypatch):
+    monkeypatch.setattr(grpo, "uses_unsloth", lambda stage: True)
+    with pytest.raises(SettingsError, match="--set grpo.shared_prefix=false") as error:
+        make_trainer(folder, db, grpo__shared_prefix=True)
+    assert "\n" not in str(error.value)
 
 
 def test_completions_see_their_prompt_and_themselves_within_the_window():
