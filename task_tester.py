@@ -13,7 +13,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from agent.command import (
+    TAU2,
+    add_agent_options,
+    check_agent_options,
+    run_agent_evaluation,
+    run_tau2_evaluation,
+)
 from common.json_rows import read_rows
+from common.user_error import UserError
 from data_reader import DatasetError, Task, read_tasks, shown_keys
 from envs.retail import DatabaseError, RetailDatabase
 from prompting.harmony import find_special_token
@@ -32,6 +40,7 @@ from scoring.reward import (
     replay_gold,
     score_completion,
 )
+from tasks.llm.client import LlmError
 
 __all__ = [
     "DEFAULT_WEIGHTS", "MAX_CALLS", "MAX_CHARACTERS", "Call", "CallScore", "GoldError",
@@ -102,6 +111,13 @@ def _check_model(model: str) -> None:
 
 
 def _run_evaluate(args: argparse.Namespace) -> int:
+    if args.mode == "agent":
+        return _run_evaluate_agent(args)
+    for name in ("policy", "endpoint"):
+        if getattr(args, name):
+            raise UsageError(f"--{name}: plays conversations; add --mode agent")
+    if not args.model:
+        raise UsageError("nothing to evaluate: give --model, or --mode agent and --policy")
     _check_model(args.model)
     tasks = read_tasks(_existing_file(args.tasks), may_be_empty=True)[: args.limit]
     db = RetailDatabase.load(args.data_dir)
@@ -121,6 +137,46 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     except (ConfigError, ModelError, RunError) as error:
         raise UsageError(f"--model {args.model}: {error}") from None
     return 0
+
+
+def _run_evaluate_agent(args: argparse.Namespace) -> int:
+    try:
+        check_agent_options(args)
+        if args.model and not args.endpoint:
+            _check_model(args.model)
+        if str(args.tasks) == TAU2:
+            run_tau2_evaluation(args, _load_policy)
+            return 0
+        tasks = read_tasks(_existing_file(args.tasks), may_be_empty=True)[: args.limit]
+        db = RetailDatabase.load(args.data_dir)
+        tasks = _judgeable(tasks, args, db)
+        run_agent_evaluation(args, tasks, db, _load_policy)
+    except (DatasetError, DatabaseError, GoldError):
+        raise
+    except (UserError, LlmError) as error:
+        raise UsageError(str(error)) from None
+    except KeyboardInterrupt:
+        raise UsageError("stopped; the same command goes on where it ended") from None
+    return 0
+
+
+def _load_policy(args: argparse.Namespace) -> Any:
+    """Load the local model that plays; this imports torch."""
+    try:
+        from configs import ConfigError
+        from gptoss.preflight import ModelError
+        from training.evaluation import load_agent_policy
+    except ImportError as error:
+        raise UsageError(f"a package is missing ({error}); run `make install`") from None
+    temperature = args.temperature
+    if temperature is None and args.num_trials > 1:
+        temperature = 1.0
+    try:
+        return load_agent_policy(
+            args.model, args.concurrency, args.max_new_tokens, temperature or None, args.reasoning
+        )
+    except (ConfigError, ModelError) as error:
+        raise UsageError(f"--model {args.model}: {error}") from None
 
 
 # -- score -------------------------------------------------------------------------------------
@@ -343,9 +399,14 @@ def build_parser() -> argparse.ArgumentParser:
     audit.add_argument("--report", type=Path, metavar="FILE.md", help="write the reasons here too")
 
     evaluate = add("evaluate", _run_evaluate, "let a model answer tasks and score the answers")
-    evaluate.add_argument("--model", required=True, metavar="DIR|NAME", help="model to evaluate")
     evaluate.add_argument(
-        "--tasks", type=Path, required=True, metavar="F", help="task file (JSONL)"
+        "--mode", choices=("plan", "agent"), default="plan",
+        help="plan: one answer with all calls; agent: a conversation (default: plan)",
+    )
+    evaluate.add_argument("--model", metavar="DIR|NAME", help="model to evaluate")
+    evaluate.add_argument(
+        "--tasks", type=Path, required=True, metavar="F",
+        help="task file (JSONL); in agent mode also tau2: the official tau2-bench",
     )
     evaluate.add_argument("--limit", type=_positive, metavar="N", help="only the first N tasks")
     evaluate.add_argument(
@@ -357,8 +418,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument(
         "--output", type=Path, required=True, metavar="DIR",
-        help="folder for evaluation.json and completions.jsonl",
+        help="folder for evaluation.json and completions.jsonl, in agent mode trajectories.jsonl",
     )
+    add_agent_options(evaluate, _positive)
 
     score = add(
         "score", _run_score, "score completions that were made elsewhere",

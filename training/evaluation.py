@@ -325,6 +325,32 @@ def record_differences(evaluations: list[Evaluation], config: configs.RunConfig)
         write_json_atomic(path, details)
 
 
+def load_agent_policy(
+    model: str, batch_size: int, max_new_tokens: int, temperature: float | None, reasoning: str
+) -> Any:
+    """Load any causal model as an agent.
+
+    Args:
+        model: Folder of a model or of an adapter, or a hub name.
+        batch_size: Conversations in one generate call at most.
+        max_new_tokens: Tokens of a turn at most.
+        temperature: Sampling temperature; None takes the likeliest token each time.
+        reasoning: Reasoning effort: low, medium or high.
+
+    Returns:
+        A `gptoss.policy.ModelPolicy`.
+
+    Raises:
+        ModelError: The model cannot be loaded, or has no chat template.
+    """
+    from gptoss.load import load_for_evaluation
+    from gptoss.policy import ModelPolicy
+
+    stage = configs.config_of_model(model).model
+    loaded, tokenizer = load_for_evaluation(model, stage, any_model=True)
+    return ModelPolicy(loaded, tokenizer, max_new_tokens, temperature, batch_size, reasoning)
+
+
 def evaluate_model_dir(
     model: str,
     tasks: list[Task],

@@ -1,0 +1,241 @@
+"""`task_tester.py evaluate --mode agent`: its options, and the agent and customer that they name.
+
+Left out: what is measured (`agent/evaluation.py`) and everything that needs torch, which is imported
+when a local model plays.
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from agent.conversation import Customer, Policy
+from agent.customers import ScriptedCustomer
+from agent.endpoint import EndpointCustomer, EndpointPolicy
+from agent.evaluation import Plan, evaluate_agent
+from agent.policies import scripted_policy
+from common.user_error import UserError
+from data_reader import Task, task_to_json
+from envs.retail import RetailDatabase
+from tasks.llm.client import ChatClient, LlmConfig
+
+TAU2 = "tau2"
+"""What stands for the official tau2-bench in the place of a task file."""
+SCRIPTED = ("oracle", "nothing", "all-tools", "transfer")
+
+
+class CommandError(UserError, ValueError):
+    """Options that do not go together; the message is one line."""
+
+
+def add_agent_options(parser: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
+    """Add the options of agent mode to `evaluate`.
+
+    Args:
+        parser: The parser of `evaluate`.
+        positive: Type of options that are whole numbers above 0.
+    """
+    group = parser.add_argument_group(
+        "agent mode", "Conversations with a customer. Keys are read from OPENAI_API_KEY. A killed "
+        "evaluation goes on when the same command is given again.",
+    )
+    group.add_argument("--policy", choices=SCRIPTED, help="a scripted agent in place of a model")
+    group.add_argument(
+        "--endpoint", metavar="URL", help="OpenAI-compatible endpoint that serves --model"
+    )
+    group.add_argument(
+        "--customer", choices=("scripted", "endpoint"), default="scripted",
+        help="who plays the customer (default: scripted)",
+    )
+    group.add_argument(
+        "--customer-endpoint", metavar="URL", help="default: OPENAI_BASE_URL, else --endpoint"
+    )
+    group.add_argument(
+        "--customer-model", metavar="NAME", help="default: TASK_LLM_MODEL, else --model"
+    )
+    group.add_argument(
+        "--concurrency", type=positive, default=8, metavar="N",
+        help="conversations at once (default: 8)",
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
+    group.add_argument(
+        "--temperature", type=float, metavar="T",
+        help="default: the endpoint's own; a local model takes the likeliest token, and 1.0 where "
+        "there are more trials than one",
+    )
+    group.add_argument(
+        "--reasoning", choices=("low", "medium", "high"), default="low",
+        help="reasoning effort of a local model (default: low)",
+    )
+    group.add_argument(
+        "--max-new-tokens", type=positive, default=512, metavar="N",
+        help="tokens of a local model's turn (default: 512)",
+    )
+    group.add_argument(
+        "--rpm", type=float, default=0.0, metavar="N",
+        help="requests per minute to an endpoint (default: no limit)",
+    )
+    group.add_argument("--timeout", type=float, default=120.0, metavar="S", help="default: 120 s")
+    group.add_argument(
+        "--price", type=float, nargs=2, default=(0.0, 0.0), metavar=("IN", "OUT"),
+        help="US dollars per million tokens read and written, for the cost count",
+    )
+    group.add_argument("--max-cost", type=float, metavar="USD", help="ask no more beyond it")
+
+
+def run_agent_evaluation(
+    args: argparse.Namespace, tasks: Sequence[Task], db: RetailDatabase,
+    load_policy: Callable[[argparse.Namespace], Policy],
+) -> dict[str, Any]:
+    """Play the tasks as the options say, write the files and print the metrics.
+
+    Args:
+        args: Options of `evaluate`.
+        tasks: What is played.
+        db: The store.
+        load_policy: Loads the local model that `--model` names.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        CommandError: Options do not go together.
+        RunError: As `evaluate_agent`.
+        LlmError: As `evaluate_agent`, or a setting of an endpoint is wrong.
+    """
+    check_agent_options(args)
+    clients: dict[str, ChatClient] = {}
+    make_customer: Callable[[Task, int], Customer] = ScriptedCustomer
+    if args.customer == "endpoint":
+        customer_client = clients["customer"] = _client(args, *_customer_endpoint(args))
+
+        def make_customer(task: Task, seed: int) -> Customer:
+            return EndpointCustomer(task, customer_client)
+
+    if args.policy:
+        policy = scripted_policy(args.policy)
+    elif args.endpoint:
+        clients["policy"] = _client(args, args.endpoint, args.model)
+        policy = EndpointPolicy(clients["policy"])
+    else:
+        policy = load_policy(args)
+    lanes = args.concurrency if args.endpoint else 1
+    plan = Plan(
+        tasks, args.num_trials, args.seed, lanes=lanes, lane_size=args.concurrency // lanes,
+        step_threads=args.concurrency if "customer" in clients and lanes == 1 else 1,
+    )
+    try:
+        metrics = evaluate_agent(plan, db, policy, make_customer, _settings(args, tasks), args.output)
+    finally:
+        for name, client in clients.items():
+            print(f"{name}: {client.usage}", file=sys.stderr)
+    _print_metrics(metrics)
+    return metrics
+
+
+def run_tau2_evaluation(
+    args: argparse.Namespace, load_policy: Callable[[argparse.Namespace], Policy]
+) -> None:
+    """Play the official tau2-bench as the options say; its customers are always an endpoint's.
+
+    Args:
+        args: Options of `evaluate`.
+        load_policy: Loads the local model that `--model` names.
+
+    Raises:
+        CommandError: Options do not go together.
+        Tau2Error: As `evaluate_tau2`.
+    """
+    from agent.tau2 import RESULTS_NAME, Tau2Endpoint, evaluate_tau2
+
+    url, model = _customer_endpoint(args)
+    if args.endpoint:
+        policy: Any = Tau2Endpoint(args.model, args.endpoint, args.temperature, args.timeout)
+    else:
+        policy = scripted_policy(args.policy) if args.policy else load_policy(args)
+    results = evaluate_tau2(
+        policy, args.output, Tau2Endpoint(model, url, timeout_s=args.timeout),
+        name=args.policy or args.model, num_trials=args.num_trials, limit=args.limit,
+        concurrency=args.concurrency, seed=args.seed,
+    )
+    rewards = [run.reward_info.reward for run in results.simulations]
+    print(f"tau2-bench: mean reward {sum(rewards) / len(rewards):.3f} over {len(rewards)} simulations")
+    print(f"{args.output / RESULTS_NAME}: for `tau2 view` and `tau2 submit`")
+
+
+def check_agent_options(args: argparse.Namespace) -> None:
+    """Refuse options of `evaluate --mode agent` that do not go together.
+
+    Raises:
+        CommandError: Names the option and the remedy.
+    """
+    if args.policy and (args.model or args.endpoint):
+        raise CommandError("--policy: goes with neither --model nor --endpoint; give one of them")
+    if not args.policy and not args.model:
+        needed = "--model NAME" if args.endpoint else "--model, --endpoint with --model, or --policy"
+        raise CommandError(f"nothing to evaluate: give {needed}")
+    for option in ("endpoint", "customer_endpoint"):
+        _check_url("--" + option.replace("_", "-"), getattr(args, option))
+    is_scripted = args.customer == "scripted" and str(args.tasks) != TAU2
+    if is_scripted and (args.customer_endpoint or args.customer_model):
+        raise CommandError("--customer-endpoint, --customer-model: need --customer endpoint")
+    if args.temperature is not None and not 0 <= args.temperature <= 10:
+        raise CommandError(f"--temperature {args.temperature}: must be from 0 to 10")
+
+
+def _check_url(option: str, url: str | None) -> None:
+    if url is None:
+        return
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        known = False
+    if not known:
+        raise CommandError(f"{option} {url}: no URL; write it as http://127.0.0.1:8000/v1")
+    if parts.username or parts.password or parts.query:
+        raise CommandError(f"{option}: holds a key or a password; put it into OPENAI_API_KEY")
+
+
+def _client(args: argparse.Namespace, url: str, model: str) -> ChatClient:
+    return ChatClient(LlmConfig.from_environment(
+        base_url=url, model=model, timeout_s=args.timeout, requests_per_minute=args.rpm,
+        num_workers=args.concurrency, temperature=args.temperature, input_price=args.price[0],
+        output_price=args.price[1], max_cost=args.max_cost,
+    ))
+
+
+def _customer_endpoint(args: argparse.Namespace) -> tuple[str, str]:
+    """Return URL and model name of the endpoint that plays the customer."""
+    url = args.customer_endpoint or os.environ.get("OPENAI_BASE_URL") or args.endpoint
+    served = args.model if args.endpoint else None
+    model = args.customer_model or os.environ.get("TASK_LLM_MODEL") or served
+    if not url or not model:
+        missing = "--customer-model" if url else "--customer-endpoint"
+        raise CommandError(f"the customer is an endpoint's: give {missing}")
+    return url, model
+
+
+def _settings(args: argparse.Namespace, tasks: Sequence[Task]) -> dict[str, Any]:
+    """Return what tells this evaluation from another; no key is among it."""
+    names = (
+        "model", "endpoint", "policy", "customer", "customer_endpoint", "customer_model",
+        "num_trials", "seed", "temperature", "reasoning", "max_new_tokens",
+    )
+    digest = hashlib.sha256("\n".join(map(task_to_json, tasks)).encode()).hexdigest()
+    store = str(args.data_dir.resolve()) if args.data_dir else None
+    return {"tasks_sha256": digest, "data_dir": store, **{name: getattr(args, name) for name in names}}
+
+
+def _print_metrics(metrics: dict[str, Any]) -> None:
+    flat = {k: v for k, v in metrics.items() if k != "pass_hat_k"}
+    flat |= {f"pass^{k}": found for k, found in metrics.get("pass_hat_k", {}).items()}
+    for name, found in flat.items():
+        if isinstance(found, dict) and "low" in found:
+            interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
+            print(f"{name:22}{found['value']:8.3f}   95 % {interval}")
+        elif isinstance(found, int):
+            print(f"{name:22}{found:8}")
