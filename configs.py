@@ -1,7 +1,7 @@
 """Frozen settings of every stage, the hardware presets, and `--set` overrides.
 
 Each stage is a frozen dataclass whose `__post_init__` names the field that is wrong. Importing this
-module imports neither torch nor TRL; `describe_device` looks at the GPU only when it is called.
+module imports neither torch nor TRL; `describe_device` asks for the GPU only when it is called.
 Left out on purpose: reading settings from YAML or the environment. A preset plus overrides says it
 all, and the resolved settings are saved with every run (`to_json`).
 """
@@ -217,17 +217,17 @@ class GrpoStage:
     outcome_reward_weight: float = 1.0
     """Weight of `outcome_reward`, 1.0 when the store ends as gold leaves it."""
     resample_rounds: int = 0
-    """Times a group without spread is replaced by another task's group; 0 trains as drawn."""
+    """Dynamic sampling: times a zero-variance group is replaced by another task's; 0 trains as drawn."""
     shared_prefix: bool = False
     """Read a group's prompt once when log-probabilities are computed; not under Unsloth yet."""
     curriculum: bool = False
     """Show tasks in order of the difficulty tag in the first epoch instead of shuffled."""
     eval_steps: int = 0
-    """Optimizer steps between two looks at held-out tasks; 0 never looks."""
+    """Optimizer steps between two validation evaluations; 0 makes none."""
     num_eval_tasks: int = 64
-    """Validation tasks in one look."""
+    """Tasks of one validation evaluation."""
     early_stopping_patience: int = 0
-    """Looks without a better held-out db match before stopping; 0 runs to the end."""
+    """Validation evaluations without a better db match before stopping; 0 runs to the end."""
     max_kl: float = 0.0
     """KL guard: training stops above this KL to the reference; 0 is no guard."""
     logging_steps: int = 1
@@ -467,7 +467,7 @@ _CPU = RunConfig(
 
 # beta is 0 on GPUs: Unsloth takes the base model as the reference, not the adapter as SFT left it,
 # so the KL term would pull SFT's gain back; it also took half of a step (docs/GPU.md).
-_LOOKS = {"eval_steps": 48, "num_eval_tasks": 128, "early_stopping_patience": 6}
+_VALIDATION = {"eval_steps": 48, "num_eval_tasks": 128, "early_stopping_patience": 6}
 _PRESETS = {
     "cpu": _CPU,
     "t4": RunConfig(
@@ -484,7 +484,7 @@ _PRESETS = {
     "24gb": RunConfig(
         model=ModelStage(sampling="fast", sampling_rows=64),
         grpo=GrpoStage(
-            generation_batch_size=64, save_steps=12, beta=0.0, resample_rounds=1, **_LOOKS,
+            generation_batch_size=64, save_steps=12, beta=0.0, resample_rounds=1, **_VALIDATION,
         ),
         evaluation=EvaluationStage(num_tasks=256, batch_size=64),
         preset="24gb",
@@ -495,7 +495,7 @@ _PRESETS = {
         ),
         grpo=GrpoStage(
             per_device_train_batch_size=8, gradient_accumulation_steps=2, generation_batch_size=128,
-            beta=0.0, resample_rounds=1, **_LOOKS,
+            beta=0.0, resample_rounds=1, **_VALIDATION,
         ),
         evaluation=EvaluationStage(num_tasks=0, batch_size=128),
         preset="80gb",

@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", metavar="F", help="JSONL tasks to train and to evaluate on")
     parser.add_argument("--output-dir", metavar="D", help="run folder (outputs/tau_bench_rl)")
     parser.add_argument(
-        "--resume", action="store_true", help="take up a run that was killed, from its checkpoints"
+        "--resume", action="store_true", help="resume a killed run from its checkpoints"
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", dest="overrides",
@@ -163,7 +163,7 @@ def check_versions() -> bool:
     broken = versions.find_broken(gpu)
     if os.environ.get("RANK", "0") == "0":
         for line in versions.component_lines(gpu):
-            # The broken one is told below, with what happens.
+            # The broken one is reported below, with what happens.
             if (" WRONG" in line or " MISSING" in line) and line.split()[0] != broken.split(" ")[0]:
                 print(f"warning: {line}", file=sys.stderr)
     if broken:

@@ -16,9 +16,9 @@ import torch
 from gptoss.decoder import Cache, Decoder
 
 CHECK_EVERY_STEPS = 16
-"""Decode steps between two looks whether every row has ended (a look waits for the GPU)."""
+"""Decode steps between two checks whether every row has ended (a check waits for the GPU)."""
 STREAM_EVERY_STEPS = 4
-"""The same while a streamer waits for words, and on a CPU, where a look costs nothing."""
+"""The same while a streamer waits for words, and on a CPU, where a check costs nothing."""
 PREFILL_TOKENS = 4096
 """Prompt tokens read in one forward pass."""
 

@@ -146,7 +146,7 @@ def load_for_evaluation(
         ModelError: As `load_model`.
     """
     if stage.device == "cuda":
-        # Where a model was trained says nothing of where it is looked at.
+        # Where a model was trained says nothing of where it is evaluated.
         stage = replace(stage, device="auto")
     config_path = Path(name_or_dir) / "adapter_config.json"
     if not config_path.is_file():

@@ -243,7 +243,7 @@ def check_environment() -> list[str]:
     """Describe Python, the hardware and every component against its pin, one line each.
 
     Returns:
-        Lines such as `trl 1.14.2 (pinned)`; a line with WRONG names the command that mends it.
+        Lines such as `trl 1.14.2 (pinned)`; a line with WRONG names the command that fixes it.
     """
     lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()}"]
     if torch.cuda.is_available():

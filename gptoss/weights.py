@@ -95,7 +95,7 @@ class Experts:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        """Look through PEFT's wrappers at one `mlp.experts` module."""
+        """See through PEFT's wrappers to one `mlp.experts` module."""
         self._wrappers: dict[str, ParamWrapper] = {}
         while isinstance(module, ParamWrapper):
             self._wrappers[module.parameter_name] = module

@@ -9,7 +9,7 @@ from common.files import write_json_atomic
 from configs import config_of_model
 from envs.retail import Episode
 from gptoss.load import load_model, logits_on, merge_and_save, save_adapter
-from gptoss.reload import check_reload
+from gptoss.verify import check_reload
 from training.chat import example_query, quick_test, run_chat
 
 CONFIG = configs.with_overrides(

@@ -11,7 +11,7 @@ from gptoss.load import load_model
 from prompting.harmony import render_completion
 from task_tester import score_completion
 from training import rewards as rewards_module
-from training.dynamic_sampling import Group, Resampler
+from training.dynamic_sampling import Group, DynamicSampler
 from training.grpo import build_grpo_trainer, count_steps, order_by_difficulty, run_grpo
 from training.rewards import CompletionScorer, make_reward_functions, summarize_batch
 
@@ -194,7 +194,7 @@ def test_groups_without_spread_are_replaced(folder, db):
     answers[prompts[0]] = [render_completion(gold_completion(tasks[0])), bad]
     scorer = CompletionScorer(tokenizer, db)
     shown = Dataset.from_list(rows[:2])
-    resampler = Resampler(config, scorer, shown, tasks)
+    resampler = DynamicSampler(config, scorer, shown, tasks)
     trainer = FakeTrainer(tokenizer, answers)
     batch = [prompt for prompt in prompts[:2] for _ in range(2)]
     output = resampler(batch, trainer)
@@ -208,10 +208,10 @@ def test_groups_without_spread_are_replaced(folder, db):
     assert output["task"] == [texts[0]] * 4, "the dead group's task is the drawn one's"
     assert tokenizer.decode(output["prompt_ids"][2]) == prompts[0]
     assert len(output["completion_ids"]) == 4 and output["logprobs"] is None
-    again = Resampler(config, CompletionScorer(tokenizer, db), shown, tasks)
+    again = DynamicSampler(config, CompletionScorer(tokenizer, db), shown, tasks)
     assert again(batch, FakeTrainer(tokenizer, answers)) == output
 
 
 def test_spread_of_a_group():
-    assert Group([], [], [], [1.0, 0.0]).has_spread
-    assert not Group([], [], [], [0.3, 0.3]).has_spread
+    assert Group([], [], [], [1.0, 0.0]).has_variance
+    assert not Group([], [], [], [0.3, 0.3]).has_variance

@@ -1,4 +1,4 @@
-"""Replace groups without spread: rewards that are all equal have no advantage and teach nothing.
+"""Dynamic sampling: replace zero-variance groups, whose equal rewards teach nothing.
 
 TRL trains such a group with loss 0 and says nothing. Here another task is drawn in its place and
 sampled, a few rounds long, before the trainer sees the batch. Left out on purpose: dropping the
@@ -19,7 +19,7 @@ from training.task_store import TaskLookup
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SPREAD_LIMIT = 1e-6
+ZERO_VARIANCE = 1e-6
 """Rewards that differ by less count as equal."""
 
 
@@ -34,15 +34,15 @@ class Group(NamedTuple):
     """Weighted sum of the two rewards, per completion."""
 
     @property
-    def has_spread(self) -> bool:
+    def has_variance(self) -> bool:
         """Whether the rewards differ, so that there are advantages other than 0."""
-        return max(self.rewards) - min(self.rewards) > SPREAD_LIMIT
+        return max(self.rewards) - min(self.rewards) > ZERO_VARIANCE
 
 
-class Resampler:
-    """TRL's `rollout_func`: samples the batch, then replaces groups without spread.
+class DynamicSampler:
+    """TRL's `rollout_func`: samples the batch, then replaces zero-variance groups.
 
-    Whether a completion's group had spread, before and after, goes with it to the reward functions,
+    Whether a completion's group had variance, before and after, goes with it to the reward functions,
     which log the shares. All draws depend on the seed, the step and the place in the batch of all
     processes: a resumed run, and any number of processes, draw alike (completions on a CPU with
     fast sampling only, see `FastGenerate.row_seeds`).
@@ -87,7 +87,7 @@ class Resampler:
         groups = self._sample(prompts, texts, trainer, [f"{name}/0/{n}" for n in numbers])
         useful_before = _useful(groups)
         for round_number in range(1, self.config.grpo.resample_rounds + 1):
-            dead = [index for index, group in enumerate(groups) if not group.has_spread]
+            dead = [index for index, group in enumerate(groups) if not group.has_variance]
             if not dead:
                 break
             names = [f"{name}/{round_number}/{numbers[index]}" for index in dead]
@@ -97,7 +97,7 @@ class Resampler:
                 [row["task"] for row in drawn for _ in range(size)], trainer, names,
             )
             for index, group in zip(dead, fresh, strict=True):
-                if group.has_spread:
+                if group.has_variance:
                     groups[index] = group
         return {
             "prompt_ids": [ids for group in groups for ids in group.prompt_ids],
@@ -138,5 +138,5 @@ class Resampler:
 
 
 def _useful(groups: list[Group]) -> list[bool]:
-    """Say of each completion whether its group has spread."""
-    return [group.has_spread for group in groups for _ in group.rewards]
+    """Say of each completion whether its group has variance."""
+    return [group.has_variance for group in groups for _ in group.rewards]

@@ -22,9 +22,9 @@ from envs.retail import RetailDatabase
 from gptoss.load import uses_unsloth
 from gptoss.memory import limit_forward_rows
 from training.callbacks import CheckpointMarker, RunLogger
-from training.dynamic_sampling import Resampler
+from training.dynamic_sampling import DynamicSampler
 from training.monitor import (
-    HeldOutWatch,
+    ValidationWatch,
     SampleRollouts,
     SamplingEntropy,
     Watchdog,
@@ -96,7 +96,7 @@ def build_grpo_trainer(
         tasks: Training tasks.
         db: The store on which completions are run.
         config: The run's settings.
-        validation_tasks: Tasks for the held-out looks.
+        validation_tasks: Tasks of the validation evaluations.
         make_rewards: Makes the two reward functions from the scorer.
 
     Returns:
@@ -154,16 +154,16 @@ def build_grpo_trainer(
     logger = RunLogger(config, "grpo")
     callbacks = [SamplingEntropy(), logger, SampleRollouts(scorer, logger)]
     if stage.eval_steps:
-        callbacks.append(HeldOutWatch(config, logger, tokenizer, validation_tasks, db))
+        callbacks.append(ValidationWatch(config, logger, tokenizer, validation_tasks, db))
     # The marker comes last: a checkpoint is whole only when everything about its step is written.
     callbacks += [Watchdog(config, logger), CheckpointMarker()]
-    resampler = None
+    sampler = None
     # On a CPU it also seeds the draws, so that two processes sample what one would.
     if stage.resample_rounds or model.device.type == "cpu":
-        resampler = Resampler(config, scorer, rows, tasks)
+        sampler = DynamicSampler(config, scorer, rows, tasks)
     trainer = GRPOTrainer(
         model=model, args=arguments, train_dataset=rows.select(order), processing_class=tokenizer,
-        reward_funcs=make_rewards(scorer), rollout_func=resampler,
+        reward_funcs=make_rewards(scorer), rollout_func=sampler,
         callbacks=callbacks,
     )
     if uses_unsloth(config.model):
@@ -190,7 +190,7 @@ def run_grpo(
         tasks: Training tasks.
         db: The store on which completions are run.
         config: The run's settings.
-        validation_tasks: Tasks for the held-out looks; may be empty when `grpo.eval_steps` is 0.
+        validation_tasks: Tasks of the validation evaluations; may be empty when `grpo.eval_steps` is 0.
         resume: Go on from the newest whole checkpoint, if there is one.
         make_rewards: Makes the reward functions; another one serves controls and tests.
 

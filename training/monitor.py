@@ -1,4 +1,4 @@
-"""Watch GRPO: held-out looks, sample rollouts, warnings that say what to do.
+"""Watch GRPO: validation evaluations, sample rollouts, warnings that say what to do.
 
 The warnings are rules over the rows of metrics.csv, so they can be tested on rows and hold for any
 run. Left out on purpose: acting on a warning. Only the KL guard and early stopping stop a run, and
@@ -55,7 +55,7 @@ def _dead_groups(rows: list[Row]) -> str | None:
     last = _column(rows, "frac_reward_zero_std")[-5:]
     if len(last) == 5 and min(last) > 0.999:
         return (
-            "no group had any spread in its rewards for 5 steps, so nothing is learned: raise "
+            "every group had zero variance for 5 steps, so nothing is learned: raise "
             "grpo.temperature, set grpo.resample_rounds=2, or train SFT longer (shorter if every "
             "reward is at its maximum)"
         )
@@ -108,8 +108,8 @@ def _kl_blow_up(rows: list[Row]) -> str | None:
 
 
 def _fall_of_db_match(rows: list[Row]) -> float:
-    looks = _column(rows, "heldout/db_match")
-    return max(looks) - looks[-1] if looks else 0.0
+    figures = _column(rows, "heldout/db_match")
+    return max(figures) - figures[-1] if figures else 0.0
 
 
 def _reward_rises(rows: list[Row]) -> bool:
@@ -236,8 +236,8 @@ class SamplingEntropy(TrainerCallback):
             logs.setdefault("entropy", entropy)
 
 
-class Look(NamedTuple):
-    """Figures of one look at held-out tasks."""
+class Validation(NamedTuple):
+    """Figures of one validation evaluation."""
 
     step: int
     db_match: float
@@ -245,16 +245,16 @@ class Look(NamedTuple):
 
     @property
     def figures(self) -> tuple[float, float]:
-        """What is compared: db match, then exact match; of equal looks the first one stays."""
+        """What is compared: db match, then exact match; of equal ones the first stays."""
         return self.db_match, self.exact_match
 
 
-class HeldOutWatch(TrainerCallback):
-    """Looks at held-out tasks every N steps, keeps the best adapter, stops when it gets no better.
+class ValidationWatch(TrainerCallback):
+    """Evaluates validation tasks every N steps, keeps the best adapter, stops when it gets no better.
 
     Attributes:
-        looks: Steps of all looks, oldest first.
-        best: The look whose adapter is kept. It is read from that adapter's folder, so that after
+        steps: Steps of all evaluations, oldest first.
+        best: The evaluation whose adapter is kept. It is read from that adapter's folder, so that after
             a kill it is the adapter which is there, also when its step was lost and is trained
             again.
     """
@@ -278,42 +278,42 @@ class HeldOutWatch(TrainerCallback):
         self.tasks = choose_tasks(tasks, config.grpo.num_eval_tasks, config.data.split_seed)
         self.db = db
         self.folder = Path(config.output_dir)
-        self.looks: list[int] = []
-        self.best: Look | None = None
+        self.steps: list[int] = []
+        self.best: Validation | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
-        """Read the looks of the part before a resume; look at the SFT adapter at step 0."""
+        """Read the evaluations before a resume; evaluate the SFT adapter at step 0."""
         processes = PartialState()
         if processes.is_main_process:
-            # Begun looks belong to steps that are trained again, which a GPU rounds otherwise.
+            # Begun evaluations belong to steps that are trained again, which a GPU rounds otherwise.
             for parts_dir in (self.folder / "evaluation_parts").glob("grpo-step-*"):
                 shutil.rmtree(parts_dir)
             finish_move(self.folder / BEST_NAME)
         processes.wait_for_everyone()
         if state.global_step:
             rows = MetricsTable(self.folder / "metrics.csv").stage_rows("grpo", state.global_step)
-            self.looks = [int(row["step"]) for row in rows if "heldout/db_match" in row]
+            self.steps = [int(row["step"]) for row in rows if "heldout/db_match" in row]
             self.best = self._read_best()
         if self.best is None:
             self._look(model, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> Any:
-        """Look when it is time, and stop when the best look is too long ago."""
+        """Evaluate every `eval_steps`; stop after `patience` evaluations without improvement."""
         step = state.global_step
         if step % self.config.grpo.eval_steps and step != state.max_steps:
             return control
         self._look(model, step)
         patience = self.config.grpo.early_stopping_patience
-        if patience and sum(look > self.best.step for look in self.looks) >= patience:
+        if patience and sum(step > self.best.step for step in self.steps) >= patience:
             control.should_training_stop = True
             if PartialState().is_main_process:
-                print(f"grpo stops at step {step}: no better look since step {self.best.step}")
+                print(f"grpo stops at step {step}: no better validation since step {self.best.step}")
         return control
 
-    def _read_best(self) -> Look | None:
+    def _read_best(self) -> Validation | None:
         folder = self.folder / BEST_NAME
         facts = read_json(folder / "step.json", {}) if is_complete(folder) else {}
-        return Look(**facts) if facts.keys() == set(Look._fields) else None
+        return Validation(**facts) if facts.keys() == set(Validation._fields) else None
 
     def _look(self, model: Any, step: int) -> None:
         parts_dir = self.folder / "evaluation_parts" / f"grpo-step-{step}"
@@ -322,33 +322,33 @@ class HeldOutWatch(TrainerCallback):
             score_completion(task, harmony.parse_completion(text).final, self.db)
             for task, text in zip(self.tasks, texts, strict=True)
         ]
-        look = Look(
+        found = Validation(
             step, fmean(score.db_match for score in scores),
             fmean(score.exact_match for score in scores),
         )
         state = PartialState()
         state.wait_for_everyone()
-        # The adapter comes before the row: a look whose row is there is not taken again.
-        if self.best is None or look.figures > self.best.figures:
-            self.best = look
+        # The adapter comes before the row: an evaluation whose row is there is not repeated.
+        if self.best is None or found.figures > self.best.figures:
+            self.best = found
             if state.is_main_process:
                 best_dir = self.folder / BEST_NAME
-                build_folder(best_dir, lambda part: self._save_best(model, part, look))
-        self.looks.append(step)
+                build_folder(best_dir, lambda part: self._save_best(model, part, found))
+        self.steps.append(step)
         self.logger.record(
-            {"heldout/db_match": look.db_match, "heldout/exact_match": look.exact_match}, step
+            {"heldout/db_match": found.db_match, "heldout/exact_match": found.exact_match}, step
         )
         if state.is_main_process:
             shutil.rmtree(parts_dir)
         state.wait_for_everyone()
 
-    def _save_best(self, model: Any, folder: Path, look: Look) -> None:
+    def _save_best(self, model: Any, folder: Path, found: Validation) -> None:
         save_adapter(model, self.tokenizer, folder)
-        write_json_atomic(folder / "step.json", look._asdict())
+        write_json_atomic(folder / "step.json", found._asdict())
 
 
 def restore_best(folder: Path, model: Any, last_step: int) -> None:
-    """Put the best look's adapter into the model.
+    """Put the best evaluation's adapter into the model.
 
     Args:
         folder: The run folder.

@@ -1,6 +1,6 @@
 """The run from end to end, in steps that the notebook and train_script.py call alike.
 
-Every step looks first at what the run folder holds: a step that is done is read back, one that was
+Every step first reads what the run folder holds: a step that is done is read back, one that was
 cut short goes on from its last whole checkpoint. So a killed run started again with `resume` takes
 the same way to the same result. Left out on purpose: any training of its own.
 """
@@ -73,7 +73,7 @@ class Run:
     folder: Path
     """Where everything is written."""
     resume: bool
-    """Whether steps that were done or begun are taken up."""
+    """Whether to resume from steps that were done or begun."""
     train: Sequence[Task]
     """Tasks to train on; they stay on disk."""
     validation: Sequence[Task]
@@ -111,12 +111,12 @@ def git_hash() -> str:
 def prepare_run(config: configs.RunConfig, resume: bool = False) -> Run:
     """Read the data, open the run folder and write config.json into it.
 
-    An earlier run in the folder is taken up with `resume`; without, it is moved to
+    An earlier run in the folder is resumed with `resume`; without, it is moved to
     `<folder>.earlier-<n>`.
 
     Args:
         config: The settings.
-        resume: Take up what the folder holds.
+        resume: Resume from what the folder holds.
 
     Returns:
         The run.
@@ -167,7 +167,7 @@ def _open_folder(
         ) from error
     path, content = folder / "config.json", describe_content(config, db)
     if path.exists() and resume:
-        _take_up_settings(path, config, content)
+        _resume_settings(path, config, content)
         return
     if path.exists():
         _set_aside(folder.resolve())
@@ -183,7 +183,7 @@ def _open_folder(
     })
 
 
-def _take_up_settings(path: Path, config: configs.RunConfig, content: Content) -> None:
+def _resume_settings(path: Path, config: configs.RunConfig, content: Content) -> None:
     """Refuse settings and data of another run; record settings that only change memory use."""
     before = configs.read_settings(path)
     if before is None:
@@ -200,7 +200,7 @@ def _take_up_settings(path: Path, config: configs.RunConfig, content: Content) -
     if not changed:
         return
     print("resumed with", ", ".join(f"{n}={new} (was {old})" for n, (old, new) in changed.items()))
-    # Batches of a cut evaluation are told apart by their number alone.
+    # Batches of a cut evaluation differ by their number alone.
     shutil.rmtree(path.parent / "evaluation_parts", ignore_errors=True)
     facts["changed_on_resume"] = [*facts.get("changed_on_resume", []), changed]
     write_json_atomic(path, facts | {"settings": json.loads(config.to_json())})
@@ -284,7 +284,7 @@ def evaluate_stage(run: Run, model: Any, tokenizer: Any, stage: str) -> Evaluati
 
 
 def train_sft(run: Run, model: Any, tokenizer: Any) -> Path:
-    """Run the SFT stage, or take up its result.
+    """Run the SFT stage, or restore its result.
 
     Args:
         run: The run.
@@ -314,7 +314,7 @@ def train_grpo(
     tokenizer: Any,
     make_rewards: Callable[[CompletionScorer], list[RewardFunction]] = make_reward_functions,
 ) -> Path:
-    """Run the GRPO stage, or take up its result; the adapter goes to final_model/.
+    """Run the GRPO stage, or restore its result; the adapter goes to final_model/.
 
     Args:
         run: The run.

@@ -43,7 +43,7 @@ class PackedRows:
     """`[R]`."""
     width: int
     """P."""
-    spread: torch.Tensor
+    slots: torch.Tensor
     """`[R, G, C]`: where in the flat `[R * M]` each completion's tokens are; padding is 0."""
     packed: torch.Tensor
     """`[R, M]`: where in the flat `[R * G * C]` the token of a packed column is; padding is 0."""
@@ -98,14 +98,14 @@ def pack_rows(
     width = max(map(len, prompts))
     num_columns = max(map(sum, lengths))
     longest = max(map(max, lengths))
-    spread = torch.zeros(len(groups), max(groups), longest, dtype=torch.long)
+    slots = torch.zeros(len(groups), max(groups), longest, dtype=torch.long)
     packed = torch.zeros(len(groups), num_columns, dtype=torch.long)
     completions, places, before = torch.zeros_like(packed), torch.zeros_like(packed), []
     for row, (prompt, sizes) in enumerate(zip(prompts, lengths, strict=True)):
         column, start = 0, row * (width + num_columns)
         for number, size in enumerate(sizes):
             columns, steps = torch.arange(column, column + size), torch.arange(size)
-            spread[row, number, :size] = row * num_columns + columns
+            slots[row, number, :size] = row * num_columns + columns
             packed[row, columns] = (row * max(groups) + number) * longest + steps
             places[row, columns] = len(prompt) + steps
             ids = input_ids[firsts[row] + number, -num_kept:]
@@ -120,7 +120,7 @@ def pack_rows(
         torch.cat([pad_sequence(prompts, batch_first=True), completions.to(device)], 1),
         torch.cat([positions, places], 1).to(device),
         torch.tensor(list(map(len, prompts)), device=device), width,
-        spread.to(device), packed.to(device), torch.cat(before).to(device),
+        slots.to(device), packed.to(device), torch.cat(before).to(device),
     )
 
 
@@ -132,8 +132,8 @@ def attention_mask_of(rows: PackedRows, window: int | None, dtype: torch.dtype) 
         window: Tokens that a sliding layer sees; None sees all.
         dtype: Type of the scores.
     """
-    device = rows.spread.device
-    count, size, longest = rows.spread.shape
+    device = rows.slots.device
+    count, size, longest = rows.slots.shape
     columns = torch.arange(rows.width, device=device)
     steps = torch.arange(longest, device=device)
 
@@ -174,11 +174,11 @@ def attend(
     if not isinstance(attention_mask, PackedMask):
         return eager_attention_forward(module, query, key, value, attention_mask, **settings)
     rows, width = attention_mask.rows, attention_mask.rows.width
-    size = rows.spread.shape[1]
+    size = rows.slots.shape[1]
     prompt = [x[:, :, :width] for x in (query, key, value)]
     read, _ = eager_attention_forward(module, *prompt, attention_mask.prompts, **settings)
     own_query, own_key, own_value = (
-        x[:, :, width:].transpose(1, 2).flatten(0, 1)[rows.spread.flatten(0, 1)].transpose(1, 2)
+        x[:, :, width:].transpose(1, 2).flatten(0, 1)[rows.slots.flatten(0, 1)].transpose(1, 2)
         for x in (query, key, value)
     )
     keys, values = (

@@ -192,7 +192,7 @@ class Sweep:
         return all(parameter.path.startswith("grpo.") for parameter in self.space)
 
     def identity(self) -> dict[str, Any]:
-        """Return what must be the same when the sweep is taken up."""
+        """Return what must be the same when the sweep is resumed."""
         settings = json.loads(self.base.to_json())
         for name in ("output_dir", "show_progress", "merge_model"):
             del settings[name]
