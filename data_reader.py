@@ -265,14 +265,19 @@ def iter_tasks(path: str | Path) -> Iterator[Task]:
         yield row.task
 
 
-def task_to_json(task: Task) -> str:
-    """Return the task as one row of a task file; `task_from_json` gives an equal task."""
+def task_to_json(task: Task, keep_empty: bool = False) -> str:
+    """Return the task as one row of a task file; `task_from_json` gives an equal task.
+
+    Args:
+        task: The task.
+        keep_empty: Write optional fields that are empty, too.
+    """
     row: dict[str, Any] = {
         "task_id": task.task_id, "query": task.query, "gold_actions": task.gold_actions,
         "gold_final": task.gold_final,
     }
     for name in ("user_id", "instruction", "outputs", "tags"):
-        if getattr(task, name):
+        if keep_empty or getattr(task, name):
             row[name] = getattr(task, name)
     return json.dumps(row, ensure_ascii=False)
 

@@ -17,9 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from data_reader import Task
+from data_reader import Task, task_to_json
 from envs.retail import DatabaseError, RetailDatabase
-from tasks.generate.pipeline import GenerationError, TaskStream, YieldTable, task_row
+from tasks.generate.pipeline import GenerationError, TaskStream, YieldTable
 from tasks.llm.client import LlmError
 from tasks.llm.rewording import add_llm_arguments, apply_llm_steps
 
@@ -61,7 +61,7 @@ def write_tasks(
     try:
         with open(descriptor, "w", encoding="utf-8", newline="\n") as file:
             for count, task in enumerate(stream if tasks is None else tasks, 1):
-                file.write(task_row(task) + "\n")
+                file.write(task_to_json(task, keep_empty=True) + "\n")
                 if count % PROGRESS_EVERY == 0:
                     print(f"{count} tasks", file=sys.stderr, flush=True)
         _replace_file(output_path, temporary)

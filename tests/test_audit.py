@@ -15,8 +15,7 @@ from data_reader import DatasetError, Task, read_tasks, split_tasks
 from envs.retail import RetailDatabase
 from tasks.audit import report
 from tasks.audit.audit import audit_file, audit_files
-from tasks.audit.leakage import SplitLeakage
-from tasks.audit.near_duplicates import NearDuplicates, masked_words
+from tasks.audit.duplicates import NearDuplicates, SplitLeakage, masked_words
 from tests.plant_faults import Planted, plant_all
 
 ROOT = Path(__file__).resolve().parent.parent

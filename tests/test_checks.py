@@ -7,20 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from data_reader import Task, read_tasks, task_from_json
+from data_reader import Task, read_tasks, task_from_json, task_to_json
 from envs.retail import RetailDatabase
-from tasks.audit.execution import (
-    UniquenessCheck,
+from tasks.audit.conventions import check_conventions
+from tasks.audit.duplicates import UniquenessCheck
+from tasks.audit.execution import RowChecks, check_execution, check_format, is_scenario
+from tasks.audit.grounding import (
+    MISTAKE,
+    NOT_NEEDED,
+    cancel_reason,
     check_agent_grounding,
-    check_conventions,
-    check_execution,
-    check_format,
     check_grounding,
-    check_policy,
+    find_value,
 )
-from tasks.audit.grounding import MISTAKE, NOT_NEEDED, cancel_reason, find_value
-from tasks.audit.row_checks import RowChecks, is_scenario
-from tasks.generate.pipeline import TaskStream, task_row
+from tasks.audit.policy import check_policy
+from tasks.generate.pipeline import TaskStream
 from tests import small_store
 from tests.plant_faults import FAULT_CLASSES
 
@@ -49,7 +50,7 @@ def tasks():
 
 @pytest.fixture(scope="module")
 def rows(tasks):
-    return [json.loads(task_row(task)) for task in tasks]
+    return [json.loads(task_to_json(task, keep_empty=True)) for task in tasks]
 
 
 def test_clean_tasks_have_no_fault(tasks, db):
@@ -110,7 +111,7 @@ def test_missing_authentication_is_named(tasks, db):
         assert "first_call" in kinds(replace(task, gold_actions=task.gold_actions[1:]), db)
 
 
-def test_refused_wish_that_gold_grants_is_named(tasks, db):
+def test_refused_intent_that_gold_grants_is_named(tasks, db):
     refused = [t for t in tasks if t.tags["wishes"] == ["refuse_cancel"]]
     assert refused
     for task in refused:

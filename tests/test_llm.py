@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from data_reader import Task
+from data_reader import Task, task_to_json
 from envs.retail import RetailDatabase
 from tasks.audit.audit import audit_file
-from tasks.generate.pipeline import TaskStream, task_row
-from tasks.llm.check import rewording_faults
+from tasks.generate.pipeline import TaskStream
+from tasks.llm.check import rewording_findings
 from tasks.llm.client import ChatClient, LlmError
 from tasks.llm.rewording import (
     MAX_FAILURES_IN_A_ROW,
@@ -100,7 +100,7 @@ def is_review(request):
 
 
 def test_the_fixture_s_own_words_and_new_words_are_fine(task, db):
-    assert rewording_faults(task, NEW_WORDS, db) == []
+    assert rewording_findings(task, NEW_WORDS, db) == []
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_the_fixture_s_own_words_and_new_words_are_fine(task, db):
 )
 def test_each_kind_of_spoiled_rewording_is_refused(task, db, old, new, kind):
     assert old in NEW_WORDS
-    faults = rewording_faults(task, NEW_WORDS.replace(old, new), db)
+    faults = rewording_findings(task, NEW_WORDS.replace(old, new), db)
     assert kind in {fault.kind for fault in faults}
 
 
@@ -129,7 +129,7 @@ def test_wishes_in_another_order_are_refused(task, db):
         "ann.lee1@example.com here: in #W1000002 replace 1111111111 by 2222222222, paypal_1000001 "
         "pays. Afterwards cancel #W1000001, I no longer need it."
     )
-    assert [fault.kind for fault in rewording_faults(task, swapped, db)] == ["order changed"]
+    assert [fault.kind for fault in rewording_findings(task, swapped, db)] == ["order changed"]
 
 
 def test_a_value_that_two_wishes_share_does_not_hide_their_order(task, db):
@@ -144,7 +144,7 @@ def test_a_value_that_two_wishes_share_does_not_hide_their_order(task, db):
         "I pay by paypal_1000001 and I am ann.lee1@example.com. In #W1000002 and then #W1000001, "
         "swap 1111111111 for 2222222222."
     )
-    assert [fault.kind for fault in rewording_faults(task, swapped, db)] == ["order changed"]
+    assert [fault.kind for fault in rewording_findings(task, swapped, db)] == ["order changed"]
 
 
 def test_rewording_keeps_order_gold_and_every_task(task, db):
@@ -372,7 +372,7 @@ def test_a_careless_model_cannot_spoil_a_generated_file(tmp_path):
     with FakeChatServer(script) as server:
         tasks = TaskStream(60, 5)
         out = list(reword_tasks(tasks, RetailDatabase.load(), config(server, num_workers=1)))
-    path.write_text("".join(task_row(task) + "\n" for task in out), encoding="utf-8")
+    path.write_text("".join(task_to_json(task, keep_empty=True) + "\n" for task in out), encoding="utf-8")
     audit = audit_file(path)
     assert audit.reasons == []
     assert 5 <= sum("reworded" in task.tags for task in out) < 60

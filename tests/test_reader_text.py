@@ -11,8 +11,8 @@ from common.reader_text import folded, plain
 from data_reader import Task
 from envs.retail import RetailDatabase
 from tasks.audit.audit import audit_file
-from tasks.audit.execution import UniquenessCheck, check_grounding
-from tasks.audit.near_duplicates import masked_words
+from tasks.audit.duplicates import UniquenessCheck, masked_words
+from tasks.audit.grounding import check_grounding
 
 ROOT = Path(__file__).resolve().parent.parent
 FIELD = ROOT.parent / "shared" / "field" / "unicode"

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from data_reader import task_to_json
 from envs.retail import READ_TOOLS, WRITE_TOOLS, RetailDatabase
 from envs.retail.make_store import make_store
 from task_generator import main, yield_path
 from tasks.audit.audit import audit_file
-from tasks.generate.mix import DEFAULT_MIX, TaskMix
-from tasks.generate.pipeline import GenerationError, TaskStream, task_row
-from tasks.generate.yield_table import STEPS
+from tasks.generate.pipeline import STEPS, GenerationError, TaskStream
+from tasks.mix import DEFAULT_MIX, TaskMix
 
 ROOT = Path(__file__).resolve().parent.parent
 TAU_BENCH = ROOT.parent / "shared" / "taubench"
@@ -71,10 +71,10 @@ def tiny_store(tmp_path):
 # -- the mix -----------------------------------------------------------------------------------
 
 
-def test_number_of_wishes_follows_the_table(tasks):
+def test_number_of_intents_follows_the_table(tasks):
     counts = Counter(task.tags["num_wishes"] for task in tasks)
     assert set(counts) == {1, 2, 3, 4}
-    for number, share in enumerate(DEFAULT_MIX.num_wishes_shares, 1):
+    for number, share in enumerate(DEFAULT_MIX.num_intents_shares, 1):
         assert abs(counts[number] / len(tasks) - share) < 0.04
 
 
@@ -102,13 +102,13 @@ def test_refusals_and_distractors_have_their_share(tasks):
 
 
 def test_the_kinds_of_task_that_the_store_must_teach_are_there(tasks):
-    wishes = Counter(w for t in tasks for w in t.tags["wishes"])
+    intents = Counter(w for t in tasks for w in t.tags["wishes"])
     calls = [a for t in tasks for a in t.gold_actions]
     several = Counter(a["name"] for a in calls if len(a["arguments"].get("item_ids", ())) > 1)
     for name in ("exchange_delivered_order_items", "modify_pending_order_items"):
         assert several[name] > 10
-    for kind in (*DEFAULT_MIX.wish_weights, *DEFAULT_MIX.refused_weights):
-        assert wishes[kind] > 0, kind
+    for kind in (*DEFAULT_MIX.intent_weights, *DEFAULT_MIX.refused_weights):
+        assert intents[kind] > 0, kind
     payments = [a for a in calls if a["name"] == "modify_pending_order_payment"]
     assert any(a["arguments"]["payment_method_id"].startswith("gift_card") for a in payments)
     addresses = [a["arguments"] for a in calls if "address1" in a["arguments"]]
@@ -145,9 +145,9 @@ def test_difficulty_grows_with_the_task(tasks):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"num_wishes_shares": (0.5, 0.1)},
+        {"num_intents_shares": (0.5, 0.1)},
         {"email_share": 1.5},
-        {"wish_weights": {"complain": 1.0}},
+        {"intent_weights": {"complain": 1.0}},
     ],
 )
 def test_mix_names_the_field_that_is_wrong(wrong):
@@ -358,7 +358,7 @@ STORES = [
 
 def assert_all_valid(folder: Path | None, path: Path, num_tasks: int, seed: int) -> None:
     stream = TaskStream(num_tasks, seed=seed, data_dir=folder)
-    path.write_text("".join(task_row(task) + "\n" for task in stream), encoding="utf-8")
+    path.write_text("".join(task_to_json(task, keep_empty=True) + "\n" for task in stream), encoding="utf-8")
     report = audit_file(path, folder)
     assert report.num_valid == num_tasks, [(seed, r.reason) for r in report.reasons][:5]
 

@@ -23,8 +23,7 @@ from data_reader import DatasetError, gold_completion, iter_tasks, read_tasks, s
 from envs.retail import Episode, RetailDatabase
 from prompting.harmony import parse_completion
 from scoring.parse import parse_plan
-from tasks.audit.near_duplicates import masked_words
-from tasks.audit.wording_figures import masked_tokens
+from tasks.audit.duplicates import masked_words
 from tasks.llm.check import FACT_PATTERN
 from training.task_store import open_splits
 
@@ -534,7 +533,6 @@ def seconds(action, *arguments) -> float:
 
 def plain_readers():
     yield "masked_words", masked_words, 40_000
-    yield "masked_tokens", masked_tokens, 40_000
     yield "facts", FACT_PATTERN.findall, 40_000
     yield "harmony", parse_completion, 40_000
     yield "header", lambda t: parse_completion(t + "<|channel|>final" + t + "<|message|>x"), 40_000

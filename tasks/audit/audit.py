@@ -1,7 +1,6 @@
-"""Audit a task file of any origin: count what is wrong, name each fault by line, show the mix.
+"""Audit a task file of any origin: count what is invalid, name each finding by line, show the mix.
 
-One pass, memory that grows by hashes and signatures (about 2 KB a row) and by the faults found.
-Left out: mending rows, and the written analysis with plots (report).
+One pass; memory grows by hashes and signatures (about 2 KB a row) and by the findings.
 """
 
 from __future__ import annotations
@@ -19,12 +18,10 @@ from typing import Any, TextIO
 from common.user_error import cut, shorten
 from data_reader import ScannedRow, Task, gold_completion, scan_tasks
 from envs.retail import WRITE_TOOLS, RetailDatabase
-from tasks.audit import execution
-from tasks.audit.execution import Fault
-from tasks.audit.leakage import SplitLeakage
+from tasks.audit.duplicates import SplitLeakage, UniquenessCheck, fingerprint, wording_figures
+from tasks.audit.execution import RowChecks
+from tasks.audit.finding import Finding
 from tasks.audit.policy import AUTHENTICATION_TOOLS
-from tasks.audit.row_checks import RowChecks
-from tasks.audit.wording_figures import wording_figures
 
 NUM_WORDING_TEXTS = 400
 CHECKS = ("row", "gold", "grounding", "policy", "duplicate")
@@ -41,9 +38,9 @@ class Reason:
     check: str
     """Which question it fails: one of `CHECKS`."""
     kind: str
-    """Short name of the fault."""
+    """Short name of the finding."""
     reason: str
-    """The fault in one line."""
+    """The finding in one line."""
 
 
 @dataclass
@@ -55,7 +52,7 @@ class AuditReport:
     num_tasks: int = 0
     """Rows, unreadable ones too."""
     num_valid: int = 0
-    """Rows without any fault."""
+    """Rows without any finding."""
     num_unreadable: int = 0
     """Rows that are no task at all: broken JSON, a field missing or of a wrong type."""
     num_failing_gold: int = 0
@@ -68,17 +65,17 @@ class AuditReport:
     """Rows that repeat an earlier row's query (case and punctuation aside) or task_id."""
     num_near_duplicates: int = 0
     """Rows whose wording, ids and numbers masked, nearly repeats an earlier row's, in this file or
-    one it is held against; no fault."""
+    one it is held against; no finding."""
     num_repeated_gold: int = 0
-    """Rows with exactly the gold calls of an earlier row; no fault."""
+    """Rows with exactly the gold calls of an earlier row; no finding."""
     faults: dict[str, int] = field(default_factory=dict)
     """Faults by kind."""
     reasons: list[Reason] = field(default_factory=list)
-    """Every fault, in the order of the file."""
+    """Every finding, in the order of the file."""
     mix: dict[str, Any] = field(default_factory=dict)
     """Tools, calls per task, tags and splits, as counts of readable rows."""
     wording: dict[str, float] = field(default_factory=dict)
-    """Figures of up to 400 queries, see tasks.audit.wording_figures."""
+    """Figures of up to 400 queries, see `wording_figures`."""
     near_duplicates: list[dict[str, Any]] = field(default_factory=list)
     """{"line", "of_path", "of_line", "similarity"} each."""
     repeated_gold: list[dict[str, int]] = field(default_factory=list)
@@ -92,7 +89,7 @@ class AuditReport:
         return asdict(self)
 
     def print(self, file: TextIO | None = None) -> None:
-        """Write the report for people: counts, then the first faults by line.
+        """Write the report for people: counts, then the first findings by line.
 
         Args:
             file: Where to; None means stdout.
@@ -137,12 +134,12 @@ def _wrapped(title: str, figures: dict) -> str:
     return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
-def row_fault(text: str) -> tuple[str, Fault]:
-    """Sort a reader's fault, "file:line: field: reason"; a call against its schema is gold's."""
+def row_finding(text: str) -> tuple[str, Finding]:
+    """Sort a reader's finding, "file:line: field: reason"; a call against its schema is gold's."""
     _, _, text = text.partition(": ")
     if re.match(r"(item \d+: )?gold_actions\[", text):
-        return "gold", Fault("schema", text)
-    return "row", Fault("unreadable", text)
+        return "gold", Finding("schema", text)
+    return "row", Finding("unreadable", text)
 
 
 class Audit:
@@ -158,9 +155,9 @@ class Audit:
         self.report = AuditReport(path)
         self._leakage = leakage
         self._checks = RowChecks(db)
-        self._unique = execution.UniquenessCheck()
+        self._unique = UniquenessCheck()
         self._golds: dict[int, int] = {}
-        self._faults: Counter = Counter()
+        self._kinds: Counter = Counter()
         self._counts: dict[str, Counter] = {
             name: Counter() for name in ("splits", "num_calls", "tools", "authentication")
         }
@@ -175,15 +172,15 @@ class Audit:
         """Judge one row and count it."""
         task = row.task
         if task is None:
-            faults = [row_fault(text) for text in row.faults]
+            findings = [row_finding(text) for text in row.faults]
         else:
-            faults = self._checks.faults(task)
-            faults += [("duplicate", fault) for fault in self._unique.check(task)]
+            findings = self._checks.findings(task)
+            findings += [("duplicate", finding) for finding in self._unique.check(task)]
             self._describe(task, row.line)
         report = self.report
         report.num_tasks += 1
-        report.num_valid += not faults
-        failed = {check for check, _ in faults}
+        report.num_valid += not findings
+        failed = {check for check, _ in findings}
         report.num_unreadable += task is None and "row" in failed
         report.num_failing_gold += "gold" in failed
         report.num_ungrounded += "grounding" in failed
@@ -191,15 +188,15 @@ class Audit:
         report.num_duplicates += "duplicate" in failed
         task_id = task.task_id if task else f"line-{row.number}"
         item = f"item {row.number}: " if task and row.number != row.line else ""
-        for check, fault in faults:
-            self._faults[fault.kind] += 1
-            detail = cut(item + fault.detail)
-            report.reasons.append(Reason(row.line, task_id, check, fault.kind, detail))
+        for check, finding in findings:
+            self._kinds[finding.kind] += 1
+            detail = cut(item + finding.detail)
+            report.reasons.append(Reason(row.line, task_id, check, finding.kind, detail))
 
     def finish(self) -> AuditReport:
         """Return the report of the rows so far."""
         report = self.report
-        report.faults = dict(self._faults.most_common())
+        report.faults = dict(self._kinds.most_common())
         report.num_near_duplicates = len(report.near_duplicates)
         report.num_repeated_gold = len(report.repeated_gold)
         num_tasks = max(1, sum(self._counts["splits"].values()))
@@ -231,7 +228,7 @@ class Audit:
             values = value if isinstance(value, list) else [value]
             plain = [str(one) for one in values if isinstance(one, str | bool | int)]
             self._tags.setdefault(name, Counter()).update(plain)
-        gold = execution.fingerprint(gold_completion(task))
+        gold = fingerprint(gold_completion(task))
         of_line = self._golds.setdefault(gold, line)
         if of_line != line:
             self.report.repeated_gold.append({"line": line, "of_line": of_line})

@@ -1,7 +1,4 @@
-"""The conventions of plan mode that generated rows claim to keep, beyond what any row must.
-
-Left out on purpose: rows that claim nothing. A user's own gold may look things up first; only rows
-whose tags name their wishes are judged here.
+"""The conventions of plan mode, which only generated rows (tagged with their intents) must keep.
 
 Kinds: call_count, first_call, authentication_method, tool_of_wish, wish_order, unused_id,
 expression_form, transfer_subject, refusal_not_needed.
@@ -13,8 +10,8 @@ import re
 
 from data_reader import Task
 from envs.retail import RetailDatabase
-from tasks.audit.finding import Fault, call_label
-from tasks.audit.grounding import Words, find_value
+from tasks.audit.finding import Finding, call_label
+from tasks.audit.grounding import SearchText, find_value
 from tasks.audit.policy import AUTHENTICATION_TOOLS
 
 # The subjects outside the tools, as wiki.md lists them.
@@ -26,7 +23,7 @@ TRANSFER_SUBJECTS = (
     "damaged on arrival",
     "invoice correction",
 )
-TOOL_OF_WISH = {
+TOOL_OF_INTENT = {
     "cancel": "cancel_pending_order",
     "return": "return_delivered_order_items",
     "exchange": "exchange_delivered_order_items",
@@ -52,7 +49,7 @@ EXPRESSION_FORMS = {
     "calculate_sum": re.compile(r"\d+(?:\.\d+)?(?: \+ \d+(?:\.\d+)?)+"),
     "calculate_difference": re.compile(r"\d+(?:\.\d+)?(?: - \d+(?:\.\d+)?)+"),
 }
-# What a customer can write down of an id; a refused wish may name ids that no call needs.
+# What a customer can write down of an id; a refused intent may name ids that no call needs.
 ID = re.compile(r"#W\d{7}\b|\b\d{10}\b|\b(?:credit_card|paypal|gift_card)_\d+\b")
 
 
@@ -62,7 +59,7 @@ def passages_in_order(task: Task) -> bool:
     The calls after the first each need a stretch of the query that holds all of their values; the
     stretches must not overlap and must follow each other as the calls do.
     """
-    words = Words(task.query)
+    words = SearchText(task.query)
     start = 0
     for action in task.gold_actions[1:]:
         end = start
@@ -83,7 +80,7 @@ def passages_in_order(task: Task) -> bool:
 
 def numbers_in_order(task: Task, expression: str) -> bool:
     """Tell whether the query gives an expression's numbers in the expression's order."""
-    start, text = 0, Words(task.query).text
+    start, text = 0, SearchText(task.query).text
     for number in re.findall(r"[\d.]+", expression):
         start = find_value(text, number, start) + 1
         if not start:
@@ -94,7 +91,7 @@ def numbers_in_order(task: Task, expression: str) -> bool:
 def unused_ids(task: Task) -> list[str]:
     """Return the ids in the query that gold leaves out and that no tag accounts for."""
     may_be_spare = task.tags.get("distractor") or any(
-        wish.startswith("refuse_") for wish in task.tags["wishes"]
+        intent.startswith("refuse_") for intent in task.tags["wishes"]
     )
     if may_be_spare:
         return []
@@ -104,75 +101,75 @@ def unused_ids(task: Task) -> list[str]:
         for value in action["arguments"].values()
         for one in (value if isinstance(value, list) else [value])
     }
-    return sorted(set(ID.findall(Words(task.query).text)) - used)
+    return sorted(set(ID.findall(SearchText(task.query).text)) - used)
 
 
-def refusal_needed(wish: str, action: dict, customer_id: str | None, db: RetailDatabase) -> bool:
-    """Tell whether the record that gold looks at shows why the wish is refused."""
+def refusal_needed(intent: str, action: dict, customer_id: str | None, db: RetailDatabase) -> bool:
+    """Tell whether the record that gold looks at shows why the intent is refused."""
     arguments = action["arguments"]
-    if wish == "refuse_unavailable":
+    if intent == "refuse_unavailable":
         product = db.products.get(arguments["product_id"], {"variants": {}})
         return any(not variant["available"] for variant in product["variants"].values())
-    if wish == "refuse_gift_card":
+    if intent == "refuse_gift_card":
         methods = db.users.get(arguments["user_id"], {"payment_methods": {}})["payment_methods"]
         return any(method["source"] == "gift_card" for method in methods.values())
     order = db.orders.get(arguments["order_id"])
     if order is None:
         return False
-    if wish == "refuse_other_customer":
+    if intent == "refuse_other_customer":
         return order["user_id"] != customer_id
-    return order["status"] != ("delivered" if wish == "refuse_return" else "pending")
+    return order["status"] != ("delivered" if intent == "refuse_return" else "pending")
 
 
-def check_wish(task: Task, wish: str, index: int, db: RetailDatabase) -> list[Fault]:
-    """Check the call that answers one wish.
+def check_intent(task: Task, intent: str, index: int, db: RetailDatabase) -> list[Finding]:
+    """Check the call that answers one intent.
 
     Args:
         task: The task.
-        wish: The wish's name.
+        intent: The intent's name.
         index: Position of its call in gold, from 0.
         db: The store.
     """
     action = task.gold_actions[index]
     label = call_label(index, action)
-    if action["name"] != TOOL_OF_WISH.get(wish):
-        return [Fault("tool_of_wish", f"{label}: not the call for the wish {wish!r}")]
-    if wish in EXPRESSION_FORMS:
+    if action["name"] != TOOL_OF_INTENT.get(intent):
+        return [Finding("tool_of_wish", f"{label}: not the call for the intent {intent!r}")]
+    if intent in EXPRESSION_FORMS:
         expression = action["arguments"]["expression"]
-        plain = EXPRESSION_FORMS[wish].fullmatch(expression)
+        plain = EXPRESSION_FORMS[intent].fullmatch(expression)
         if not plain or not numbers_in_order(task, expression):
-            return [Fault("expression_form", f"{label}: {expression}")]
-    if wish == "transfer" and action["arguments"]["summary"] not in TRANSFER_SUBJECTS:
-        return [Fault("transfer_subject", f"{label}: {action['arguments']['summary']}")]
-    if wish.startswith("refuse_") and not refusal_needed(wish, action, task.user_id, db):
-        return [Fault("refusal_not_needed", f"{label}: nothing forbids the wish {wish!r}")]
+            return [Finding("expression_form", f"{label}: {expression}")]
+    if intent == "transfer" and action["arguments"]["summary"] not in TRANSFER_SUBJECTS:
+        return [Finding("transfer_subject", f"{label}: {action['arguments']['summary']}")]
+    if intent.startswith("refuse_") and not refusal_needed(intent, action, task.user_id, db):
+        return [Finding("refusal_not_needed", f"{label}: nothing forbids the intent {intent!r}")]
     return []
 
 
-def check_conventions(task: Task, db: RetailDatabase) -> list[Fault]:
+def check_conventions(task: Task, db: RetailDatabase) -> list[Finding]:
     """Check the conventions of plan mode, on rows whose tags hold "wishes" (generated rows).
 
     Args:
         task: The task, whose calls fit the tool schemas.
         db: The store it is about.
     """
-    wishes = task.tags.get("wishes")
-    if not isinstance(wishes, list) or not all(isinstance(wish, str) for wish in wishes):
+    intents = task.tags.get("wishes")
+    if not isinstance(intents, list) or not all(isinstance(intent, str) for intent in intents):
         return []
-    faults = []
+    findings = []
     names = [action["name"] for action in task.gold_actions]
-    if len(names) != len(wishes) + 1:
-        faults.append(Fault("call_count", f"{len(names)} calls for {len(wishes)} wishes"))
+    if len(names) != len(intents) + 1:
+        findings.append(Finding("call_count", f"{len(names)} calls for {len(intents)} intents"))
     if not names or names[0] not in AUTHENTICATION_TOOLS:
-        return [*faults, Fault("first_call", "gold does not begin by authenticating")]
+        return [*findings, Finding("first_call", "gold does not begin by authenticating")]
     if names[0] == "find_user_id_by_name_zip" and task.user_id in db.users:
-        if Words(task.query).has("email", db.users[task.user_id]["email"]):
-            faults.append(Fault("authentication_method", "the query gives the email"))
-    for index, wish in enumerate(wishes[: len(names) - 1], 1):
-        faults += check_wish(task, wish, index, db)
+        if SearchText(task.query).has("email", db.users[task.user_id]["email"]):
+            findings.append(Finding("authentication_method", "the query gives the email"))
+    for index, intent in enumerate(intents[: len(names) - 1], 1):
+        findings += check_intent(task, intent, index, db)
     if not passages_in_order(task):
-        faults.append(Fault("wish_order", "gold does not follow the order of the query"))
+        findings.append(Finding("wish_order", "gold does not follow the order of the query"))
     spare = unused_ids(task)
     if spare:
-        faults.append(Fault("unused_id", f"the query names {', '.join(spare)}, gold does not"))
-    return faults
+        findings.append(Finding("unused_id", f"the query names {', '.join(spare)}, gold does not"))
+    return findings

@@ -1,54 +1,41 @@
-"""Name everything that is wrong with a task, one function per kind of question.
+"""Check one row: gold fits the schemas, runs on the store and does what it says.
 
-Each check takes a task and returns a list of `Fault`; an empty list means that this check has
-nothing to say against it. All work on rows with only `query`, `gold_actions` and `gold_final`, from
-this project's generator or from anywhere else. `check_format` goes first: the others may rely on
-what it checked. Left out on purpose: counting and reporting (an audit's work) and reading files.
-
-Kinds here: empty_field, schema (format); refused_call, no_effect, wrong_effect (execution);
-duplicate_query, duplicate_task_id (uniqueness). The other checks live in the modules of their
-names and are at hand here.
+`RowChecks` adds the checks of the other modules and those that need the whole store. Kinds here:
+empty_field, schema, refused_call, no_effect, wrong_effect, unfounded_output, unknown_user,
+other_user_id, address_shape.
 """
 
 from __future__ import annotations
 
 import re
-from hashlib import blake2b
 
-from common.reader_text import folded
 from data_reader import Task
 from envs.retail import WRITE_TOOLS, Episode, RetailDatabase, check_arguments
-from tasks.audit.conventions import TRANSFER_SUBJECTS, check_conventions
-from tasks.audit.finding import Fault, call_label, order_remedy
-from tasks.audit.grounding import ADDRESS_FIELDS, check_agent_grounding, check_grounding
-from tasks.audit.policy import check_policy
+from envs.retail.database import ADDRESS_FIELDS
+from tasks.audit.conventions import check_conventions
+from tasks.audit.finding import Finding, call_label, order_remedy
+from tasks.audit.grounding import check_agent_grounding, check_grounding, leaves
+from tasks.audit.policy import AUTHENTICATION_TOOLS, check_policy
 
-__all__ = [
-    "Fault",
-    "TRANSFER_SUBJECTS",
-    "UniquenessCheck",
-    "check_agent_grounding",
-    "check_conventions",
-    "check_execution",
-    "check_format",
-    "check_grounding",
-    "check_policy",
-]
+STATE = re.compile(r"[A-Z]{2}")
+ZIP = re.compile(r"\d{5}")
+HOUSE_NUMBER = re.compile(r"\d")
 
-def check_format(task: Task) -> list[Fault]:
+
+def check_format(task: Task) -> list[Finding]:
     """Check that there is a query and that every gold call fits its tool's schema.
 
     Args:
         task: The task.
     """
-    faults = []
+    findings = []
     if not task.query.strip():
-        faults.append(Fault("empty_field", "query is empty"))
+        findings.append(Finding("empty_field", "query is empty"))
     for index, action in enumerate(task.gold_actions):
         problem = check_arguments(action["name"], action["arguments"])
         if problem is not None:
-            faults.append(Fault("schema", f"{call_label(index, action)}: {problem}"))
-    return faults
+            findings.append(Finding("schema", f"{call_label(index, action)}: {problem}"))
+    return findings
 
 
 def effect_problem(action: dict, record: dict) -> str | None:
@@ -80,12 +67,12 @@ def effect_problem(action: dict, record: dict) -> str | None:
     return None if record["status"] == expected else f"status is {record['status']!r}"
 
 
-def _refusal(index: int, action: dict, content: object, db: RetailDatabase) -> Fault:
+def _refusal(index: int, action: dict, content: object, db: RetailDatabase) -> Finding:
     detail = f"{call_label(index, action)}: {content}; {order_remedy(action, db)}"
-    return Fault("refused_call", detail)
+    return Finding("refused_call", detail)
 
 
-def check_execution(task: Task, db: RetailDatabase) -> list[Fault]:
+def check_execution(task: Task, db: RetailDatabase) -> list[Finding]:
     """Replay gold: every call is accepted and every write changes the store as it says.
 
     Args:
@@ -93,13 +80,13 @@ def check_execution(task: Task, db: RetailDatabase) -> list[Fault]:
         db: The store it is about.
     """
     episode = Episode(db)
-    faults = []
+    findings = []
     for index, action in enumerate(task.gold_actions):
         name, arguments = action["name"], action["arguments"]
         if name not in WRITE_TOOLS:
             observation = episode.call(name, arguments)
             if not observation.ok:
-                faults.append(_refusal(index, action, observation.content, db))
+                findings.append(_refusal(index, action, observation.content, db))
             continue
         lookup = ("get_user_details", "user_id")
         if "order_id" in arguments:
@@ -108,52 +95,132 @@ def check_execution(task: Task, db: RetailDatabase) -> list[Fault]:
         before = episode.call(tool, {key: arguments[key]}).content
         observation = episode.call(name, arguments)
         if not observation.ok:
-            faults.append(_refusal(index, action, observation.content, db))
+            findings.append(_refusal(index, action, observation.content, db))
             continue
         after = episode.call(tool, {key: arguments[key]}).content
         problem = effect_problem(action, after)
         if after == before:
-            faults.append(Fault("no_effect", f"{call_label(index, action)}: nothing changed"))
+            findings.append(Finding("no_effect", f"{call_label(index, action)}: nothing changed"))
         elif problem is not None:
-            faults.append(Fault("wrong_effect", f"{call_label(index, action)}: {problem}"))
-    return faults
+            findings.append(Finding("wrong_effect", f"{call_label(index, action)}: {problem}"))
+    return findings
 
 
-def fingerprint(text: str) -> int:
-    """Return 64 bits of a text that stay the same in every process."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
+def is_scenario(task: Task) -> bool:
+    """Tell a row in the form of tau-bench's own task files, whose query is the scenario itself."""
+    return task.instruction == task.query
 
 
-def normalized_query(query: str) -> str:
-    """Return a query without case, punctuation and spacing, which make no new task."""
-    return " ".join(re.findall(r"[\w#@]+", folded(query)))
+def is_generated(task: Task) -> bool:
+    """Tell a row of this project's generator, which claims the plan-mode conventions."""
+    intents = task.tags.get("wishes")
+    return isinstance(intents, list) and all(isinstance(intent, str) for intent in intents)
 
 
-class UniquenessCheck:
-    """Remember the tasks seen so far and name repeated ones.
+def shown_values(episode: Episode, action: dict) -> set[str]:
+    """Make a call; return what its observation shows: its values, and the number of what it lists.
 
-    About 100 bytes a task: only 64-bit hashes are kept.
+    Counted are a product's available variants and the kinds of products.
+    """
+    observation = episode.call(action["name"], action["arguments"])
+    shown = set(leaves(observation.content))
+    if observation.ok and action["name"] == "get_product_details":
+        variants = observation.content["variants"].values()
+        shown.add(str(sum(variant["available"] for variant in variants)))
+    elif observation.ok and action["name"] == "list_all_product_types":
+        shown.add(str(len(observation.content)))
+    return shown
+
+
+class RowChecks:
+    """Judges rows against one store.
+
+    Args:
+        db: The store.
     """
 
-    def __init__(self) -> None:
-        """Start with nothing seen."""
-        self._queries: set[int] = set()
-        self._task_ids: set[int] = set()
+    def __init__(self, db: RetailDatabase) -> None:
+        self._db = db
+        addresses = [user["address"] for user in db.users.values()]
+        # A shape is asked of new addresses only where every address of the store has it.
+        self._shapes = {
+            name: pattern
+            for name, pattern in (("state", STATE), ("zip", ZIP))
+            if all(pattern.fullmatch(address[name]) for address in addresses)
+        }
+        self._numbered = all(HOUSE_NUMBER.match(address["address1"]) for address in addresses)
 
-    def check(self, task: Task) -> list[Fault]:
-        """Return a fault for each way in which the task repeats an earlier one; remember it.
+    def findings(self, task: Task) -> list[tuple[str, Finding]]:
+        """Return (check, finding) for everything that is wrong with one readable task.
+
+        A scenario row is judged as its source means it: the agent sees the scenario and the
+        customer's records, not ids in a message; `gold_final` is not part of it; and gold need not
+        authenticate unless some call of it does, `user_id` being the customer.
 
         Args:
-            task: The task; an empty `task_id` is not compared.
+            task: A task whose calls fit the tool schemas.
         """
-        faults = []
-        query = fingerprint(normalized_query(task.query))
-        if query in self._queries:
-            faults.append(Fault("duplicate_query", "an earlier task has the same query"))
-        self._queries.add(query)
-        if task.task_id:
-            task_id = fingerprint(task.task_id)
-            if task_id in self._task_ids:
-                faults.append(Fault("duplicate_task_id", f"task_id {task.task_id!r} is taken"))
-            self._task_ids.add(task_id)
-        return faults
+        db, scenario = self._db, is_scenario(task)
+        authenticates = any(a["name"] in AUTHENTICATION_TOOLS for a in task.gold_actions)
+        policy = check_policy(task, db, require_authentication=authenticates or not scenario)
+        if is_generated(task):
+            policy += check_conventions(task, db)
+        found = {
+            "row": [] if scenario else check_format(task),
+            "gold": check_execution(task, db) + self.output_findings(task),
+            "policy": policy + self.customer_findings(task),
+            "grounding": self.address_findings(task),
+        }
+        if not scenario:
+            found["grounding"] += check_grounding(task, db)
+        found["grounding"] += [
+            Finding(finding.kind, f"in the scenario: {finding.detail}")
+            for finding in check_agent_grounding(task, db, scenario)
+        ]
+        return [(check, finding) for check, findings in found.items() for finding in findings]
+
+    def customer_findings(self, task: Task) -> list[Finding]:
+        """Check that the row's user_id is in the store and is the customer whom gold finds."""
+        if task.user_id is None:
+            return []
+        if task.user_id not in self._db.users:
+            return [Finding("unknown_user", f"user_id {task.user_id!r} is not in the store")]
+        for action in task.gold_actions:
+            if action["name"] in AUTHENTICATION_TOOLS:
+                found = Episode(self._db).call(action["name"], action["arguments"])
+                if found.ok and found.content != task.user_id:
+                    detail = f"user_id is {task.user_id}, gold finds {found.content}"
+                    return [Finding("other_user_id", detail)]
+        return []
+
+    def address_findings(self, task: Task) -> list[Finding]:
+        """Check that new addresses have their parts in the right fields, as far as shapes tell.
+
+        That each part stands in the query does not tell a city from a state.
+        """
+        findings = []
+        for index, action in enumerate(task.gold_actions):
+            arguments = action["arguments"]
+            if "address1" not in arguments:
+                continue
+            wrong = [n for n, shape in self._shapes.items() if not shape.fullmatch(arguments[n])]
+            # Other people's streets may go without a number, the generator's never do.
+            if self._numbered and is_generated(task):
+                if not HOUSE_NUMBER.match(arguments["address1"]):
+                    wrong.append("address1")
+            findings += [
+                Finding("address_shape", f"{call_label(index, action)}: {name} {arguments[name]!r}")
+                for name in wrong
+            ]
+        return findings
+
+    def output_findings(self, task: Task) -> list[Finding]:
+        """Check that what a generated task's agent must tell stands in what gold's calls show."""
+        if not is_generated(task) or not task.outputs:
+            return []
+        episode = Episode(self._db)
+        shown = set().union(*(shown_values(episode, action) for action in task.gold_actions))
+        return [
+            Finding("unfounded_output", f"no gold call shows {output!r}")
+            for output in task.outputs if output not in shown
+        ]

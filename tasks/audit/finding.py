@@ -1,7 +1,4 @@
-"""The one record that every check returns.
-
-Left out on purpose: severities. A task with any fault is not valid.
-"""
+"""The record that every check returns; a task with any finding is invalid."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from envs.retail import RetailDatabase
 
 
 @dataclass(frozen=True)
-class Fault:
+class Finding:
     """One reason why a task is not valid."""
 
     kind: str

@@ -1,7 +1,4 @@
-"""Where every argument of a gold call comes from: the query, or a rule that is stated here.
-
-Left out on purpose: whether the store allows the call (execution, policy) and any judging of style.
-The rules by which a value may follow without standing in the query word for word:
+"""Check that every argument of a gold call is in the query, or follows from it by a rule below.
 
 - an order id may be written without its "#"; an email, a name, a street or a city in other case;
 - composed and decomposed letters, kinds of white space and invisible characters are the same to a
@@ -24,9 +21,9 @@ from typing import Any
 from common.reader_text import folded, plain
 from data_reader import Task
 from envs.retail import Episode, RetailDatabase
-from tasks.audit.finding import Fault, call_label
+from envs.retail.database import ADDRESS_FIELDS
+from tasks.audit.finding import Finding, call_label
 
-ADDRESS_FIELDS = ("address1", "address2", "city", "state", "country", "zip")
 MISTAKE = "ordered by mistake"
 NOT_NEEDED = "no longer needed"
 
@@ -104,7 +101,7 @@ def find_all(text: str, value: str) -> list[int]:
     return places
 
 
-class Words:
+class SearchText:
     """A text prepared for looking values up in it."""
 
     def __init__(self, text: str):
@@ -184,7 +181,7 @@ def smallest_span(places: list[list[int]]) -> int:
     return best
 
 
-def second_line_is_empty(words: Words, address1: str, city: str) -> bool:
+def second_line_is_empty(words: SearchText, address1: str, city: str) -> bool:
     """Tell whether the words give a street without a second address line.
 
     True when only labels, punctuation or words such as "no apartment" stand between a street and
@@ -202,27 +199,27 @@ def second_line_is_empty(words: Words, address1: str, city: str) -> bool:
     return False
 
 
-def ground_address(words: Words, arguments: dict) -> list[tuple[str, str]]:
+def ground_address(words: SearchText, arguments: dict) -> list[tuple[str, str]]:
     """Ground the six address fields: each is there, and all stand together."""
-    faults = []
+    findings = []
     places = []
     for field in ADDRESS_FIELDS:
         value = arguments[field]
         if field == "address2" and value == "":
             if not second_line_is_empty(words, arguments["address1"], arguments["city"]):
-                faults.append(("ungrounded", "address2 is empty, the query does not say so"))
+                findings.append(("ungrounded", "address2 is empty, the query does not say so"))
             continue
         found = words.places(field, value)
         if not found:
-            faults.append(("ungrounded", f"{field} {value!r} is not in the query"))
+            findings.append(("ungrounded", f"{field} {value!r} is not in the query"))
         places.append(found)
-    if not faults and smallest_span(places) > MAX_ADDRESS_SPAN:
-        faults.append(("address_scattered", "its fields do not stand together in the query"))
-    return faults
+    if not findings and smallest_span(places) > MAX_ADDRESS_SPAN:
+        findings.append(("address_scattered", "its fields do not stand together in the query"))
+    return findings
 
 
 def ground_pairs(
-    words: Words, item_ids: list[str], new_item_ids: list[str]
+    words: SearchText, item_ids: list[str], new_item_ids: list[str]
 ) -> list[tuple[str, str]]:
     """Check that the query pairs old and new items as gold does: n-th old with n-th new."""
     pairs = []
@@ -243,7 +240,7 @@ def number(text: str) -> float:
     return float(text.replace(",", ""))
 
 
-def ground_expression(words: Words, expression: str) -> list[tuple[str, str]]:
+def ground_expression(words: SearchText, expression: str) -> list[tuple[str, str]]:
     """Check that every number of an expression is in the query."""
     known = {number(text) for text in NUMBER.findall(words.text)}
     return [
@@ -253,20 +250,20 @@ def ground_expression(words: Words, expression: str) -> list[tuple[str, str]]:
     ]
 
 
-def ground_name(words: Words, arguments: dict) -> list[tuple[str, str]]:
+def ground_name(words: SearchText, arguments: dict) -> list[tuple[str, str]]:
     """Check first name, last name and zip: each is there, and the names stand together."""
-    faults = [
+    findings = [
         ("ungrounded", f"{field} {arguments[field]!r} is not in the query")
         for field in ("first_name", "last_name", "zip")
         if not words.has(field, arguments[field])
     ]
     names = [words.places(field, arguments[field]) for field in ("first_name", "last_name")]
-    if not faults and smallest_span(names) > MAX_NAME_SPAN:
-        faults.append(("name_scattered", "first and last name do not stand together"))
-    return faults
+    if not findings and smallest_span(names) > MAX_NAME_SPAN:
+        findings.append(("name_scattered", "first and last name do not stand together"))
+    return findings
 
 
-def ground_reason(words: Words, arguments: dict, num_cancels: int) -> list[tuple[str, str]]:
+def ground_reason(words: SearchText, arguments: dict, num_cancels: int) -> list[tuple[str, str]]:
     """Check a cancel reason against the words next to the order id."""
     stated = cancel_reason(words.text, arguments["order_id"])
     if stated is None or stated == arguments["reason"]:
@@ -278,10 +275,10 @@ def ground_reason(words: Words, arguments: dict, num_cancels: int) -> list[tuple
     return [("reason_contradicts", f"reason is {arguments['reason']!r}, the words say {stated!r}")]
 
 
-def ground_call(words: Words, action: dict, num_cancels: int) -> list[tuple[str, str]]:
+def ground_call(words: SearchText, action: dict, num_cancels: int) -> list[tuple[str, str]]:
     """Return (kind, detail) of every argument of one call that the words do not give."""
     name, arguments = action["name"], action["arguments"]
-    faults: list[tuple[str, str]] = []
+    findings: list[tuple[str, str]] = []
     if name == "find_user_id_by_name_zip":
         return ground_name(words, arguments)
     if name == "calculate":
@@ -291,17 +288,17 @@ def ground_call(words: Words, action: dict, num_cancels: int) -> list[tuple[str,
             continue
         for one in value if isinstance(value, list) else [value]:
             if not words.has(field, one):
-                faults.append(("ungrounded", f"{field} {one!r} is not in the query"))
+                findings.append(("ungrounded", f"{field} {one!r} is not in the query"))
     if "address1" in arguments:
-        faults += ground_address(words, arguments)
+        findings += ground_address(words, arguments)
     if "new_item_ids" in arguments:
-        faults += ground_pairs(words, arguments["item_ids"], arguments["new_item_ids"])
+        findings += ground_pairs(words, arguments["item_ids"], arguments["new_item_ids"])
     if "reason" in arguments:
-        faults += ground_reason(words, arguments, num_cancels)
-    return faults
+        findings += ground_reason(words, arguments, num_cancels)
+    return findings
 
 
-def check_grounding(task: Task, db: RetailDatabase) -> list[Fault]:
+def check_grounding(task: Task, db: RetailDatabase) -> list[Finding]:
     """Check the plan view: every argument is in the query or follows from it by a stated rule.
 
     Calls must fit the tool schemas (`check_format` first).
@@ -310,10 +307,10 @@ def check_grounding(task: Task, db: RetailDatabase) -> list[Fault]:
         task: The task.
         db: The store; not read here, the query alone counts.
     """
-    words = Words(task.query)
+    words = SearchText(task.query)
     num_cancels = sum(a["name"] == "cancel_pending_order" for a in task.gold_actions)
     return [
-        Fault(kind, f"{call_label(index, action)}: {detail}")
+        Finding(kind, f"{call_label(index, action)}: {detail}")
         for index, action in enumerate(task.gold_actions)
         for kind, detail in ground_call(words, action, num_cancels)
     ]
@@ -365,7 +362,7 @@ class Shown:
         return {number(text) for text in self._values if NUMBER.fullmatch(text)}
 
 
-def unknown_arguments(told: Words, shown: Shown, arguments: dict) -> list[tuple[str, str]]:
+def unknown_arguments(told: SearchText, shown: Shown, arguments: dict) -> list[tuple[str, str]]:
     """Return a reason for each argument that is neither told nor shown."""
 
     def is_known(field: str, value: str) -> bool:
@@ -386,12 +383,12 @@ def unknown_arguments(told: Words, shown: Shown, arguments: dict) -> list[tuple[
     ]
 
 
-def check_agent_grounding(task: Task, db: RetailDatabase, scenario: bool = False) -> list[Fault]:
+def check_agent_grounding(task: Task, db: RetailDatabase, scenario: bool = False) -> list[Finding]:
     """Check the agent view: arguments are in `instruction` or in what an earlier lookup shows.
 
     Lookups show the customer's profile, orders and products, the catalogue and what gold's earlier
     calls return. Who the customer is, a new address, a sum and a subject must be in `instruction`,
-    unless the row is a scenario. Rows without an instruction have no faults here.
+    unless the row is a scenario. Rows without an instruction have no findings here.
 
     Args:
         task: The task.
@@ -401,10 +398,10 @@ def check_agent_grounding(task: Task, db: RetailDatabase, scenario: bool = False
     """
     if not task.instruction:
         return []
-    told, shown, episode = Words(task.instruction), Shown(db), Episode(db)
+    told, shown, episode = SearchText(task.instruction), Shown(db), Episode(db)
     shown.add_customer(task.user_id)
     num_cancels = sum(a["name"] == "cancel_pending_order" for a in task.gold_actions)
-    faults = []
+    findings = []
     for index, action in enumerate(task.gold_actions):
         name, arguments = action["name"], action["arguments"]
         finds_customer = name.startswith("find_user_id")
@@ -421,10 +418,10 @@ def check_agent_grounding(task: Task, db: RetailDatabase, scenario: bool = False
             if "reason" in arguments:
                 problems += ground_reason(told, arguments, num_cancels)
         label = call_label(index, action)
-        faults += [Fault(kind, f"{label}: {detail}") for kind, detail in problems]
+        findings += [Finding(kind, f"{label}: {detail}") for kind, detail in problems]
         observation = episode.call(name, arguments)
         if observation.ok:
             shown.add(observation.content)
             if finds_customer:
                 shown.add_customer(observation.content)
-    return faults
+    return findings

@@ -1,8 +1,7 @@
 """The rules of wiki.md as code: what an agent may do to the store, and in which order.
 
-Left out on purpose: whether the words ask for a call (grounding), and rules that only talk about
-style. The rules are stated over records, not over the tools' refusals, so that a tool that forgets
-a guard does not make a forbidden task look right.
+The rules are stated over records, not over the tools' refusals, so that a tool that forgets a guard
+does not make a forbidden task look right.
 
 Kinds: unauthenticated, authenticated_twice, other_customers_order, other_customers_record,
 unknown_record, wrong_status, second_item_change, change_after_item_change, no_items,
@@ -17,7 +16,7 @@ from collections import Counter
 from data_reader import Task
 from envs.retail import Episode, RetailDatabase
 from scoring.violations import AUTHENTICATION_TOOLS, ITEM_TOOLS
-from tasks.audit.finding import Fault, call_label, order_remedy
+from tasks.audit.finding import Finding, call_label, order_remedy
 
 REQUIRED_STATUS = {
     "cancel_pending_order": "pending",
@@ -46,12 +45,12 @@ class PolicyReplay:
         self.customer_id = None if require_authentication else user_id
         self.num_authentications = 0
         self.item_changed: set[str] = set()
-        self.faults: list[Fault] = []
+        self.findings: list[Finding] = []
         self.label = ""
 
     def add(self, kind: str, detail: str) -> None:
-        """Note a fault of the current call."""
-        self.faults.append(Fault(kind, f"{self.label}: {detail}"))
+        """Note a finding of the current call."""
+        self.findings.append(Finding(kind, f"{self.label}: {detail}"))
 
     def step(self, index: int, action: dict) -> None:
         """Judge one call, then make it."""
@@ -186,7 +185,7 @@ class PolicyReplay:
 
 def check_policy(
     task: Task, db: RetailDatabase, require_authentication: bool = True
-) -> list[Fault]:
+) -> list[Finding]:
     """Check gold against the rules of wiki.md that hold for any row.
 
     Calls must fit the tool schemas (`check_format` first). The first call, `think` aside, has to
@@ -201,4 +200,4 @@ def check_policy(
     replay = PolicyReplay(db, task.user_id, require_authentication)
     for index, action in enumerate(task.gold_actions):
         replay.step(index, action)
-    return replay.faults
+    return replay.findings

@@ -1,42 +1,34 @@
-"""Blueprint first, then checks, then words, then the words' grounding: a stream of tasks.
+"""A stream of tasks: draw a blueprint, check it, word it, check the words.
 
 Every draft has its own random stream, made of seed, task number and attempt, so the same arguments
-give the same file whatever the number of workers. Left out on purpose: writing files (the command
-`task_generator.py`).
+give the same file whatever the number of workers.
 """
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
-from data_reader import DatasetError, Task, task_from_json
+from data_reader import DatasetError, Task, task_from_json, task_to_json
 from envs.retail import Episode, RetailDatabase
-from tasks.audit.execution import (
-    Fault,
-    UniquenessCheck,
-    check_agent_grounding,
-    check_conventions,
-    check_execution,
-    check_format,
-    check_grounding,
-    check_policy,
-    fingerprint,
-)
-from tasks.audit.row_checks import RowChecks, shown_values
-from tasks.generate.blueprint import Blueprint, BlueprintSampler
-from tasks.generate.mix import DEFAULT_MIX, TaskMix
+from tasks.audit.conventions import check_conventions
+from tasks.audit.duplicates import UniquenessCheck, fingerprint
+from tasks.audit.execution import RowChecks, check_execution, check_format, shown_values
+from tasks.audit.finding import Finding
+from tasks.audit.grounding import check_agent_grounding, check_grounding
+from tasks.audit.policy import check_policy
+from tasks.blueprint import Blueprint
+from tasks.generate.sampler import BlueprintSampler
 from tasks.generate.store_view import StoreView
-from tasks.generate.yield_table import Draft, YieldTable
+from tasks.mix import DEFAULT_MIX, TaskMix
 from tasks.phrasing.instruction import write_instruction
 from tasks.phrasing.query import word
 
@@ -44,10 +36,66 @@ from tasks.phrasing.query import word
 MAX_ATTEMPTS = 50
 CHUNK_SIZE = 100
 CHUNKS_AHEAD_PER_WORKER = 3
+# The steps in the order in which a draft meets them.
+STEPS = (
+    "sampling",
+    "format",
+    "execution",
+    "policy",
+    "grounding",
+    "uniqueness",
+    "wording",
+    "words_grounding",
+)
 
 
 class GenerationError(ValueError):
     """The store cannot give as many different tasks as were asked for."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What became of one attempt, uniqueness aside."""
+
+    step: str
+    """The step that rejected it; "" when it passed all of them."""
+    kind: str
+    """The first finding's kind; "" when it passed."""
+    key: int = 0
+    """64 bits of what the task means; 0 when it did not get as far as the uniqueness check."""
+    task: Task | None = None
+    """The task when it passed."""
+
+
+@dataclass
+class YieldTable:
+    """How many drafts each step saw and let through, and why it rejected the others."""
+
+    num_written: int = 0
+    """Tasks given out."""
+    num_drafts: int = 0
+    """Drafts begun."""
+    rejected: dict[str, Counter[str]] = field(default_factory=lambda: {s: Counter() for s in STEPS})
+    """Reasons with counts, by step."""
+
+    def as_dict(self) -> dict:
+        """Return the table with what every step saw, passed and rejected."""
+        steps, seen = [], self.num_drafts
+        for step in STEPS:
+            reasons = dict(sorted(self.rejected[step].items()))
+            passed = seen - sum(reasons.values())
+            steps.append({"step": step, "seen": seen, "passed": passed, "rejected": reasons})
+            seen = passed
+        return {"num_written": self.num_written, "num_drafts": self.num_drafts, "steps": steps}
+
+    def as_text(self) -> str:
+        """Return the table as lines for people."""
+        lines = [f"{'step':16}{'seen':>9}{'passed':>9}  rejected"]
+        for row in self.as_dict()["steps"]:
+            reasons = ", ".join(f"{kind} {count}" for kind, count in row["rejected"].items())
+            lines.append(f"{row['step']:16}{row['seen']:>9}{row['passed']:>9}  {reasons or '-'}")
+        lines.append(f"written {self.num_written} of {self.num_drafts} drafts")
+        return "\n".join(lines)
 
 
 def fact_sheet(blueprint: Blueprint) -> str:
@@ -58,8 +106,8 @@ def fact_sheet(blueprint: Blueprint) -> str:
         if who.authentication == "email"
         else f"{who.first_name} {who.last_name}, zip {who.zip}"
     ]
-    for wish in blueprint.wishes:
-        facts = dict(wish.facts)
+    for intent in blueprint.intents:
+        facts = dict(intent.facts)
         parts = [str(facts.pop(name)) for name in ("order_id", "user_id") if name in facts]
         address = facts.pop("address", None)
         if address:
@@ -78,26 +126,26 @@ def fact_sheet(blueprint: Blueprint) -> str:
     return ".\n".join(lines)
 
 
-def check_outputs(blueprint: Blueprint, db: RetailDatabase) -> list[Fault]:
-    """Check that each wish's own call shows its answer: an earlier wish may have changed it."""
+def check_outputs(blueprint: Blueprint, db: RetailDatabase) -> list[Finding]:
+    """Check that each intent's own call shows its answer: an earlier intent may have changed it."""
     episode = Episode(db)
     shown = [shown_values(episode, action) for action in blueprint.gold_actions]
     return [
-        Fault("stale_output", f"{wish.kind}: its call does not show the answer")
-        for wish, values in zip(blueprint.wishes, shown[1:])
-        if not values.issuperset(wish.outputs)
+        Finding("stale_output", f"{intent.kind}: its call does not show the answer")
+        for intent, values in zip(blueprint.intents, shown[1:])
+        if not values.issuperset(intent.outputs)
     ]
 
 
-def check_refusals(task: Task, blueprint: Blueprint, db: RetailDatabase) -> list[Fault]:
+def check_refusals(task: Task, blueprint: Blueprint, db: RetailDatabase) -> list[Finding]:
     """Check that what gold refuses is forbidden by the rules indeed."""
-    faults = []
-    for wish in blueprint.wishes:
-        if wish.forbidden is not None:
-            tried = replace(task, gold_actions=[*task.gold_actions, wish.forbidden])
+    findings = []
+    for intent in blueprint.intents:
+        if intent.forbidden is not None:
+            tried = replace(task, gold_actions=[*task.gold_actions, intent.forbidden])
             if not check_policy(tried, db):
-                faults.append(Fault("refusal_not_needed", f"{wish.kind}: the rules allow it"))
-    return faults
+                findings.append(Finding("refusal_not_needed", f"{intent.kind}: the rules allow it"))
+    return findings
 
 
 class Drafter:
@@ -136,7 +184,7 @@ class Drafter:
             user_id=blueprint.user_id,
             outputs=blueprint.outputs,
         )
-        for step, faults in (
+        for step, findings in (
             ("format", lambda: check_format(plan)),
             (
                 "execution",
@@ -148,20 +196,20 @@ class Drafter:
             ),
             ("grounding", lambda: check_grounding(plan, self.db)),
         ):
-            found = faults()
+            found = findings()
             if found:
                 return Draft(step, found[0].kind)
         key = fingerprint(blueprint.key) or 1
         task = self.worded(rng, blueprint, plan)
         try:
-            task_from_json(task_row(task))
+            task_from_json(task_to_json(task))
         except DatasetError:  # a name in the store holds a control token, for instance
             return Draft("wording", "unreadable", key)
         for step, found in (
             (
                 "wording",
                 check_conventions(task, self.db)
-                + self.row_checks.customer_faults(task) + self.row_checks.address_faults(task),
+                + self.row_checks.customer_findings(task) + self.row_checks.address_findings(task),
             ),
             (
                 "words_grounding",
@@ -180,8 +228,8 @@ class Drafter:
             query=words.query,
             instruction=write_instruction(rng, blueprint, words.persona),
             tags={
-                "wishes": [wish.kind for wish in blueprint.wishes],
-                "num_wishes": len(blueprint.wishes),
+                "wishes": [intent.kind for intent in blueprint.intents],
+                "num_wishes": len(blueprint.intents),
                 "channel": words.channel,
                 "persona": words.persona,
                 "difficulty": blueprint.difficulty,
@@ -200,7 +248,7 @@ class Drafter:
         return made
 
 
-class Judge:
+class Deduplicator:
     """Let the drafts through that mean and say something new, and count all others."""
 
     def __init__(self, drafter: Drafter):
@@ -335,12 +383,12 @@ class TaskStream:
         self.drafter = Drafter(RetailDatabase.load(data_dir), seed, mix)
         if not self.drafter.sampler.view.users:
             raise GenerationError("the store has no user whom an email or name and zip would find")
-        self._judge = Judge(self.drafter)
+        self._deduplicator = Deduplicator(self.drafter)
 
     @property
     def table(self) -> YieldTable:
         """The yield so far."""
-        return self._judge.table
+        return self._deduplicator.table
 
     def __iter__(self) -> Iterator[Task]:
         """Yield the tasks in order.
@@ -351,21 +399,4 @@ class TaskStream:
         chunks = _chunks_of_drafts(self.drafter, self.data_dir, self.num_tasks, self.num_workers)
         for indices, drafts in chunks:
             for index, made in zip(indices, drafts):
-                yield self._judge.task(index, made)
-
-
-def task_row(task: Task) -> str:
-    """Return a task as its line of the file."""
-    return json.dumps(
-        {
-            "task_id": task.task_id,
-            "query": task.query,
-            "gold_actions": task.gold_actions,
-            "gold_final": task.gold_final,
-            "user_id": task.user_id,
-            "instruction": task.instruction,
-            "outputs": task.outputs,
-            "tags": task.tags,
-        },
-        ensure_ascii=False,
-    )
+                yield self._deduplicator.task(index, made)

@@ -1,6 +1,6 @@
-"""What the task sampler asks of a store: who can wish for what, and how things are called.
+"""Indexes of a store for sampling: which customers have which orders, options and methods.
 
-Left out on purpose: anything random. A view is built once and read by every draft.
+A view is built once and read by every draft; nothing in it is random.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from envs.retail import Episode, RetailDatabase
-from tasks.audit.grounding import ADDRESS_FIELDS
+from envs.retail.database import ADDRESS_FIELDS
 
 Record = dict[str, Any]
 

@@ -1,8 +1,4 @@
-"""Decide by code whether other words for a query still mean the same task.
-
-The words may come from a model or a person. Left out: judging style, and meaning that no check can
-read off the text (a committee of reviewers may look at that).
-"""
+"""Decide by code whether a reworded query still means the same task."""
 
 from __future__ import annotations
 
@@ -13,7 +9,11 @@ from typing import Any
 
 from data_reader import Task
 from envs.retail import RetailDatabase
-from tasks.audit import execution
+from tasks.audit.conventions import check_conventions
+from tasks.audit.execution import check_format
+from tasks.audit.finding import Finding
+from tasks.audit.grounding import check_grounding
+from tasks.audit.policy import check_policy
 
 MAX_LENGTH_RATIO = 3.0
 FACT_PATTERN = re.compile(
@@ -24,7 +24,7 @@ FACT_PATTERN = re.compile(
 )
 
 
-def rewording_faults(task: Task, query: str, db: RetailDatabase) -> list[execution.Fault]:
+def rewording_findings(task: Task, query: str, db: RetailDatabase) -> list[Finding]:
     """Name what speaks against `query` as other words for `task`.
 
     Args:
@@ -35,29 +35,29 @@ def rewording_faults(task: Task, query: str, db: RetailDatabase) -> list[executi
     Returns:
         Faults; empty when the new words may be kept.
     """
-    faults = []
+    findings = []
     if query.strip() == task.query.strip():
-        faults.append(execution.Fault("unchanged", "the words are the same"))
+        findings.append(Finding("unchanged", "the words are the same"))
     if not 0 < len(query.strip()) <= MAX_LENGTH_RATIO * len(task.query):
-        faults.append(execution.Fault("length", f"{len(query)} characters for {len(task.query)}"))
+        findings.append(Finding("length", f"{len(query)} characters for {len(task.query)}"))
     old, new = set(FACT_PATTERN.findall(task.query)), set(FACT_PATTERN.findall(query))
     values = {value for call in _values(task) for value in call if value in task.query}
     lost = sorted((old - new) | {value for value in values if value not in query})
     if lost:
-        faults.append(execution.Fault("facts lost", f"must stand verbatim: {', '.join(lost)}"))
+        findings.append(Finding("facts lost", f"must stand verbatim: {', '.join(lost)}"))
     added = sorted(new - old)
     if added:
-        faults.append(execution.Fault("facts added", f"not known before: {', '.join(added)}"))
+        findings.append(Finding("facts added", f"not known before: {', '.join(added)}"))
     if not lost and _mention_order(task, query) != _mention_order(task, task.query):
-        faults.append(execution.Fault("order changed", "wishes or items stand in another order"))
-    if not faults:
+        findings.append(Finding("order changed", "intents or items stand in another order"))
+    if not findings:
         reworded = replace(task, query=query)
-        faults += execution.check_format(reworded) or (
-            execution.check_policy(reworded, db)
-            + execution.check_grounding(reworded, db)
-            + execution.check_conventions(reworded, db)
-        )
-    return faults
+        findings += check_format(reworded) or [
+            finding
+            for check in (check_policy, check_grounding, check_conventions)
+            for finding in check(reworded, db)
+        ]
+    return findings
 
 
 def _values(task: Task) -> list[list[str]]:

@@ -21,8 +21,9 @@ from typing import Any, Callable, Iterable, Iterator
 from common import strict_json
 from data_reader import Task, gold_completion
 from envs.retail import RetailDatabase
-from tasks.audit import execution
-from tasks.llm.check import rewording_faults
+from tasks.audit.duplicates import fingerprint, normalized_query
+from tasks.audit.finding import Finding
+from tasks.llm.check import rewording_findings
 from tasks.llm.client import ChatClient, LlmConfig, LlmError, LlmUnavailable
 
 WIKI_PATH = Path(__file__).resolve().parent.parent.parent / "envs" / "retail" / "wiki.md"
@@ -110,18 +111,18 @@ class LlmSteps:
         self._failures_in_a_row = 0
 
     def reword(self, task: Task) -> Task:
-        """Return the task in new words, or unchanged when none pass; one retry with the faults."""
+        """Return the task in new words, or unchanged when none pass; one retry with the findings."""
         objections = ""
         reason = ""
         for _ in range(2):
-            query, faults = self._new_words(task, objections)
-            if query is not None and not faults:
+            query, findings = self._new_words(task, objections)
+            if query is not None and not findings:
                 self.report.add("reworded")
                 return replace(task, query=query, tags={**task.tags, "reworded": True})
-            reason = faults[0].kind
+            reason = findings[0].kind
             if reason == "no answer":
                 break
-            objections = "; ".join(f"{fault.kind}: {fault.detail}" for fault in faults)
+            objections = "; ".join(f"{finding.kind}: {finding.detail}" for finding in findings)
         self.report.add(f"original words kept: {reason}")
         return task
 
@@ -138,8 +139,8 @@ class LlmSteps:
         original = original or task
         accepted, tally, objections = self._vote(task)
         if accepted is False:
-            query, faults = self._new_words(original, f"reviewers object: {objections}")
-            if query is not None and not faults:
+            query, findings = self._new_words(original, f"reviewers object: {objections}")
+            if query is not None and not findings:
                 mended = replace(original, query=query, tags={**original.tags, "reworded": True})
                 accepted, tally, _ = self._vote(mended)
                 if accepted:
@@ -168,17 +169,17 @@ class LlmSteps:
         self._failures_in_a_row = 0
         return answer
 
-    def _new_words(self, task: Task, objections: str) -> tuple[str | None, list[execution.Fault]]:
+    def _new_words(self, task: Task, objections: str) -> tuple[str | None, list[Finding]]:
         wish = task.query + (f"\n\nA first try was sent back: {objections}" if objections else "")
         answer = self._ask(
             [{"role": "system", "content": REWORD_PROMPT}, {"role": "user", "content": wish}]
         )
         if answer is None:
-            return None, [execution.Fault("no answer", self.report.last_fault)]
+            return None, [Finding("no answer", self.report.last_fault)]
         value = _json_answer(answer, {"query": str})
         if value is None:
-            return None, [execution.Fault("broken answer", 'the answer is not {"query": "..."}')]
-        return value["query"], rewording_faults(task, value["query"], self.db)
+            return None, [Finding("broken answer", 'the answer is not {"query": "..."}')]
+        return value["query"], rewording_findings(task, value["query"], self.db)
 
     def _vote(self, task: Task) -> tuple[bool | None, str, str]:
         """Return (majority, or None without a quorum; "accepts/votes"; reasons against)."""
@@ -258,7 +259,7 @@ def _ordered(
     def finish() -> Task:
         task, future = pending.popleft()
         changed = future.result()
-        key = execution.fingerprint(execution.normalized_query(changed.query))
+        key = fingerprint(normalized_query(changed.query))
         if changed.query != task.query and key in seen:
             return task
         seen.add(key)

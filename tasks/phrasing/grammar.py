@@ -1,8 +1,7 @@
 """Turn phrases with `{slots}` into clean sentences.
 
 A fact (an id, a name, a price) is put between marks while sentences are built, so that capitals,
-typing slips and punctuation rules leave it alone; `finish` takes the marks away. Left out on
-purpose: which phrases there are (the lexicons) and what a task says (wording).
+typing slips and punctuation rules leave it alone; `finish` removes the marks.
 """
 
 from __future__ import annotations

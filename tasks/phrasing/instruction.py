@@ -1,8 +1,8 @@
-"""The same wish as a scenario for a simulated customer: second person, no ids a customer forgets.
+"""Word a blueprint as a scenario for a simulated customer: second person, ids only of orders.
 
 Items go by name and options, payment methods by what is printed on them, products by name; order
-ids stay, since customers have them in a confirmation. Left out on purpose: small talk (the
-simulated customer makes its own).
+ids stay, since customers have them in a confirmation. The simulated customer makes its own small
+talk.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from random import Random
 from typing import Any
 
 from tasks.audit.grounding import MISTAKE
-from tasks.generate.blueprint import Blueprint, Distractor
-from tasks.generate.wishes import Wish
+from tasks.blueprint import Blueprint, Distractor, Intent
 from tasks.phrasing.naming import join_words
 
 MANNERS = {
@@ -81,9 +80,9 @@ def address_words(address: dict[str, str]) -> str:
     )
 
 
-def wish_words(wish: Wish) -> str:
-    """Say a wish so that it follows "You want to"."""
-    facts, kind = wish.facts, wish.kind
+def intent_words(intent: Intent) -> str:
+    """Say an intent so that it follows "You want to"."""
+    facts, kind = intent.facts, intent.kind
     order = facts.get("order_id", "")
     method = f"your {facts['method']['label']}" if "method" in facts else ""
     if kind == "cancel":
@@ -118,21 +117,21 @@ def wish_words(wish: Wish) -> str:
         return f"ask what {facts['numbers'][0]} minus {facts['numbers'][1]} makes"
     if kind == "transfer":
         return f"get help with this subject: {facts['subject']}"
-    return refused_words(wish, order, method)
+    return refused_words(intent, order, method)
 
 
-def refused_words(wish: Wish, order: str, method: str) -> str:
-    """Say a wish that will be refused."""
-    facts = wish.facts
-    if wish.kind == "refuse_other_customer":
+def refused_words(intent: Intent, order: str, method: str) -> str:
+    """Say an intent that will be refused."""
+    facts = intent.facts
+    if intent.kind == "refuse_other_customer":
         return f"cancel order {order}, which a relative placed on another account"
-    if wish.kind == "refuse_unavailable":
+    if intent.kind == "refuse_unavailable":
         pair = pair_words(facts["item"], facts["new"])
         return f"swap, in order {order}, {pair}, although it is out of stock"
-    if wish.kind == "refuse_gift_card":
+    if intent.kind == "refuse_gift_card":
         return f"pay order {order} with {method}, although its balance is too small"
     status = STATUS_WORDS[facts["status"]]
-    if wish.kind == "refuse_return":
+    if intent.kind == "refuse_return":
         return f"return {item_words(facts['item'])} from order {order}, {status}"
     change = {"cancel": "cancel", "address": "change the address of"}.get(
         facts["change"], "change the payment of"
@@ -156,7 +155,7 @@ def write_instruction(rng: Random, blueprint: Blueprint, persona: str) -> str:
     Args:
         rng: The stream every choice comes from.
         blueprint: What the customer wants.
-        persona: A name of `tasks.generate.mix.PERSONAS`.
+        persona: A name of `tasks.mix.PERSONAS`.
     """
     who = f"{blueprint.first_name} {blueprint.last_name}"
     if blueprint.authentication == "email":
@@ -166,12 +165,12 @@ def write_instruction(rng: Random, blueprint: Blueprint, persona: str) -> str:
             f"You are {who} and your zip code is {blueprint.zip}. You do not remember your email."
         ]
     sentences.append(rng.choice(MANNERS[persona]))
-    for index, wish in enumerate(blueprint.wishes):
+    for index, intent in enumerate(blueprint.intents):
         link = rng.choice(LATER_LINKS if index else LINKS)
-        sentences.append(f"{link} {wish_words(wish)}.")
+        sentences.append(f"{link} {intent_words(intent)}.")
         distractor = blueprint.distractor
-        if distractor is not None and distractor.wish == index:
+        if distractor is not None and distractor.intent == index:
             sentences.append(distractor_words(distractor))
-    if any(wish.forbidden is not None for wish in blueprint.wishes):
+    if any(intent.forbidden is not None for intent in blueprint.intents):
         sentences.append(rng.choice(REFUSED))
     return " ".join(sentences)

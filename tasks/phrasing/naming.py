@@ -1,7 +1,7 @@
-"""How items, options, money and addresses are said, with the variation people show.
+"""Word items, options, money and addresses, with the variation people show.
 
-Left out on purpose: sentences (wording). Everything that an argument is read from comes out between
-fact marks; option values may be said in other units' spelling, since ids alone identify items.
+Every value that an argument is read from comes out between fact marks; option values may use
+another spelling of their unit, since ids alone identify items.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 from random import Random
 from typing import Any
 
+from envs.retail.database import ADDRESS_FIELDS
 from tasks.phrasing.grammar import fact
 
 UNIT_SPELLINGS = (
@@ -123,10 +124,9 @@ def address_lines(rng: Random, address: dict[str, str]) -> str:
             ("street address", "apartment or suite", "town", "state", "country", "postal code"),
         )
     )
-    fields = ("address1", "address2", "city", "state", "country", "zip")
     separator = rng.choice((": ", ": ", " "))
     parts = []
-    for label, field in zip(labels, fields):
+    for label, field in zip(labels, ADDRESS_FIELDS):
         value = fact(address[field])
         if field == "address2" and not second:
             value = rng.choice(("none", "-", "n/a", "no"))

@@ -1,9 +1,7 @@
-"""Phrases that state a wish: frames, verb phrases, and how orders, items and money are named.
+"""Table of phrases: requests for changes, and how orders, items and money are named.
 
-Data, not logic: every tuple holds alternatives, `{name}` is another tuple or a fact, `{an}` is "a"
-or "an". `{I}`, `{my}`, `{me}` and `{am}` follow the voice (the customer's own, or a note
-about the customer). Verb phrases (`do_...`) begin with a bare verb. Left out on purpose: questions
-and refused wishes (`lexicon_questions`), small talk (`lexicon`).
+`{I}`, `{my}`, `{me}` and `{am}` follow the voice (the customer's own, or a note about the
+customer). Verb phrases (`do_...`) begin with a bare verb.
 """
 
 from __future__ import annotations
@@ -310,4 +308,4 @@ VERBS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-WISH_PHRASES = FRAMES | ORDERS | MONEY | REASONS | VERBS
+INTENT_PHRASES = FRAMES | ORDERS | MONEY | REASONS | VERBS

@@ -1,8 +1,4 @@
-"""Phrases that say who is writing, thanks and sign-offs, and the frame of forms and call notes.
-
-Data, not logic, in the form of `lexicon`, where greetings and small talk are. Left out on purpose:
-anything that states a wish.
-"""
+"""Table of phrases: who is writing, thanks, sign-offs, and the frame of forms and call notes."""
 
 from __future__ import annotations
 

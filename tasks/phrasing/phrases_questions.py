@@ -1,8 +1,6 @@
-"""Phrases that ask a question, state a wish that will be refused, or mention an id to leave alone.
+"""Table of phrases: questions, requests that are refused, and ids to leave alone.
 
-Data, not logic, in the form of `lexicon_wishes`: questions (`know_...`) fit after "tell me", verb
-phrases (`do_...`) begin with a bare verb. Left out on purpose: wishes that are granted
-(`lexicon_wishes`) and small talk (`lexicon`).
+Questions (`know_...`) fit after "tell me", verb phrases (`do_...`) begin with a bare verb.
 """
 
 from __future__ import annotations

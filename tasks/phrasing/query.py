@@ -1,8 +1,6 @@
-"""Give a blueprint its words: a composed grammar over persona, channel, order and register.
+"""Word a blueprint as a customer's message: a grammar over persona, channel, order and register.
 
-Every wish gets a passage of its own, in the order of the wishes, with all of its argument values in
-it. Left out on purpose: checking (the pipeline looks at the finished words again) and the phrases
-themselves (the lexicons).
+Each intent gets a passage of its own, in the order of the intents, with all of its argument values.
 """
 
 from __future__ import annotations
@@ -11,9 +9,8 @@ from dataclasses import dataclass
 from random import Random
 
 from tasks.audit.grounding import MISTAKE
-from tasks.generate.blueprint import Blueprint, Distractor
-from tasks.generate.mix import PERSONAS, TaskMix
-from tasks.generate.wishes import Wish
+from tasks.blueprint import Blueprint, Distractor, Intent
+from tasks.mix import PERSONAS, TaskMix
 from tasks.phrasing.grammar import (
     Grammar,
     add_slips,
@@ -32,12 +29,12 @@ from tasks.phrasing.naming import (
     new_item_words,
     pair_words,
 )
-from tasks.phrasing.phrases import TALK
-from tasks.phrasing.phrases_intents import WISH_PHRASES
+from tasks.phrasing.phrases_intents import INTENT_PHRASES
 from tasks.phrasing.phrases_people import PEOPLE
 from tasks.phrasing.phrases_questions import QUESTION_PHRASES
+from tasks.phrasing.phrases_talk import TALK
 
-PHRASES = TALK | PEOPLE | WISH_PHRASES | QUESTION_PHRASES
+PHRASES = TALK | PEOPLE | INTENT_PHRASES | QUESTION_PHRASES
 
 VOICES = {
     "first": {"I": "I", "my": "my", "me": "me", "am": "I'm"},
@@ -55,7 +52,7 @@ ASPECT_PHRASES = {
     "ask_product": "know_product_{}",
     "ask_account": "know_account_{}",
 }
-# How often a wish comes with a reason that no argument depends on.
+# How often an intent comes with a reason that no argument depends on.
 WHY_SHARE = 0.35
 WHY = {
     "return": "why_return",
@@ -68,15 +65,15 @@ WHY = {
 
 
 @dataclass(frozen=True)
-class Words:
+class Wording:
     """A worded query and the choices that shaped it."""
 
     query: str
     """The customer's message."""
     channel: str
-    """A name of `tasks.generate.mix.CHANNELS`."""
+    """A name of `tasks.mix.CHANNELS`."""
     persona: str
-    """A name of `tasks.generate.mix.PERSONAS`."""
+    """A name of `tasks.mix.PERSONAS`."""
 
 
 class Writer:
@@ -122,9 +119,9 @@ class Writer:
             name, self.slots(pay=fact(method["id"]), label=fact(method["label"]))
         )
 
-    def wish_slots(self, wish: Wish) -> dict[str, str]:
-        """Return the words for all facts of a wish."""
-        rng, facts = self.rng, wish.facts
+    def intent_slots(self, intent: Intent) -> dict[str, str]:
+        """Return the words for all facts of an intent."""
+        rng, facts = self.rng, intent.facts
         slots = self.slots()
         if "order_id" in facts:
             slots["order"] = fact(facts["order_id"])
@@ -154,7 +151,7 @@ class Writer:
             slots["address"] = address_words(rng, facts["address"])
         if "method" in facts:
             slots["method"] = self.method_words(facts["method"])
-            if facts["method"]["source"] == "gift_card" and wish.kind == "change_payment":
+            if facts["method"]["source"] == "gift_card" and intent.kind == "change_payment":
                 slots["instead"] = self.grammar.pick("enough", slots)
         for name in ("balance", "amount"):
             if name in facts:
@@ -180,14 +177,14 @@ class Writer:
         phrase = self.grammar.pick(name, slots)
         return self.grammar.pick(f"{self.frame}_know", slots | {"q": phrase})
 
-    def passage(self, wish: Wish) -> str:
-        """Return the sentences that state one wish."""
-        slots = self.wish_slots(wish)
-        kind = wish.kind
+    def passage(self, intent: Intent) -> str:
+        """Return the sentences that state one intent."""
+        slots = self.intent_slots(intent)
+        kind = intent.kind
         if kind == "cancel":
-            return self.cancel_passage(wish, slots)
+            return self.cancel_passage(intent, slots)
         if kind in ASPECT_PHRASES:
-            return self.frame_know(ASPECT_PHRASES[kind].format(wish.facts["aspect"]), slots)
+            return self.frame_know(ASPECT_PHRASES[kind].format(intent.facts["aspect"]), slots)
         if kind == "ask_product_types":
             return self.frame_know("know_product_types", slots)
         if kind.startswith("calculate_"):
@@ -196,27 +193,27 @@ class Writer:
             context = self.grammar.pick("prices_of", slots) if self.rng.random() < 0.5 else ""
             return self.grammar.pick(f"{self.frame}_know", slots | {"q": phrase + context})
         if kind == "transfer":
-            about = "about_" + wish.facts["subject"].replace(" ", "_")
+            about = "about_" + intent.facts["subject"].replace(" ", "_")
             # "damaged on arrival" is a state, the other subjects are things.
-            thing = wish.facts["subject"] != "damaged on arrival"
+            thing = intent.facts["subject"] != "damaged on arrival"
             name = "do_transfer" if thing else "do_transfer_state"
             sentences = [self.frame_do(name, slots)]
             if self.rng.random() < 0.7:
                 sentences.insert(self.rng.randrange(2), self.grammar.pick(about, slots))
             return self.join_sentences(sentences)
         if kind in ("refuse_cancel", "refuse_order_change", "refuse_return"):
-            return self.status_passage(wish, slots)
+            return self.status_passage(intent, slots)
         name = VERB_PHRASES.get(kind, f"do_{kind}")
         sentences = [self.frame_do(name, slots)]
         # "It doesn't suit me" speaks of one thing.
-        plural = len(wish.action["arguments"].get("item_ids", ())) > 1
+        plural = len(intent.action["arguments"].get("item_ids", ())) > 1
         if kind in WHY and not plural and self.rng.random() < WHY_SHARE:
             sentences.append(self.grammar.pick(WHY[kind], slots) + ".")
         return self.join_sentences(sentences)
 
-    def cancel_passage(self, wish: Wish, slots: dict[str, str]) -> str:
+    def cancel_passage(self, intent: Intent, slots: dict[str, str]) -> str:
         """State a cancellation with its reason in the same or the next sentence."""
-        why = "why_mistake" if wish.facts["reason"] == MISTAKE else "why_not_needed"
+        why = "why_mistake" if intent.facts["reason"] == MISTAKE else "why_not_needed"
         reason = self.grammar.pick(why, slots)
         form = self.rng.randrange(3)
         phrase = self.grammar.pick("do_cancel", slots)
@@ -228,14 +225,14 @@ class Writer:
             return f"{request}\nreason: {reason}"
         return self.join_sentences([request, f"{reason}."])
 
-    def status_passage(self, wish: Wish, slots: dict[str, str]) -> str:
-        """State a wish together with the status that forbids it."""
-        status = wish.facts["status"]
+    def status_passage(self, intent: Intent, slots: dict[str, str]) -> str:
+        """State an intent together with the status that forbids it."""
+        status = intent.facts["status"]
         name = f"is_{status}"
-        if wish.kind == "refuse_return":
+        if intent.kind == "refuse_return":
             name = "is_pending" if status == "pending" else "is_not_delivered"
         verb = {"address": "do_refuse_address", "payment": "do_refuse_payment"}.get(
-            wish.facts["change"], VERB_PHRASES.get(wish.kind, "")
+            intent.facts["change"], VERB_PHRASES.get(intent.kind, "")
         )
         return self.frame_do(verb, slots | {"fact": self.grammar.pick(name, slots)})
 
@@ -257,12 +254,12 @@ class Writer:
         return " ".join(sentences)
 
     def passages(self) -> list[str]:
-        """Return one passage a wish, joined up as the channel does it."""
+        """Return one passage an intent, joined up as the channel does it."""
         passages = []
-        for index, wish in enumerate(self.blueprint.wishes):
-            text = self.passage(wish)
+        for index, intent in enumerate(self.blueprint.intents):
+            text = self.passage(intent)
             distractor = self.blueprint.distractor
-            if distractor is not None and distractor.wish == index:
+            if distractor is not None and distractor.intent == index:
                 text = self.join_sentences([text, self.distractor_sentence(distractor)])
             passages.append(text)
         if len(passages) == 1:
@@ -308,15 +305,15 @@ class Writer:
     def chat(self) -> str:
         """Write a chat message in one paragraph."""
         parts = [self.grammar.pick(f"greeting_{self.persona}", self.slots())]
-        who, wishes = [self.identity("who")], self.passages()
+        who, intents = [self.identity("who")], self.passages()
         talk = self.talk(0.4)
         order = self.rng.randrange(4)
         if order == 0:
-            parts += talk + wishes + who
+            parts += talk + intents + who
         elif order == 1:
-            parts += wishes + who + talk
+            parts += intents + who + talk
         else:
-            parts += (who + talk if order == 2 else talk + who) + wishes
+            parts += (who + talk if order == 2 else talk + who) + intents
         if self.rng.random() < 0.7:
             parts.append(self.grammar.pick(f"closing_{self.persona}", self.slots()))
         return " ".join(part for part in parts if part)
@@ -324,10 +321,10 @@ class Writer:
     def email(self) -> str:
         """Write an email with salutation, paragraphs and a name at the end."""
         grammar, slots = self.grammar, self.slots()
-        wishes, who = self.passages(), self.identity("who")
+        intents, who = self.passages(), self.identity("who")
         greeting = grammar.pick(f"greeting_{self.persona}", slots)
-        separator = "\n\n" if len(wishes) > 2 and self.rng.random() < 0.5 else " "
-        body = separator.join(wishes)
+        separator = "\n\n" if len(intents) > 2 and self.rng.random() < 0.5 else " "
+        body = separator.join(intents)
         talk = " ".join(self.talk(0.5))
         sign_off = "sign_off_formal" if self.persona == "formal" else "sign_off"
         signature = f"{grammar.pick(sign_off, slots)},\n{slots['first']} {slots['last']}"
@@ -348,8 +345,8 @@ class Writer:
         """Write a form: labelled lines."""
         slots = self.slots()
         lines = [self.grammar.pick("form_start", slots)]
-        who, wishes = self.identity("form"), self.passages()
-        lines += [who, *wishes] if self.rng.random() < 0.6 else [*wishes, who]
+        who, intents = self.identity("form"), self.passages()
+        lines += [who, *intents] if self.rng.random() < 0.6 else [*intents, who]
         lines.append(self.grammar.pick("form_end", slots))
         return "\n".join(line for line in lines if line)
 
@@ -357,13 +354,13 @@ class Writer:
         """Write an agent's note of a call."""
         slots = self.slots()
         parts = [self.grammar.pick("note_start", slots)]
-        who, wishes = [self.identity("third")], self.passages()
-        parts += who + wishes if self.rng.random() < 0.7 else wishes + who
+        who, intents = [self.identity("third")], self.passages()
+        parts += who + intents if self.rng.random() < 0.7 else intents + who
         parts.append(self.grammar.pick("note_end", slots))
         return " ".join(part for part in parts if part)
 
 
-def word(rng: Random, mix: TaskMix, blueprint: Blueprint) -> Words:
+def word(rng: Random, mix: TaskMix, blueprint: Blueprint) -> Wording:
     """Write the query of a blueprint.
 
     Args:
@@ -372,4 +369,4 @@ def word(rng: Random, mix: TaskMix, blueprint: Blueprint) -> Words:
         blueprint: What the query has to say.
     """
     writer = Writer(rng, mix, blueprint)
-    return Words(writer.query(), writer.channel, writer.persona)
+    return Wording(writer.query(), writer.channel, writer.persona)

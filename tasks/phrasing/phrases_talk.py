@@ -1,9 +1,7 @@
-"""Phrases around the wishes: greetings and small talk.
+"""Table of phrases: greetings and small talk.
 
-Data, not logic: every tuple holds alternatives, `{name}` is another tuple or a fact, and `{an}` is
-"a" or "an". Written in lower case; sentences get their capitals later. Left out on purpose: phrases
-that state an argument or a reason to cancel (`lexicon_wishes`), who is writing and thanks
-(`lexicon_people`).
+Alternatives by name: `{name}` is another name or a fact, `{an}` is "a" or "an". All in lower case;
+sentences get their capitals later.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""What a task file is made of, as one declared table.
-
-Left out on purpose: how a wish is sampled (wishes) and how it is worded (wording). Shares are
-shares of tasks unless the field says otherwise.
-"""
+"""The shares by which tasks are drawn, as one declared table; shares are of tasks unless noted."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-WRITE_WISHES = (
+WRITE_INTENTS = (
     "cancel",
     "return",
     "exchange",
@@ -19,7 +15,7 @@ WRITE_WISHES = (
     "change_payment",
     "change_profile_address",
 )
-QUESTION_WISHES = (
+QUESTION_INTENTS = (
     "ask_order",
     "ask_product",
     "ask_product_types",
@@ -27,7 +23,7 @@ QUESTION_WISHES = (
     "calculate_sum",
     "calculate_difference",
 )
-REFUSED_WISHES = (
+REFUSED_INTENTS = (
     "refuse_cancel",
     "refuse_order_change",
     "refuse_return",
@@ -46,14 +42,14 @@ def _table(**weights: float) -> Mapping[str, float]:
 
 @dataclass(frozen=True)
 class TaskMix:
-    """The shares by which tasks are drawn; the defaults make the committed files."""
+    """The shares by which tasks are drawn; the defindings make the committed files."""
 
-    num_wishes_shares: tuple[float, ...] = (0.66, 0.22, 0.08, 0.04)
-    """Shares of tasks with one, two, three and four wishes; most are short, so that a small model
+    num_intents_shares: tuple[float, ...] = (0.66, 0.22, 0.08, 0.04)
+    """Shares of tasks with one, two, three and four intents; most are short, so that a small model
     learns single calls first."""
     email_share: float = 0.6
     """Share of customers who give an email; the others give name and zip."""
-    wish_weights: Mapping[str, float] = field(
+    intent_weights: Mapping[str, float] = field(
         default_factory=lambda: _table(
             cancel=12,
             exchange=13,
@@ -70,7 +66,7 @@ class TaskMix:
             **{"return": 13},
         )
     )
-    """Weights of the wishes that can be granted; every write tool gets 8 to 25 % of the writes."""
+    """Weights of the intents that can be granted; every write tool gets 8 to 25 % of the writes."""
     refused_weights: Mapping[str, float] = field(
         default_factory=lambda: _table(
             refuse_cancel=4,
@@ -82,11 +78,11 @@ class TaskMix:
             transfer=5,
         )
     )
-    """Weights of the wishes that must be refused or handed to a person."""
+    """Weights of the intents that must be refused or handed to a person."""
     refused_share_alone: float = 0.18
-    """Share of one-wish tasks whose wish must be refused or handed over."""
+    """Share of one-intent tasks whose intent must be refused or handed over."""
     refused_share_among_others: float = 0.14
-    """Share of longer tasks of which one wish must be refused or handed over."""
+    """Share of longer tasks of which one intent must be refused or handed over."""
     num_items_shares: tuple[float, ...] = (0.58, 0.28, 0.14)
     """Shares of one, two and three items in returns, exchanges and item changes."""
     distractor_share: float = 0.07
@@ -106,7 +102,7 @@ class TaskMix:
         Raises:
             ValueError: A field is out of range; the message names it.
         """
-        for name in ("num_wishes_shares", "num_items_shares"):
+        for name in ("num_intents_shares", "num_items_shares"):
             if abs(sum(getattr(self, name)) - 1.0) > 1e-9:
                 raise ValueError(f"TaskMix.{name}: shares must sum to 1")
         for name in (
@@ -120,8 +116,8 @@ class TaskMix:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"TaskMix.{name}: must be between 0 and 1")
         known = {
-            "wish_weights": WRITE_WISHES + QUESTION_WISHES,
-            "refused_weights": REFUSED_WISHES,
+            "intent_weights": WRITE_INTENTS + QUESTION_INTENTS,
+            "refused_weights": REFUSED_INTENTS,
             "channel_weights": CHANNELS,
         }
         for name, allowed in known.items():

@@ -1,8 +1,6 @@
-"""One sampler per wish to change something: facts from the store, the gold call, what it leads to.
+"""Samplers of intents that change the store: facts from its records, the gold call, the outcome.
 
-A sampler returns None when this customer's records cannot carry the wish (any more); the caller
-draws again. Facts hold only what the words are made of. Left out on purpose: questions and refusals
-(modules of those names) and words.
+A sampler returns None when the customer's records do not allow the intent; the caller draws again.
 """
 
 from __future__ import annotations
@@ -12,9 +10,11 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from tasks.audit.grounding import ADDRESS_FIELDS, MISTAKE, NOT_NEEDED
-from tasks.generate.mix import TaskMix
+from envs.retail.database import ADDRESS_FIELDS
+from tasks.audit.grounding import MISTAKE, NOT_NEEDED
+from tasks.blueprint import Intent
 from tasks.generate.store_view import Record, StoreView, unique_items
+from tasks.mix import TaskMix
 
 # Changes to one order that may precede each other; the item change comes last.
 MAY_FOLLOW = {
@@ -25,34 +25,16 @@ MAY_FOLLOW = {
 STATUSES_AFTER_PENDING = ("processed", "delivered", "cancelled")
 
 
-@dataclass(frozen=True)
-class Wish:
-    """One thing that the customer wants, with the one call that answers it."""
-
-    kind: str
-    """A name of `tasks.generate.mix`."""
-    action: dict
-    """The gold call."""
-    facts: dict[str, Any]
-    """What the words are made of; every argument value stands in it."""
-    outcome: str
-    """Short phrase for gold_final."""
-    outputs: tuple[str, ...] = ()
-    """Strings that an agent must tell the customer."""
-    forbidden: dict | None = None
-    """The call that a refused wish asks for, and that the rules forbid."""
-
-
 @dataclass
 class Draw:
-    """The state of one task while its wishes are drawn."""
+    """The state of one task while its intents are drawn."""
 
     rng: Random
     view: StoreView
     mix: TaskMix
     user_id: str
     used: dict[str, set[str]] = field(default_factory=dict)
-    """Kinds of wish by order id, so that two wishes do not meet on one order by chance."""
+    """Kinds of intent by order id, so that two intents do not meet on one order by chance."""
 
     @property
     def user(self) -> Record:
@@ -62,10 +44,10 @@ class Draw:
     def order(
         self, kind: str, *statuses: str, fits: Callable[[str], bool] | None = None
     ) -> str | None:
-        """Take an order for a wish, or None when no order fits.
+        """Take an order for an intent, or None when no order fits.
 
         Args:
-            kind: The wish, for which orders with compatible changes stay open.
+            kind: The intent, for which orders with compatible changes stay open.
             *statuses: The statuses that will do.
             fits: A further demand on the order.
         """
@@ -82,12 +64,12 @@ class Draw:
         return order_id
 
     def num_items(self, most: int) -> int:
-        """Draw how many items a wish has, at most `most`."""
+        """Draw how many items an intent has, at most `most`."""
         shares = self.mix.num_items_shares[:most]
         return self.rng.choices(range(1, len(shares) + 1), shares)[0]
 
 
-Sampler = Callable[[Draw], Wish | None]
+Sampler = Callable[[Draw], Intent | None]
 
 
 def item_fact(draw: Draw, item: Record) -> dict[str, Any]:
@@ -118,13 +100,13 @@ def call(name: str, **arguments: Any) -> dict:
     return {"name": name, "arguments": arguments}
 
 
-def sample_cancel(draw: Draw) -> Wish | None:
+def sample_cancel(draw: Draw) -> Intent | None:
     """A pending order to cancel, for either reason."""
     order_id = draw.order("cancel", "pending")
     if order_id is None:
         return None
     reason = draw.rng.choice((NOT_NEEDED, MISTAKE))
-    return Wish(
+    return Intent(
         "cancel",
         call("cancel_pending_order", order_id=order_id, reason=reason),
         {"order_id": order_id, "reason": reason, "names": order_names(draw, order_id)},
@@ -143,7 +125,7 @@ def refund_methods(draw: Draw, order_id: str) -> list[str]:
     ]
 
 
-def sample_return(draw: Draw) -> Wish | None:
+def sample_return(draw: Draw) -> Intent | None:
     """Items of a delivered order to send back."""
     view = draw.view
     order_id = draw.order(
@@ -156,7 +138,7 @@ def sample_return(draw: Draw) -> Wish | None:
     items = unique_items(view.db.orders[order_id])
     items = draw.rng.sample(items, draw.num_items(len(items)))
     method_id = draw.rng.choice(refund_methods(draw, order_id))
-    return Wish(
+    return Intent(
         "return",
         call(
             "return_delivered_order_items",
@@ -199,7 +181,7 @@ def swap_facts(draw: Draw, order_id: str) -> tuple[list[dict], float] | None:
     return pairs, round(difference, 2)
 
 
-def sample_swap(draw: Draw, kind: str, status: str, tool: str, outcome: str) -> Wish | None:
+def sample_swap(draw: Draw, kind: str, status: str, tool: str, outcome: str) -> Intent | None:
     """Items of one order for other options of the same products."""
     order_id = draw.order(kind, status, fits=lambda o: bool(draw.view.swappable(o)))
     swaps = None if order_id is None else swap_facts(draw, order_id)
@@ -215,7 +197,7 @@ def sample_swap(draw: Draw, kind: str, status: str, tool: str, outcome: str) -> 
     if not able:
         return None
     method_id = draw.rng.choice(able)
-    return Wish(
+    return Intent(
         kind,
         call(
             tool,
@@ -229,13 +211,13 @@ def sample_swap(draw: Draw, kind: str, status: str, tool: str, outcome: str) -> 
     )
 
 
-def sample_exchange(draw: Draw) -> Wish | None:
+def sample_exchange(draw: Draw) -> Intent | None:
     """Items of a delivered order to exchange."""
     tool = "exchange_delivered_order_items"
     return sample_swap(draw, "exchange", "delivered", tool, "requested the exchange")
 
 
-def sample_change_items(draw: Draw) -> Wish | None:
+def sample_change_items(draw: Draw) -> Intent | None:
     """Items of a pending order to change."""
     tool = "modify_pending_order_items"
     return sample_swap(draw, "change_items", "pending", tool, "changed the items")
@@ -256,7 +238,7 @@ def new_address(draw: Draw, *known: Record) -> Record | None:
     return dict(zip(ADDRESS_FIELDS, (address1, address2, *place)))
 
 
-def sample_change_address(draw: Draw) -> Wish | None:
+def sample_change_address(draw: Draw) -> Intent | None:
     """A new shipping address for a pending order."""
     order_id = draw.order("change_address", "pending")
     if order_id is None:
@@ -264,7 +246,7 @@ def sample_change_address(draw: Draw) -> Wish | None:
     address = new_address(draw, draw.view.db.orders[order_id]["address"])
     if address is None:
         return None
-    return Wish(
+    return Intent(
         "change_address",
         call("modify_pending_order_address", order_id=order_id, **address),
         {"order_id": order_id, "address": address, "names": order_names(draw, order_id)},
@@ -272,12 +254,12 @@ def sample_change_address(draw: Draw) -> Wish | None:
     )
 
 
-def sample_change_profile_address(draw: Draw) -> Wish | None:
+def sample_change_profile_address(draw: Draw) -> Intent | None:
     """A new default address for the customer."""
     address = new_address(draw, draw.user["address"])
     if address is None:
         return None
-    return Wish(
+    return Intent(
         "change_profile_address",
         call("modify_user_address", user_id=draw.user_id, **address),
         {"user_id": draw.user_id, "address": address},
@@ -305,7 +287,7 @@ def other_methods(draw: Draw, order_id: str, enough: bool) -> list[str]:
     ]
 
 
-def sample_change_payment(draw: Draw) -> Wish | None:
+def sample_change_payment(draw: Draw) -> Intent | None:
     """Another payment method for a pending order; a gift card only when it is enough."""
     order_id = draw.order(
         "change_payment", "pending", fits=lambda o: bool(other_methods(draw, o, True))
@@ -313,7 +295,7 @@ def sample_change_payment(draw: Draw) -> Wish | None:
     if order_id is None:
         return None
     method_id = draw.rng.choice(other_methods(draw, order_id, True))
-    return Wish(
+    return Intent(
         "change_payment",
         call("modify_pending_order_payment", order_id=order_id, payment_method_id=method_id),
         {

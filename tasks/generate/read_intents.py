@@ -1,0 +1,329 @@
+"""Samplers of intents whose gold only reads: questions, sums, hand-overs, and what must be refused.
+
+A refusal's facts hold what forbids it (a status, another owner, a stock level, a balance), and the
+words say so; gold reads the record that shows it.
+"""
+
+from __future__ import annotations
+
+from envs.retail import Episode
+from tasks.audit.conventions import TRANSFER_SUBJECTS
+from tasks.audit.grounding import NOT_NEEDED
+from tasks.blueprint import Intent
+from tasks.generate.intents import (
+    STATUSES_AFTER_PENDING,
+    Draw,
+    Sampler,
+    call,
+    item_fact,
+    method_fact,
+    new_address,
+    order_names,
+    other_methods,
+    refund_methods,
+)
+from tasks.generate.store_view import unique_items
+
+
+def sample_ask_order(draw: Draw) -> Intent | None:
+    """A question about one of the customer's orders."""
+    order_id = draw.order("ask_order", "pending", *STATUSES_AFTER_PENDING)
+    if order_id is None:
+        return None
+    order = draw.view.db.orders[order_id]
+    answers = {
+        "status": (order["status"],),
+        "items": tuple(order_names(draw, order_id)),
+        "amount": (str(order["payment_history"][0]["amount"]),),
+        "address": (order["address"]["address1"],),
+    }
+    aspect = draw.rng.choice(list(answers))
+    return Intent(
+        "ask_order",
+        call("get_order_details", order_id=order_id),
+        {"order_id": order_id, "aspect": aspect},
+        {
+            "status": "told the order's status",
+            "items": "told what the order holds",
+            "amount": "told the order's amount",
+            "address": "told the order's address",
+        }[aspect],
+        answers[aspect],
+    )
+
+
+def sample_ask_product(draw: Draw) -> Intent | None:
+    """A question about a product, its id given."""
+    view = draw.view
+    product_id = draw.rng.choice(view.product_ids)
+    product = view.db.products[product_id]
+    aspects = ["count"]
+    prices = [product["variants"][i]["price"] for i in view.available[product_id]]
+    if prices:
+        aspects += ["cheapest", "dearest"]
+    aspect = draw.rng.choice(aspects)
+    answer = {"count": len(prices)}
+    if prices:
+        answer |= {"cheapest": min(prices), "dearest": max(prices)}
+    return Intent(
+        "ask_product",
+        call("get_product_details", product_id=product_id),
+        {"product_id": product_id, "name": product["name"], "aspect": aspect},
+        {
+            "count": "told how many options are available",
+            "cheapest": "told the lowest price",
+            "dearest": "told the highest price",
+        }[aspect],
+        (str(answer[aspect]),),
+    )
+
+
+def sample_ask_product_types(draw: Draw) -> Intent | None:
+    """A question about the range of products."""
+    return Intent(
+        "ask_product_types",
+        call("list_all_product_types"),
+        {},
+        "told the kinds of products",
+        (str(len(draw.view.db.product_types)),),
+    )
+
+
+def sample_ask_account(draw: Draw) -> Intent | None:
+    """A question about the customer's own account, the user id given."""
+    user = draw.user
+    answers = {"address": (user["address"]["address1"],), "orders": tuple(user["orders"])}
+    cards = [m for m in user["payment_methods"].values() if m["source"] == "gift_card"]
+    if cards:
+        answers["balance"] = tuple(str(card["balance"]) for card in cards)
+    aspect = draw.rng.choice(list(answers))
+    return Intent(
+        "ask_account",
+        call("get_user_details", user_id=draw.user_id),
+        {"user_id": draw.user_id, "aspect": aspect},
+        {
+            "address": "told the address on file",
+            "orders": "told the orders of the account",
+            "balance": "told the gift card balance",
+        }[aspect],
+        answers[aspect],
+    )
+
+
+def sample_calculation(draw: Draw, kind: str, num_numbers: int, sign: str) -> Intent | None:
+    """Sum or difference of prices in the customer's orders."""
+    prices: dict[float, str] = {}
+    for orders in draw.view.orders_by_user[draw.user_id].values():
+        for order_id in orders:
+            for item in draw.view.db.orders[order_id]["items"]:
+                name = draw.view.db.products[item["product_id"]]["name"]
+                prices.setdefault(item["price"], name)
+    if len(prices) < num_numbers:
+        return None
+    chosen = draw.rng.sample(sorted(prices), num_numbers)
+    if sign == "-":
+        chosen.sort(reverse=True)
+    numbers = [f"{price:.2f}" for price in chosen]
+    expression = f" {sign} ".join(numbers)
+    result = Episode(draw.view.db).call("calculate", {"expression": expression})
+    return Intent(
+        kind,
+        call("calculate", expression=expression),
+        {"numbers": numbers, "names": [prices[price] for price in chosen]},
+        "told the sum" if sign == "+" else "told the difference",
+        (str(result.content),),
+    )
+
+
+def sample_calculate_sum(draw: Draw) -> Intent | None:
+    """What two or three prices make together."""
+    return sample_calculation(draw, "calculate_sum", draw.rng.choice((2, 2, 3)), "+")
+
+
+def sample_calculate_difference(draw: Draw) -> Intent | None:
+    """How far two prices are apart."""
+    return sample_calculation(draw, "calculate_difference", 2, "-")
+
+
+def sample_transfer(draw: Draw) -> Intent | None:
+    """A subject outside the tools."""
+    subject = draw.rng.choice(TRANSFER_SUBJECTS)
+    return Intent(
+        "transfer",
+        call("transfer_to_human_agents", summary=subject),
+        {"subject": subject},
+        "transferred to a human agent",
+    )
+
+
+def refused_by_status(draw: Draw, kind: str, order_id: str, forbidden: dict, change: str) -> Intent:
+    """Return an intent that the order's status forbids; gold looks at the order."""
+    status = draw.view.db.orders[order_id]["status"]
+    return Intent(
+        kind,
+        call("get_order_details", order_id=order_id),
+        {
+            "order_id": order_id,
+            "status": status,
+            "change": change,
+            "names": order_names(draw, order_id),
+        },
+        f"refused: the order is {status}",
+        forbidden=forbidden,
+    )
+
+
+def sample_refuse_cancel(draw: Draw) -> Intent | None:
+    """An order to cancel that is past cancelling."""
+    order_id = draw.order("refuse_cancel", *STATUSES_AFTER_PENDING)
+    if order_id is None:
+        return None
+    forbidden = call("cancel_pending_order", order_id=order_id, reason=NOT_NEEDED)
+    return refused_by_status(draw, "refuse_cancel", order_id, forbidden, "cancel")
+
+
+def sample_refuse_order_change(draw: Draw) -> Intent | None:
+    """An order to change that is past changing."""
+    order_id = draw.order("refuse_order_change", *STATUSES_AFTER_PENDING)
+    if order_id is None:
+        return None
+    change = draw.rng.choice(("address", "payment"))
+    order = draw.view.db.orders[order_id]
+    if change == "address":
+        address = new_address(draw, order["address"])
+        if address is None:
+            return None
+        forbidden = call("modify_pending_order_address", order_id=order_id, **address)
+    else:
+        # Any method shows the refusal: the status is judged before the method.
+        method_id = order["payment_history"][0]["payment_method_id"]
+        forbidden = call(
+            "modify_pending_order_payment", order_id=order_id, payment_method_id=method_id
+        )
+    return refused_by_status(draw, "refuse_order_change", order_id, forbidden, change)
+
+
+def sample_refuse_return(draw: Draw) -> Intent | None:
+    """An order to return or exchange that has not been delivered."""
+    view = draw.view
+    order_id = draw.order(
+        "refuse_return",
+        "pending",
+        "processed",
+        fits=lambda o: bool(refund_methods(draw, o) and unique_items(view.db.orders[o])),
+    )
+    if order_id is None:
+        return None
+    item = draw.rng.choice(unique_items(view.db.orders[order_id]))
+    forbidden = call(
+        "return_delivered_order_items",
+        order_id=order_id,
+        item_ids=[item["item_id"]],
+        payment_method_id=refund_methods(draw, order_id)[0],
+    )
+    intent = refused_by_status(draw, "refuse_return", order_id, forbidden, "return")
+    intent.facts["item"] = item_fact(draw, item)
+    return intent
+
+
+def sample_refuse_other_customer(draw: Draw) -> Intent | None:
+    """Somebody else's order to cancel."""
+    view = draw.view
+    order_id = draw.rng.choice(view.pending_order_ids) if view.pending_order_ids else None
+    if order_id is None or view.db.orders[order_id]["user_id"] == draw.user_id:
+        return None
+    return Intent(
+        "refuse_other_customer",
+        call("get_order_details", order_id=order_id),
+        {"order_id": order_id},
+        "refused: the order belongs to another customer",
+        forbidden=call("cancel_pending_order", order_id=order_id, reason=NOT_NEEDED),
+    )
+
+
+def sample_refuse_unavailable(draw: Draw) -> Intent | None:
+    """An item to swap for one that is out of stock; gold looks at the product."""
+    view = draw.view
+
+    def short_items(order_id: str) -> list[dict]:
+        items = unique_items(view.db.orders[order_id])
+        held = {item["item_id"] for item in items}
+        return [i for i in items if set(view.unavailable[i["product_id"]]) - held]
+
+    order_id = draw.order(
+        "refuse_unavailable", "pending", "delivered", fits=lambda o: bool(short_items(o))
+    )
+    if order_id is None:
+        return None
+    order = view.db.orders[order_id]
+    item = draw.rng.choice(short_items(order_id))
+    held = {one["item_id"] for one in order["items"]}
+    new_id = draw.rng.choice([i for i in view.unavailable[item["product_id"]] if i not in held])
+    product = view.db.products[item["product_id"]]
+    pending = order["status"] == "pending"
+    return Intent(
+        "refuse_unavailable",
+        call("get_product_details", product_id=item["product_id"]),
+        {
+            "order_id": order_id,
+            "product_id": item["product_id"],
+            "item": item_fact(draw, item),
+            "new": {
+                "item_id": new_id,
+                "name": product["name"],
+                "options": product["variants"][new_id]["options"],
+            },
+        },
+        "refused: the wanted item is not available",
+        forbidden=call(
+            "modify_pending_order_items" if pending else "exchange_delivered_order_items",
+            order_id=order_id,
+            item_ids=[item["item_id"]],
+            new_item_ids=[new_id],
+            payment_method_id=order["payment_history"][0]["payment_method_id"],
+        ),
+    )
+
+
+def sample_refuse_gift_card(draw: Draw) -> Intent | None:
+    """A gift card that cannot carry an order; gold looks at the account."""
+    order_id = draw.order(
+        "refuse_gift_card", "pending", fits=lambda o: bool(other_methods(draw, o, False))
+    )
+    if order_id is None:
+        return None
+    method_id = draw.rng.choice(other_methods(draw, order_id, False))
+    return Intent(
+        "refuse_gift_card",
+        call("get_user_details", user_id=draw.user_id),
+        {
+            "user_id": draw.user_id,
+            "order_id": order_id,
+            "method": method_fact(draw, method_id),
+            "balance": draw.user["payment_methods"][method_id]["balance"],
+            "amount": draw.view.db.orders[order_id]["payment_history"][0]["amount"],
+        },
+        "refused: the gift card balance is too small",
+        forbidden=call(
+            "modify_pending_order_payment", order_id=order_id, payment_method_id=method_id
+        ),
+    )
+
+
+READ_SAMPLERS: dict[str, Sampler] = {
+    "ask_order": sample_ask_order,
+    "ask_product": sample_ask_product,
+    "ask_product_types": sample_ask_product_types,
+    "ask_account": sample_ask_account,
+    "calculate_sum": sample_calculate_sum,
+    "calculate_difference": sample_calculate_difference,
+    "transfer": sample_transfer,
+}
+REFUSED_SAMPLERS: dict[str, Sampler] = {
+    "refuse_cancel": sample_refuse_cancel,
+    "refuse_order_change": sample_refuse_order_change,
+    "refuse_return": sample_refuse_return,
+    "refuse_other_customer": sample_refuse_other_customer,
+    "refuse_unavailable": sample_refuse_unavailable,
+    "refuse_gift_card": sample_refuse_gift_card,
+}
