@@ -381,4 +381,4 @@ def test_an_output_is_a_shown_value_or_a_count(output, founded):
     db = RetailDatabase(**records)
     action = {"name": "get_product_details", "arguments": {"product_id": "1111111110"}}
     task = Task("?", [action], "", "t", outputs=[output], tags={"wishes": ["ask_product"]})
-    assert (RowChecks(db).output_faults(task) == []) is founded
+    assert (RowChecks(db).output_findings(task) == []) is founded
