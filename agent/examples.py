@@ -1,0 +1,64 @@
+"""Agent mode for people: one conversation as text, and success rates of several policies."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from agent.conversation import Conversation, Limits, Policy, play
+from agent.customers import ScriptedCustomer
+from agent.policies import scripted_policy
+from data_reader import Task
+from envs.retail import RetailDatabase
+from scoring.episode import score_episode
+from scoring.trials import summarize_trials
+
+_MAX_SHOWN = 160
+
+
+def show_conversation(task: Task, db: RetailDatabase, seed: int = 0) -> None:
+    """Play a task with the scripted customer and the oracle, and print what was said and done.
+
+    Args:
+        task: The task; its gold calls must replay on the store.
+        db: The store; not changed.
+        seed: The customer's, which also picks the persona.
+    """
+    talk = Conversation(task, db, ScriptedCustomer(task, seed), seed=seed)
+    play([talk], scripted_policy("oracle"))
+    for message in talk.messages:
+        for call in message.get("tool_calls") or []:
+            print(f"  call      {call['function']['name']} {call['function']['arguments']}")
+        if message.get("content") and message["role"] != "system":
+            content = message["content"]
+            text = content if isinstance(content, str) else json.dumps(content)
+            shown = text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
+            print({"user": "customer  ", "tool": "  result  "}.get(message["role"], "agent     ") + shown)
+    score = score_episode(task, talk.messages, db, talk.termination)
+    print(f"ended: {talk.termination}; success {score.success}, reward {score.reward:g}")
+
+
+def print_success_rates(
+    tasks: Sequence[Task], db: RetailDatabase, policies: Mapping[str, Policy], seed: int = 0,
+    limits: Limits | None = None,
+) -> None:
+    """Let each policy play every task once and print its success and violation rates.
+
+    Args:
+        tasks: What is played, at least one.
+        db: The store; not changed.
+        policies: Name to policy.
+        seed: The customers'.
+        limits: Of each conversation.
+    """
+    print(f"{'policy':<12}{'success':>24}{'violations':>24}   ({len(tasks)} tasks)")
+    for name, policy in policies.items():
+        talks = [
+            Conversation(task, db, ScriptedCustomer(task, seed), limits, seed)
+            for task in tasks
+        ]
+        play(talks, policy)
+        metrics = summarize_trials(
+            [score_episode(talk.task, talk.messages, db, talk.termination) for talk in talks]
+        )
+        cells = ["{value:.3f} [{low:.3f}, {high:.3f}]".format(**metrics[key])
+                 for key in ("success_rate", "violation_rate")]
+        print(f"{name:<12}" + "".join(f"{cell:>24}" for cell in cells))
