@@ -506,6 +506,9 @@ _PRESETS = {
 def get_preset(name: str) -> RunConfig:
     """Return the settings of a preset.
 
+    >>> get_preset("cpu").preset
+    'cpu'
+
     Args:
         name: One of `PRESET_NAMES`; "auto" picks by the memory of the GPU.
 

@@ -233,6 +233,10 @@ def read_tasks(
 ) -> list[Task]:
     """Read a whole task file.
 
+    >>> tasks = read_tasks("dataset.jsonl")
+    >>> len(tasks), sorted(tasks[0].gold_actions[0])
+    (800, ['arguments', 'name'])
+
     Args:
         path: see `scan_tasks`.
         skip_invalid: leave faulty rows out instead of refusing the file.
@@ -406,7 +410,12 @@ def plan_messages(task: Task, style: PromptStyle = "full") -> list[dict[str, str
 
 
 def gold_completion(task: Task) -> str:
-    """Return the answer that scores the maximum, as compact JSON."""
+    """Return the answer that scores the maximum, as compact JSON.
+
+    >>> call = {"name": "calculate", "arguments": {"expression": "1 + 2"}}
+    >>> gold_completion(Task("What is 1 + 2?", [call], "3", "sum"))
+    '{"tool_calls":[{"name":"calculate","arguments":{"expression":"1 + 2"}}]}'
+    """
     calls = [
         {"name": action["name"], "arguments": action["arguments"]} for action in task.gold_actions
     ]

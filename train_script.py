@@ -2,7 +2,7 @@
 
 Exit code 0: done. 1: the data, the model or the run folder cannot be used. 2: wrong usage. 130:
 stopped by the user.
-Left out on purpose: options for every setting; `--set stage.field=value` reaches them all.
+`--set stage.field=value` reaches every setting.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import configs
 from common import versions
@@ -36,43 +36,68 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the training command."""
-    parser = _Parser(
-        prog="train_script.py", description="Evaluate, SFT, evaluate, GRPO, evaluate, save, plot.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
+COMMANDS = ("train", "chat", "export", "sweep")
+
+
+def build_parser(command: str = "train") -> argparse.ArgumentParser:
+    """Return the parser of all commands; without a command it takes the options of `train`.
+
+    Args:
+        command: `sweep` adds the options of a sweep, which come from `training`.
+    """
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
         "--preset", default="auto", metavar="P",
         help="auto (default, by the GPU's memory), cpu, t4, 24gb or 80gb",
     )
-    parser.add_argument("--dataset", metavar="F", help="JSONL tasks to train and to evaluate on")
-    parser.add_argument("--output-dir", metavar="D", help="run folder (outputs/tau_bench_rl)")
-    parser.add_argument(
-        "--resume", action="store_true", help="resume a killed run from its checkpoints"
+    options.add_argument("--dataset", metavar="F", help="JSONL tasks to train and to evaluate on")
+    options.add_argument("--output-dir", metavar="D", help="run folder (outputs/tau_bench_rl)")
+    options.add_argument(
+        "--resume", action="store_true", help="resume a run that was killed, from its checkpoints"
     )
-    parser.add_argument(
+    options.add_argument(
         "--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", dest="overrides",
         help="change one setting of configs.py; may be repeated",
     )
+    texts: dict[str, Any] = {
+        "description": "Evaluate, SFT, evaluate, GRPO, evaluate, save, plot.", "epilog": EPILOG,
+        "formatter_class": argparse.RawDescriptionHelpFormatter, "parents": [options],
+    }
+    parser = _Parser(prog="train_script.py", **texts)
+    parser.set_defaults(run=train)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    commands.add_parser("train", help="run the pipeline (default)", prog=parser.prog, **texts)
+    _add_chat(commands)
+    _add_export(commands)
+    found: dict[str, Any] = {}
+    if command == "sweep":
+        from training.sweep_space import build_sweep_parser
+
+        own = build_sweep_parser()
+        found = {
+            "parents": [own], "add_help": False, "description": own.description,
+            "epilog": own.epilog, "formatter_class": own.formatter_class,
+        }
+    sweeper = commands.add_parser("sweep", help="search for better settings", **found)
+    sweeper.set_defaults(run=sweep)
     return parser
 
 
-def build_chat_parser() -> argparse.ArgumentParser:
-    """Return the parser of the chat command."""
-    parser = argparse.ArgumentParser(
-        prog="train_script.py chat", description="Talk to a trained model and see its calls run."
+def _add_chat(commands: Any) -> None:
+    parser = commands.add_parser(
+        "chat", help="talk to a trained model",
+        description="Talk to a trained model and see its calls run.",
     )
+    parser.set_defaults(run=chat)
     parser.add_argument("--model", required=True, metavar="DIR", help="model or adapter folder")
-    return parser
 
 
-def build_export_parser() -> argparse.ArgumentParser:
-    """Return the parser of the export command."""
-    parser = argparse.ArgumentParser(
-        prog="train_script.py export",
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export", help="write a trained model for serving",
         description="Write a trained model for serving, load it again and compare the two.",
     )
+    parser.set_defaults(run=export)
     parser.add_argument("--model", required=True, metavar="DIR", help="adapter or model folder")
     parser.add_argument(
         "--format", required=True, choices=("16bit", "mxfp4", "gguf"),
@@ -84,14 +109,21 @@ def build_export_parser() -> argparse.ArgumentParser:
         "--llama-cpp", default="llama.cpp", metavar="DIR",
         help="llama.cpp's sources, whose converter gguf needs (llama.cpp)",
     )
-    return parser
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of one command, `run` its function; the words may leave out `train`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] not in (["-h"], ["--help"]) and not {*words[:1]} & {*COMMANDS}:
+        words = ["train", *words]
+    return build_parser(words[0]).parse_args(words)
 
 
 def config_from_arguments(arguments: argparse.Namespace) -> configs.RunConfig:
     """Return the settings that the command line asks for.
 
     Args:
-        arguments: What `build_parser` parsed.
+        arguments: What `parse_arguments` returned.
 
     Returns:
         The settings.
@@ -180,17 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["chat"]:
-        command, arguments = chat, build_chat_parser().parse_args(words[1:])
-    elif words[:1] == ["export"]:
-        command, arguments = export, build_export_parser().parse_args(words[1:])
-    elif words[:1] == ["sweep"]:
-        from training.sweep_space import build_sweep_parser
-
-        command, arguments = sweep, build_sweep_parser().parse_args(words[1:])
-    else:
-        command, arguments = train, build_parser().parse_args(words)
+    arguments = parse_arguments(argv)
+    command = arguments.run
     if not check_versions():
         return 1
     try:

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_reader import Task
-from envs.retail import WRITE_TOOLS, Episode, RetailDatabase
+from envs.retail import ADDRESS_FIELDS, WRITE_TOOLS, Episode, RetailDatabase
 from scoring.violations import AUTHENTICATION_TOOLS
 
-ADDRESS_FIELDS = ("address1", "address2", "city", "state", "country", "zip")
 SWAP_TOOLS = ("modify_pending_order_items", "exchange_delivered_order_items")
 
 _INTENT = re.compile(

@@ -12,8 +12,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from agent.conversation import Conversation, Message
-from agent.intents import ADDRESS_FIELDS, method_words, option_words, read_intents
-from envs.retail import TOOL_SCHEMAS, WRITE_TOOLS
+from agent.intents import method_words, option_words, read_intents
+from envs.retail import ADDRESS_FIELDS, TOOL_SCHEMAS, WRITE_TOOLS
 from scoring.violations import AUTHENTICATION_TOOLS, is_yes
 
 Script = Callable[[Conversation], Iterator[Message]]

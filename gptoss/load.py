@@ -34,11 +34,11 @@ from gptoss.preflight import (
     list_tensor_names,
     read_json_file,
 )
+from prompting.harmony import STOP_TOKENS
 
 ATTENTION_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj"]
 EXPERT_MODULES = ["gate_proj", "up_proj", "down_proj"]
 EXPERT_PARAMETERS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-STOP_TOKENS = ("<|return|>", "<|call|>")
 WRONG_FILES = (ValueError, KeyError, TypeError)
 """What transformers and Unsloth raise over a model folder whose JSON is valid but wrong."""
 SMALLEST_GPU_GIB = 14.0

@@ -1,9 +1,8 @@
 """Read a plan: the final message's text to calls, strictly.
 
 The whole text is one JSON object with exactly `tool_calls`, a list of objects with exactly `name`
-(text) and `arguments` (an object). Left out on purpose: every repair and every fallback, since
-each would be a second way to score. Whether a tool exists and takes these arguments is the
-store's question.
+(text) and `arguments` (an object). Nothing is repaired. Whether a tool exists and takes these
+arguments is decided by the store.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -28,7 +27,13 @@ class Call(NamedTuple):
 
 
 def parse_plan(text: str) -> tuple[list[Call], ParseKind | None]:
-    """Return (calls, None), or ([], the reason) when the text is not a plan; never raises."""
+    """Return (calls, None), or ([], the reason) when the text is not a plan; never raises.
+
+    >>> parse_plan('{"tool_calls": [{"name": "think", "arguments": {"thought": "..."}}]}')
+    ([Call(name='think', arguments={'thought': '...'})], None)
+    >>> parse_plan("Certainly!")
+    ([], 'not_json')
+    """
     if len(text) > MAX_CHARACTERS:
         return [], "too_long"
     if not text.strip(" \t\r\n"):

@@ -1,9 +1,9 @@
 """Score one plan: run its calls on the store, match them to the gold calls, add up the reward.
 
 Pure and deterministic: no RNG, clock, print or changed global (a bounded cache of gold replays
-aside). What a model wrote lowers its score and never raises; gold that does not replay is our fault
-and raises. Left out: agent mode (a customer, turns, `outputs` told) and partial credit within an
-argument set.
+aside). What a model wrote lowers its score and never raises; gold that does not replay raises.
+`score_completion` is the whole scorer in five steps, `reward_parts` its sum. Conversations are
+scored by `scoring/episode.py`.
 """
 
 import json
@@ -11,11 +11,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 from data_reader import Task
 from envs.retail import TOOL_SCHEMAS, WRITE_TOOLS, Episode, RetailDatabase
-from scoring.parse import ParseKind, parse_plan
+from scoring.parse import Call, ParseKind, parse_plan
 
 CallKind = Literal["correct", "wrong_arguments", "unexpected"]
 
@@ -38,7 +39,7 @@ class RewardWeights:
     argument_set: float = 0.5
     """On top of it when the arguments are the gold call's and the store accepts the call."""
     order: float = 0.5
-    """Once, when every gold call is matched and the matched calls stand in gold's order."""
+    """Once, when every gold call is matched and the matched calls are in gold's order."""
     incorrect_action: float = -0.3
     """For each predicted call that is matched to no gold call."""
     missing_argument: float = -0.4
@@ -88,19 +89,19 @@ class Score:
     nothing: every gold call was made and no other write), else 0.0."""
     max_reward: float
     """Reward of the gold answer."""
-    exact_match: bool
+    exact_match: bool = False
     """The gold calls, in gold's order, all accepted, and nothing else."""
-    db_match: bool
+    db_match: bool = False
     """The answer is a plan, and the store ends as gold leaves it."""
-    parse_error: ParseKind | None
+    parse_error: ParseKind | None = None
     """Why the answer is no plan; None for a plan."""
-    num_predicted: int
-    num_gold: int
-    num_correct: int
+    num_predicted: int = 0
+    num_gold: int = 0
+    num_correct: int = 0
     """Predicted calls of kind `correct`."""
-    ordering: bool
-    """Every gold call is matched and the matched calls stand in gold's order."""
-    complete: bool
+    ordering: bool = False
+    """Every gold call is matched and the matched calls are in gold's order."""
+    complete: bool = False
     """The plan has a call (where gold has one), knows every tool that it calls and gives every
     required argument."""
     parts: dict[str, float] = field(default_factory=dict)
@@ -191,37 +192,59 @@ def replay_gold(task: Task, db: RetailDatabase) -> GoldReplay:
         raise GoldError(f"task {task.task_id}: {error}") from None
 
 
-def max_reward(task: Task, weights: RewardWeights = DEFAULT_WEIGHTS) -> float:
-    """Return the reward of the gold answer: 1.5 for each gold call and 0.5 by default."""
-    num_gold = len(task.gold_actions)
-    counts = {"action_name": num_gold, "argument_set": num_gold, "order": 1}
-    return _total(_parts(counts, weights))
+class PlanRun(NamedTuple):
+    """A plan's calls after they ran on a fresh store, less refused ones that the task allows."""
+
+    calls: list[Call]
+    keys: list[tuple | None]
+    """`call_key` of each call; None where the store refused it."""
+    changed_records: dict[str, dict[str, Any]]
+
+    @property
+    def num_missing(self) -> int:
+        """Required arguments that calls of known tools lack."""
+        return sum(
+            argument not in call.arguments
+            for call in self.calls for argument in _REQUIRED.get(call.name, ())
+        )
 
 
-def _parts(counts: Mapping[str, int], weights: RewardWeights) -> dict[str, float]:
-    return {name: n * getattr(weights, name) if n else 0.0 for name, n in counts.items()}
+class Matching(NamedTuple):
+    """Predicted calls matched to gold calls one to one."""
+
+    kinds: list[CallKind]
+    """What became of each predicted call."""
+    is_ordered: bool
+    """Every gold call is matched and the matched calls are in gold's order."""
 
 
-def _total(parts: Mapping[str, float]) -> float:
-    return round(sum(parts.values()), 9)  # so that equal answers get equal reward: 0.1 + 0.2 == 0.3
+def run_plan(task: Task, calls: Sequence[Call], db: RetailDatabase) -> PlanRun:
+    """Run a plan's calls on a fresh store, the accepted and the refused ones."""
+    episode = Episode(db)
+    allowed = list(task.refused_gold or ())
+    kept: list[Call] = []
+    keys: list[tuple | None] = []
+    for call in calls:
+        ok = episode.call(call.name, call.arguments).ok
+        if not ok and call._asdict() in allowed:
+            allowed.remove(call._asdict())
+        else:
+            kept.append(call)
+            keys.append(call_key(call.name, call.arguments) if ok else None)
+    return PlanRun(kept, keys, episode.changed_records())
 
 
-def _match(
-    names: Sequence[str], keys: Sequence[tuple | None], gold: GoldReplay
-) -> tuple[list[CallKind], list[int]]:
+def match_calls(run: PlanRun, gold: GoldReplay) -> Matching:
     """Match predicted calls to gold calls one to one, equal calls first, then equal names.
 
     Equality by key is finer than equality by name, so taking equal calls in order of appearance
     gives as many pairs of both kinds as any matching could.
-
-    Returns:
-        The kind of every predicted call, and for every gold call the predicted call matched to it
-        (-1: none).
     """
+    names = [call.name for call in run.calls]
     kinds: list[CallKind] = ["unexpected"] * len(names)
-    matched = [-1] * len(gold.names)
+    matched = [-1] * len(gold.names)  # the predicted call of each gold call; -1: none
     for kind, predicted, wanted in (
-        ("correct", keys, gold.keys),
+        ("correct", run.keys, gold.keys),
         ("wrong_arguments", names, gold.names),
     ):
         free: dict[Any, list[int]] = {}
@@ -232,29 +255,63 @@ def _match(
             if kinds[index] == "unexpected" and label is not None and free.get(label):
                 matched[free[label].pop(0)] = index
                 kinds[index] = kind
-    return kinds, matched
+    is_ordered = -1 not in matched and (
+        all(one < other for one, other in pairwise(matched))
+        or _can_be_ordered(run, gold, kinds.count("correct"))
+    )
+    return Matching(kinds, is_ordered)
 
 
-def _is_ordered(
-    names: Sequence[str], keys: Sequence[tuple | None], gold: GoldReplay, matched: Sequence[int]
-) -> bool:
+def _can_be_ordered(run: PlanRun, gold: GoldReplay, num_correct: int) -> bool:
     """Tell whether some best matching pairs every gold call and keeps gold's order.
 
     Among equal calls the pairs are interchangeable, so one best matching may be out of order where
     another is not (gold A B A, predicted A A B A).
     """
-    if -1 in matched:
-        return False
-    if all(one < other for one, other in zip(matched, matched[1:], strict=False)):
-        return True
-    num_correct = sum(keys[index] == gold.keys[j] for j, index in enumerate(matched))
     # best[j]: most equal pairs when the first j gold calls are paired in order; -1: cannot be.
     best = [0] + [-1] * len(gold.names)
-    for name, key in zip(names, keys, strict=True):
+    for call, key in zip(run.calls, run.keys, strict=True):
         for j in range(len(gold.names), 0, -1):
-            if name == gold.names[j - 1] and best[j - 1] >= 0:
+            if call.name == gold.names[j - 1] and best[j - 1] >= 0:
                 best[j] = max(best[j], best[j - 1] + (key == gold.keys[j - 1]))
     return best[-1] == num_correct
+
+
+def reward_parts(
+    kinds: Sequence[CallKind], is_ordered: bool, num_missing: int, weights: RewardWeights
+) -> dict[str, float]:
+    """Return the reward in parts, by weight name; the reward is their sum, floored.
+
+    Args:
+        kinds: what became of each predicted call.
+        is_ordered: every gold call is matched, in gold's order.
+        num_missing: required arguments that the predicted calls lack.
+        weights: what each part counts.
+    """
+    count = Counter(kinds)
+    counts = {
+        "action_name": count["correct"] + count["wrong_arguments"],
+        "argument_set": count["correct"],
+        "order": int(is_ordered),
+        "incorrect_action": count["unexpected"],
+        "missing_argument": num_missing,
+    }
+    return {name: n * getattr(weights, name) if n else 0.0 for name, n in counts.items()}
+
+
+def _total(parts: Mapping[str, float]) -> float:
+    return round(sum(parts.values()), 9)  # so that equal answers get equal reward: 0.1 + 0.2 == 0.3
+
+
+def max_reward(task: Task, weights: RewardWeights = DEFAULT_WEIGHTS) -> float:
+    """Return the reward of the gold answer: 1.5 for each gold call and 0.5 by default.
+
+    >>> from data_reader import read_tasks
+    >>> task = read_tasks("dataset.jsonl")[0]
+    >>> max_reward(task) == 1.5 * len(task.gold_actions) + 0.5
+    True
+    """
+    return _total(reward_parts(["correct"] * len(task.gold_actions), True, 0, weights))
 
 
 def _in_cents(value: Any) -> Any:
@@ -277,10 +334,29 @@ def same_store(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]])
     return _in_cents(one) == _in_cents(other)
 
 
+def _passes(run: PlanRun, kinds: Sequence[CallKind], gold: GoldReplay) -> bool:
+    """Tell whether a plan whose store ends as gold's is a success, see `Score.outcome`."""
+    if None in run.keys:
+        return False
+    if any(gold.changed_records.values()):
+        return True
+    pairs = zip(run.calls, kinds, strict=True)
+    extra_writes = [c.name for c, kind in pairs if c.name in WRITE_TOOLS and kind != "correct"]
+    return kinds.count("correct") == len(gold.names) and not extra_writes
+
+
 def score_completion(
     task: Task, completion: str, db: RetailDatabase, weights: RewardWeights = DEFAULT_WEIGHTS
 ) -> Score:
-    """Score one answer to a task.
+    """Score one answer to a task: parse it, run it, match its calls, add up, compare the stores.
+
+    >>> from data_reader import gold_completion, read_tasks
+    >>> task, db = read_tasks("dataset.jsonl")[0], RetailDatabase.load()
+    >>> score = score_completion(task, gold_completion(task), db)
+    >>> score.reward == score.max_reward, score.outcome
+    (True, 1.0)
+    >>> score_completion(task, "I cannot help.", db).parse_error
+    'not_json'
 
     Args:
         task: the task; its gold calls must replay on `db`.
@@ -297,72 +373,33 @@ def score_completion(
     """
     gold = replay_gold(task, db)
     best = max_reward(task, weights)
-    calls, parse_error = parse_plan(completion)
+    plan, parse_error = parse_plan(completion)
     if parse_error is not None:
         return Score(
-            task.task_id, weights.unparsable, 0.0, best, False, False, parse_error, 0,
-            len(gold.names), 0, False, False, {"unparsable": weights.unparsable},
+            task.task_id, weights.unparsable, 0.0, best, parse_error=parse_error,
+            num_gold=len(gold.names), parts={"unparsable": weights.unparsable},
         )
-    episode = Episode(db)
-    allowed = list(task.refused_gold or ())
-    kept = []
-    for call in calls:
-        ok = episode.call(call.name, call.arguments).ok
-        if not ok and call._asdict() in allowed:
-            allowed.remove(call._asdict())
-        else:
-            kept.append((call, ok))
-    calls, accepted = [call for call, _ in kept], [ok for _, ok in kept]
-    names = [call.name for call in calls]
-    keys = [
-        call_key(call.name, call.arguments) if ok else None
-        for call, ok in zip(calls, accepted, strict=True)
-    ]
-    kinds, matched = _match(names, keys, gold)
-    counts = Counter(kinds)
-    num_missing = sum(
-        argument not in call.arguments
-        for call in calls
-        for argument in _REQUIRED.get(call.name, ())
-    )
-    is_ordered = _is_ordered(names, keys, gold, matched)
-    parts = _parts(
-        {
-            "action_name": counts["correct"] + counts["wrong_arguments"],
-            "argument_set": counts["correct"],
-            "order": int(is_ordered),
-            "incorrect_action": counts["unexpected"],
-            "missing_argument": num_missing,
-        },
-        weights,
-    )
-    changed_records = episode.changed_records()
-    db_match = same_store(changed_records, gold.changed_records)
-    passed = all(accepted) and db_match
-    if passed and not any(gold.changed_records.values()):
-        extra_writes = [
-            name
-            for name, kind in zip(names, kinds, strict=True)
-            if name in WRITE_TOOLS and kind != "correct"
-        ]
-        passed = counts["correct"] == len(gold.names) and not extra_writes
+    run = run_plan(task, plan, db)
+    kinds, is_ordered = match_calls(run, gold)
+    num_missing = run.num_missing
+    parts = reward_parts(kinds, is_ordered, num_missing, weights)
+    db_match = same_store(run.changed_records, gold.changed_records)
     return Score(
         task_id=task.task_id,
         reward=max(weights.unparsable, _total(parts)),
-        outcome=float(passed),
+        outcome=float(db_match and _passes(run, kinds, gold)),
         max_reward=best,
-        exact_match=tuple(keys) == gold.keys,
+        exact_match=tuple(run.keys) == gold.keys,
         db_match=db_match,
-        parse_error=None,
-        num_predicted=len(calls),
+        num_predicted=len(run.calls),
         num_gold=len(gold.names),
-        num_correct=counts["correct"],
+        num_correct=kinds.count("correct"),
         ordering=is_ordered,
-        complete=bool(calls or not gold.names)
-        and num_missing == 0 and all(name in _REQUIRED for name in names),
+        complete=bool(run.calls or not gold.names)
+        and num_missing == 0 and all(call.name in _REQUIRED for call in run.calls),
         parts=parts,
         calls=tuple(
-            CallScore(name, ok, kind == "correct", kind)
-            for name, ok, kind in zip(names, accepted, kinds, strict=True)
+            CallScore(call.name, key is not None, kind == "correct", kind)
+            for call, key, kind in zip(run.calls, run.keys, kinds, strict=True)
         ),
     )

@@ -22,7 +22,7 @@ from trl import TrlParser
 from trl.scripts import vllm_serve
 
 import accelerate
-from train_script import build_parser, main
+from train_script import main, parse_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "accelerate"
@@ -129,7 +129,7 @@ def test_documented_commands_are_what_the_launchers_take():
             assert program in ("pip", "python")
             continue
         if script == "train_script.py":
-            build_parser().parse_args(options)
+            parse_arguments(options)
     assert found.count("torchrun") >= 4 and found.count("accelerate") == 2 and "trl" in found
 
 

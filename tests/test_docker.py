@@ -53,7 +53,7 @@ def test_an_image_takes_its_versions_from_requirements(path):
         if line.startswith("CMD"):
             python, script, *words = json.loads(line.removeprefix("CMD"))
             assert python == "python" and script == "train_script.py"
-            train_script.build_parser().parse_args(words)
+            train_script.parse_arguments(words)
     assert f"docker build -f docker/{path.name} " in (ROOT / "docs" / "GPU.md").read_text()
 
 

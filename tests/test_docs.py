@@ -5,7 +5,10 @@ them), those of other programs (docker, git, vllm, ...) only checked for the fil
 are compared with the results file, the executed notebook or the log entry that they come from.
 """
 
+import doctest
+import importlib
 import json
+import operator
 import os
 import re
 import shlex
@@ -20,25 +23,13 @@ import configs
 import task_generator
 import task_tester
 import train_script
-from training.sweep_space import build_sweep_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
 
-def parse_train(words):
-    if words[:1] == ["chat"]:
-        train_script.build_chat_parser().parse_args(words[1:])
-    elif words[:1] == ["export"]:
-        train_script.build_export_parser().parse_args(words[1:])
-    elif words[:1] == ["sweep"]:
-        build_sweep_parser().parse_args(words[1:])
-    else:
-        train_script.build_parser().parse_args(words)
-
-
 PARSERS = {
-    "train_script.py": parse_train,
+    "train_script.py": train_script.parse_arguments,
     "task_tester.py": lambda words: task_tester.build_parser().parse_args(words),
     "task_generator.py": task_generator.parse_arguments,
 }
@@ -61,6 +52,20 @@ def words_of(line):
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words = words[1:]
     return words
+
+
+@pytest.mark.parametrize("path", [
+    "configs:get_preset", "data_reader:gold_completion", "data_reader:read_tasks",
+    "envs.retail.episode:Episode", "envs.retail.database:RetailDatabase.load",
+    "scoring.parse:parse_plan", "scoring.reward:max_reward", "scoring.reward:score_completion",
+])
+def test_example_of_a_docstring_runs(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    name, _, attributes = path.partition(":")
+    module = importlib.import_module(name)
+    shown = operator.attrgetter(attributes)(module)
+    (example,) = doctest.DocTestFinder(recurse=False).find(shown, path, globs=vars(module).copy())
+    assert doctest.DocTestRunner().run(example) == (0, len(example.examples)) and example.examples
 
 
 def test_there_are_documents_and_commands():

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -161,3 +162,34 @@ def test_two_processes_share_the_work(folder, tmp_path):
     assert result.stdout.count("done: ") == 1, "more than one process wrote"
     assert list(json.loads((output / "evaluation.json").read_text())) == ["base", "sft", "sft_grpo"]
     assert (output / "sft" / "checkpoint-1" / "rng_state_1.pth").exists()
+
+
+def test_help_lists_the_commands(capsys):
+    for word in ("-h", "--help"):
+        with pytest.raises(SystemExit) as stop:
+            train_script.main([word])
+        assert stop.value.code == 0
+        shown = capsys.readouterr().out
+        assert all(re.search(rf"^    {name} ", shown, re.M) for name in train_script.COMMANDS)
+        assert "--preset P" in shown
+
+
+@pytest.mark.parametrize(("words", "run", "values"), [
+    ([], "train", {"preset": "auto", "resume": False}),
+    (["--preset", "cpu", "--resume"], "train", {"preset": "cpu", "resume": True}),
+    (["train", "--set", "seed=1"], "train", {"overrides": ["seed=1"]}),
+    (["chat", "--model", "D"], "chat", {"model": "D"}),
+    (["export", "--model", "D", "--format", "gguf", "--output", "O"], "export", {"format": "gguf"}),
+    (["sweep", "--preset", "cpu", "--num-trials", "3"], "sweep", {"preset": "cpu", "num_trials": 3}),
+])
+def test_words_choose_the_command(words, run, values):
+    arguments = vars(train_script.parse_arguments(words))
+    assert arguments["run"] is getattr(train_script, run)
+    assert values.items() <= arguments.items()
+
+
+@pytest.mark.parametrize("words", [["--preset", "cpu", "chat"], ["chat"], ["no_command"], ["sweep", "x"]])
+def test_words_that_fit_no_command_are_wrong_usage(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_script.main(words)
+    assert stop.value.code == 2 and "error: " in capsys.readouterr().err

@@ -87,6 +87,10 @@ class RetailDatabase:
     def load(cls, data_dir: str | Path | None = None) -> "RetailDatabase":
         """Load a store from a folder, or from one file.
 
+        >>> db = RetailDatabase.load()
+        >>> len(db.products) == len(db.product_types)
+        True
+
         Args:
             data_dir: Folder with users.json, orders.json and products.json, or one JSON file with
                 users, orders and products (tau2-bench's db.json); None means the store that comes

@@ -1,7 +1,6 @@
 """One attempt at a task: calls in, observations out, the changed records at the end.
 
-Left out: the number of calls allowed, the customer and the reward. A transfer to a human agent does
-not end an episode; whoever plays it decides that.
+A transfer to a human agent does not end an episode; whoever plays it decides that.
 """
 
 import marshal
@@ -26,6 +25,14 @@ class Observation:
 class Episode:
     """A store of one's own: reads the shared database, keeps every write to itself.
 
+    >>> episode = Episode(RetailDatabase.load())
+    >>> episode.call("calculate", {"expression": "47.84 + 1"})
+    Observation(ok=True, content='48.84')
+    >>> episode.call("get_order_details", {"order_id": "#W0"})
+    Observation(ok=False, content='Error: order not found')
+    >>> episode.changed_records()
+    {'orders': {}, 'users': {}}
+
     Construction takes constant time, since a record is copied only when it is written. One episode
     belongs to one thread; any number of them may share a database.
 
@@ -42,8 +49,8 @@ class Episode:
     def call(self, name: object, arguments: object) -> Observation:
         """Play one call; whatever a model wrote is answered and never raises.
 
-        Only a `ToolRefusal` becomes an observation, and only here: any other exception is a fault
-        of ours and passes through.
+        Only a `ToolRefusal` becomes an observation, and only here: any other exception is a bug and
+        passes through.
 
         Args:
             name: Tool name, as the policy wrote it.
