@@ -16,7 +16,7 @@ class Intent:
     action: dict
     """The gold call."""
     facts: dict[str, Any]
-    """What the words are made of; every argument value stands in it."""
+    """What the words are made of; holds every argument value."""
     outcome: str
     """Short phrase for gold_final."""
     outputs: tuple[str, ...] = ()
@@ -66,11 +66,7 @@ class Blueprint:
         else:
             first = {
                 "name": "find_user_id_by_name_zip",
-                "arguments": {
-                    "first_name": self.first_name,
-                    "last_name": self.last_name,
-                    "zip": self.zip,
-                },
+                "arguments": {"first_name": self.first_name, "last_name": self.last_name, "zip": self.zip},
             }
         return [first] + [intent.action for intent in self.intents]
 

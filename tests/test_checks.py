@@ -326,14 +326,14 @@ def test_scenario_arguments_from_nowhere_are_named(scenario):
     wish = "You are Ana. You want to send it to Boise, zip 83702."
     new = small_store.NEW_ADDRESS
     assert faults(wish, "find_user_id_by_email", email="else@example.com") == [
-        "email 'else@example.com' is neither told nor shown"
+        "email 'else@example.com' is neither said nor shown"
     ]
     assert [
         fault.split()[0]
         for fault in faults(wish, "modify_user_address", user_id=small_store.USER, **new)
     ] == ["address1", "address2", "state"]
     assert faults(wish, "calculate", expression="10.1 + 7.77") == [
-        "expression '10.1 + 7.77' is neither told nor shown"
+        "expression '10.1 + 7.77' is neither said nor shown"
     ]
     assert len(faults(wish, "transfer_to_human_agents", summary="a price match")) == 1
     # Nobody's records are open before the customer is known.

@@ -18,8 +18,7 @@ from tasks.llm.rewording import (
     LlmSteps,
     add_llm_arguments,
     apply_llm_steps,
-    review_tasks,
-    reword_tasks,
+    in_order,
 )
 from tests.fake_chat_server import FakeChatServer, Reply, config, in_turn
 
@@ -147,6 +146,11 @@ def test_a_value_that_two_wishes_share_does_not_hide_their_order(task, db):
     assert [fault.kind for fault in rewording_findings(task, swapped, db)] == ["order changed"]
 
 
+def reword_tasks(tasks, db, client_config):
+    steps = LlmSteps(ChatClient(client_config), db)
+    return in_order(steps.reword, tasks, client_config.num_workers)
+
+
 def test_rewording_keeps_order_gold_and_every_task(task, db):
     tasks = [replace(task, task_id=f"t-{n}", query=f"{QUERY} {'Thanks! ' * n}") for n in range(9)]
 
@@ -250,7 +254,7 @@ def test_tasks_are_read_as_they_are_needed(task, db):
 )
 def test_a_majority_accepts(task, db, votes, tally):
     with FakeChatServer(in_turn(*(vote(v) for v in votes))) as server:
-        (out,) = review_tasks([task], db, config(server))
+        out = LlmSteps(ChatClient(config(server)), db).review(task)
     assert out == replace(task, tags={"review": f"accepted {tally}"})
     assert len(server.requests) == 3
 

@@ -29,7 +29,7 @@ CHECKS = ("row", "gold", "grounding", "policy", "duplicate")
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a row is not valid."""
+    """One finding, with its row."""
 
     line: int
     """Line in the file on which the row begins."""
@@ -38,21 +38,21 @@ class Reason:
     check: str
     """Which question it fails: one of `CHECKS`."""
     kind: str
-    """Short name of the finding."""
+    """Short name, as in `Finding.kind`."""
     reason: str
-    """The finding in one line."""
+    """One line for people."""
 
 
 @dataclass
 class AuditReport:
-    """What an audit found."""
+    """Counts, findings and mix of one file."""
 
     path: str
     """The file."""
     num_tasks: int = 0
     """Rows, unreadable ones too."""
     num_valid: int = 0
-    """Rows without any finding."""
+    """Rows without a finding."""
     num_unreadable: int = 0
     """Rows that are no task at all: broken JSON, a field missing or of a wrong type."""
     num_failing_gold: int = 0
@@ -65,13 +65,13 @@ class AuditReport:
     """Rows that repeat an earlier row's query (case and punctuation aside) or task_id."""
     num_near_duplicates: int = 0
     """Rows whose wording, ids and numbers masked, nearly repeats an earlier row's, in this file or
-    one it is held against; no finding."""
+    one it is compared with; not a finding."""
     num_repeated_gold: int = 0
-    """Rows with exactly the gold calls of an earlier row; no finding."""
+    """Rows with exactly the gold calls of an earlier row; not a finding."""
     faults: dict[str, int] = field(default_factory=dict)
-    """Faults by kind."""
+    """Findings by kind."""
     reasons: list[Reason] = field(default_factory=list)
-    """Every finding, in the order of the file."""
+    """Every finding, in file order."""
     mix: dict[str, Any] = field(default_factory=dict)
     """Tools, calls per task, tags and splits, as counts of readable rows."""
     wording: dict[str, float] = field(default_factory=dict)
@@ -81,8 +81,7 @@ class AuditReport:
     repeated_gold: list[dict[str, int]] = field(default_factory=list)
     """{"line", "of_line"} each."""
     leakage: dict[str, Any] = field(default_factory=dict)
-    """Customers and queries that stand in two splits, over the file and the ones it is held
-    against."""
+    """Customers and queries in two splits, over this file and those it is compared with."""
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain JSON data."""
@@ -143,12 +142,12 @@ def row_finding(text: str) -> tuple[str, Finding]:
 
 
 class Audit:
-    """Takes rows one by one and keeps the counts.
+    """Audit rows one by one.
 
     Args:
         path: Name of the file, for the report.
         db: The store.
-        leakage: Shared with other files that are held against this one.
+        leakage: Shared with the files that this one is compared with.
     """
 
     def __init__(self, path: str, db: RetailDatabase, leakage: SplitLeakage) -> None:
@@ -169,7 +168,7 @@ class Audit:
         self._random = Random(0)
 
     def add(self, row: ScannedRow) -> None:
-        """Judge one row and count it."""
+        """Check one row and count it."""
         task = row.task
         if task is None:
             findings = [row_finding(text) for text in row.faults]
@@ -248,7 +247,7 @@ class Audit:
 def audit_files(
     paths: Sequence[str | Path], data_dir: str | Path | None = None, **split: Any
 ) -> list[AuditReport]:
-    """Audit several files and hold them against each other.
+    """Audit several files and compare them with each other.
 
     Args:
         paths: Task files: JSONL, or a JSON array such as tau-bench's own.
@@ -283,7 +282,7 @@ def audit_file(
     Args:
         path: JSONL, or a JSON array such as tau-bench's own task files.
         data_dir: Folder of the store; None means the project's own.
-        against: Other files; customers and queries that stand in another split there are leaks.
+        against: Other files; customers and queries in another split there are leaks.
         **split: `seed` and `fractions` of the split, as in training; see `SplitLeakage`.
 
     Raises:

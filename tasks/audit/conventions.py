@@ -49,8 +49,14 @@ EXPRESSION_FORMS = {
     "calculate_sum": re.compile(r"\d+(?:\.\d+)?(?: \+ \d+(?:\.\d+)?)+"),
     "calculate_difference": re.compile(r"\d+(?:\.\d+)?(?: - \d+(?:\.\d+)?)+"),
 }
-# What a customer can write down of an id; a refused intent may name ids that no call needs.
+# Ids as a customer writes them; a refused intent may name ids that no call needs.
 ID = re.compile(r"#W\d{7}\b|\b\d{10}\b|\b(?:credit_card|paypal|gift_card)_\d+\b")
+
+
+def is_generated(task: Task) -> bool:
+    """Tell whether a row is of this project's generator, which claims the plan-mode conventions."""
+    intents = task.tags.get("wishes")
+    return isinstance(intents, list) and all(isinstance(intent, str) for intent in intents)
 
 
 def passages_in_order(task: Task) -> bool:
@@ -105,7 +111,7 @@ def unused_ids(task: Task) -> list[str]:
 
 
 def refusal_needed(intent: str, action: dict, customer_id: str | None, db: RetailDatabase) -> bool:
-    """Tell whether the record that gold looks at shows why the intent is refused."""
+    """Tell whether the record that gold reads shows why the intent is refused."""
     arguments = action["arguments"]
     if intent == "refuse_unavailable":
         product = db.products.get(arguments["product_id"], {"variants": {}})
@@ -153,10 +159,9 @@ def check_conventions(task: Task, db: RetailDatabase) -> list[Finding]:
         task: The task, whose calls fit the tool schemas.
         db: The store it is about.
     """
-    intents = task.tags.get("wishes")
-    if not isinstance(intents, list) or not all(isinstance(intent, str) for intent in intents):
+    if not is_generated(task):
         return []
-    findings = []
+    findings, intents = [], task.tags["wishes"]
     names = [action["name"] for action in task.gold_actions]
     if len(names) != len(intents) + 1:
         findings.append(Finding("call_count", f"{len(names)} calls for {len(intents)} intents"))

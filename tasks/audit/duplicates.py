@@ -89,7 +89,7 @@ def masked_words(text: str) -> list[str]:
 
 
 class NearDuplicates:
-    """Remembers the wording of the queries seen so far; about 2 KB a query.
+    """Remember the wording of the queries seen so far; about 2 KB a query.
 
     Args:
         threshold: Estimated Jaccard similarity of shingle sets, 0..1, from which two queries are
@@ -146,7 +146,7 @@ class NearDuplicates:
 
 
 class Place(NamedTuple):
-    """Where a task stands."""
+    """Where a task is."""
 
     path: str
     """Its file."""
@@ -157,19 +157,16 @@ class Place(NamedTuple):
 
 
 class SplitLeakage:
-    """Collects, over any number of files, which customers and queries each split holds.
+    """Collect the customers and queries of each split, over any number of files.
 
     Args:
-        db: The store, which tells whom a gold call finds.
+        db: The store, in which gold calls find customers.
         seed: Seed of the split, as in training.
         fractions: Shares of the splits, as in training.
     """
 
     def __init__(
-        self,
-        db: RetailDatabase,
-        seed: int = 0,
-        fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+        self, db: RetailDatabase, seed: int = 0, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
     ) -> None:
         self._db, self._seed, self._fractions = db, seed, fractions
         self._customers: dict[str, dict[str, Place]] = {}
@@ -184,7 +181,7 @@ class SplitLeakage:
         return next(name for name, part in zip(Splits._fields, splits, strict=True) if part)
 
     def add(self, task: Task, path: str, line: int) -> tuple[str, dict[str, Any] | None]:
-        """Note one task.
+        """Add one task.
 
         Args:
             task: The task.
@@ -208,12 +205,14 @@ class SplitLeakage:
         if other.split != place.split:
             self._near_pairs.append((other, place))
         return place.split, {
-            "line": line, "of_path": other.path, "of_line": other.line,
+            "line": line,
+            "of_path": other.path,
+            "of_line": other.line,
             "similarity": round(likeness[1], 2),
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return counts of what stands in more than one split, and the first examples."""
+        """Return counts of what is in more than one split, and the first examples."""
         users = [(name, seen.values()) for name, seen in self._customers.items() if len(seen) > 1]
         seen_twice = [seen.values() for seen in self._queries.values() if len(seen) > 1]
         queries = [("same query", places) for places in seen_twice]
@@ -247,9 +246,7 @@ def distinct(tokens: list[tuple[str, ...]], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def wording_figures(
-    texts: Iterable[str], num_texts: int = 400, seed: int = 0
-) -> dict[str, int | float]:
+def wording_figures(texts: Iterable[str], num_texts: int = 400, seed: int = 0) -> dict[str, int | float]:
     """Return the wording figures of a random sample of texts.
 
     Args:

@@ -12,7 +12,7 @@ import re
 from data_reader import Task
 from envs.retail import WRITE_TOOLS, Episode, RetailDatabase, check_arguments
 from envs.retail.database import ADDRESS_FIELDS
-from tasks.audit.conventions import check_conventions
+from tasks.audit.conventions import check_conventions, is_generated
 from tasks.audit.finding import Finding, call_label, order_remedy
 from tasks.audit.grounding import check_agent_grounding, check_grounding, leaves
 from tasks.audit.policy import AUTHENTICATION_TOOLS, check_policy
@@ -107,14 +107,8 @@ def check_execution(task: Task, db: RetailDatabase) -> list[Finding]:
 
 
 def is_scenario(task: Task) -> bool:
-    """Tell a row in the form of tau-bench's own task files, whose query is the scenario itself."""
+    """Tell whether a row is in the form of tau-bench's own task files, whose query is the scenario itself."""
     return task.instruction == task.query
-
-
-def is_generated(task: Task) -> bool:
-    """Tell a row of this project's generator, which claims the plan-mode conventions."""
-    intents = task.tags.get("wishes")
-    return isinstance(intents, list) and all(isinstance(intent, str) for intent in intents)
 
 
 def shown_values(episode: Episode, action: dict) -> set[str]:
@@ -133,7 +127,7 @@ def shown_values(episode: Episode, action: dict) -> set[str]:
 
 
 class RowChecks:
-    """Judges rows against one store.
+    """Check rows against one store.
 
     Args:
         db: The store.
@@ -163,12 +157,10 @@ class RowChecks:
         db, scenario = self._db, is_scenario(task)
         authenticates = any(a["name"] in AUTHENTICATION_TOOLS for a in task.gold_actions)
         policy = check_policy(task, db, require_authentication=authenticates or not scenario)
-        if is_generated(task):
-            policy += check_conventions(task, db)
         found = {
             "row": [] if scenario else check_format(task),
             "gold": check_execution(task, db) + self.output_findings(task),
-            "policy": policy + self.customer_findings(task),
+            "policy": policy + check_conventions(task, db) + self.customer_findings(task),
             "grounding": self.address_findings(task),
         }
         if not scenario:
@@ -196,7 +188,7 @@ class RowChecks:
     def address_findings(self, task: Task) -> list[Finding]:
         """Check that new addresses have their parts in the right fields, as far as shapes tell.
 
-        That each part stands in the query does not tell a city from a state.
+        That each part is in the query does not tell a city from a state.
         """
         findings = []
         for index, action in enumerate(task.gold_actions):
@@ -215,7 +207,7 @@ class RowChecks:
         return findings
 
     def output_findings(self, task: Task) -> list[Finding]:
-        """Check that what a generated task's agent must tell stands in what gold's calls show."""
+        """Check that gold's calls show every output of a generated task."""
         if not is_generated(task) or not task.outputs:
             return []
         episode = Episode(self._db)

@@ -4,7 +4,7 @@
 - composed and decomposed letters, kinds of white space and invisible characters are the same to a
   reader, so they are the same here (`common.reader_text`), though not to the tools' own look-ups;
 - `reason` follows from the words next to the order id (see `cancel_reason`);
-- `address2` is "" when nothing stands between the street and the city, or words say "none";
+- `address2` is "" when nothing is between the street and the city, or words say "none";
 - `expression` needs its numbers, thousands separators aside; `thought` is free;
 - `new_item_ids` go with `item_ids` in the order in which the query pairs them.
 
@@ -57,13 +57,13 @@ NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
 def find_value(text: str, value: str, start: int = 0) -> int:
-    """Return where a value stands in a text as a token of its own, or -1.
+    """Return the place of a value in a text as a token of its own, or -1.
 
     A longer number, word, id or email around it does not count.
 
     Args:
-        text: Where to look.
-        value: What to look for; nothing stands nowhere.
+        text: The text to search.
+        value: The value; "" is never found.
         start: Where to begin, in characters.
     """
     if not value:
@@ -92,7 +92,7 @@ def find_value(text: str, value: str, start: int = 0) -> int:
 
 
 def find_all(text: str, value: str) -> list[int]:
-    """Return every place where a value stands as a token of its own."""
+    """Return every place of a value as a token of its own."""
     places = []
     position = find_value(text, value)
     while position != -1:
@@ -102,19 +102,19 @@ def find_all(text: str, value: str) -> list[int]:
 
 
 class SearchText:
-    """A text prepared for looking values up in it."""
+    """A text prepared for searching values."""
 
     def __init__(self, text: str):
         """Keep the text as a reader sees it, with and without letter case.
 
         Args:
-            text: The query, or any text that values are looked up in.
+            text: The query, or any other text.
         """
         self.text = plain(text)
         self.folded = folded(text)
 
     def places(self, field: str, value: str) -> list[int]:
-        """Return where an argument's value stands, by the rules of its field."""
+        """Return the places of an argument's value, by the rules of its field."""
         if not value.strip():
             return []
         if field == "state" or field.endswith(("_id", "_ids")):
@@ -126,7 +126,7 @@ class SearchText:
         return find_all(self.folded, folded(value))
 
     def has(self, field: str, value: str) -> bool:
-        """Tell whether the value stands in the text."""
+        """Tell whether the text has the value."""
         return bool(self.places(field, value))
 
 
@@ -184,13 +184,13 @@ def smallest_span(places: list[list[int]]) -> int:
 def second_line_is_empty(words: SearchText, address1: str, city: str) -> bool:
     """Tell whether the words give a street without a second address line.
 
-    True when only labels, punctuation or words such as "no apartment" stand between a street and
+    True when only labels, punctuation or words such as "no apartment" are between a street and
     the city after it.
     """
     address1, city = folded(address1), folded(city)
     for start in find_all(words.folded, address1):
         begin = start + len(address1)
-        # At most 80 characters between the two; those around them tell where each ends.
+        # At most 80 characters between the two; those around them show where each ends.
         after = words.folded[begin - 1 : begin + 80 + len(city) + 2]
         end = find_value(after, city, 1)
         rest = ADDRESS_LABEL.sub(" ", NO_SECOND_LINE_CUE.sub(" ", after[1:end]))
@@ -200,7 +200,7 @@ def second_line_is_empty(words: SearchText, address1: str, city: str) -> bool:
 
 
 def ground_address(words: SearchText, arguments: dict) -> list[tuple[str, str]]:
-    """Ground the six address fields: each is there, and all stand together."""
+    """Ground the six address fields: each is there, and all are close together."""
     findings = []
     places = []
     for field in ADDRESS_FIELDS:
@@ -214,18 +214,16 @@ def ground_address(words: SearchText, arguments: dict) -> list[tuple[str, str]]:
             findings.append(("ungrounded", f"{field} {value!r} is not in the query"))
         places.append(found)
     if not findings and smallest_span(places) > MAX_ADDRESS_SPAN:
-        findings.append(("address_scattered", "its fields do not stand together in the query"))
+        findings.append(("address_scattered", "its fields are not close together in the query"))
     return findings
 
 
-def ground_pairs(
-    words: SearchText, item_ids: list[str], new_item_ids: list[str]
-) -> list[tuple[str, str]]:
+def ground_pairs(words: SearchText, item_ids: list[str], new_item_ids: list[str]) -> list[tuple[str, str]]:
     """Check that the query pairs old and new items as gold does: n-th old with n-th new."""
     pairs = []
     for old, new in zip(item_ids, new_item_ids):
         old_places, new_places = find_all(words.text, old), find_all(words.text, new)
-        # An id that stands there twice has no single place to compare.
+        # An id that occurs twice has no single place to compare.
         if len(old_places) == 1 and len(new_places) == 1:
             pairs.append((old_places[0], new_places[0], old, new))
     pairs.sort()
@@ -251,7 +249,7 @@ def ground_expression(words: SearchText, expression: str) -> list[tuple[str, str
 
 
 def ground_name(words: SearchText, arguments: dict) -> list[tuple[str, str]]:
-    """Check first name, last name and zip: each is there, and the names stand together."""
+    """Check first name, last name and zip: each is there, and the names are close together."""
     findings = [
         ("ungrounded", f"{field} {arguments[field]!r} is not in the query")
         for field in ("first_name", "last_name", "zip")
@@ -259,7 +257,7 @@ def ground_name(words: SearchText, arguments: dict) -> list[tuple[str, str]]:
     ]
     names = [words.places(field, arguments[field]) for field in ("first_name", "last_name")]
     if not findings and smallest_span(names) > MAX_NAME_SPAN:
-        findings.append(("name_scattered", "first and last name do not stand together"))
+        findings.append(("name_scattered", "first and last name are not close together"))
     return findings
 
 
@@ -268,7 +266,7 @@ def ground_reason(words: SearchText, arguments: dict, num_cancels: int) -> list[
     stated = cancel_reason(words.text, arguments["order_id"])
     if stated is None or stated == arguments["reason"]:
         return []
-    # With one cancellation the apology may stand anywhere in the query.
+    # With one cancellation the apology may be anywhere in the query.
     if arguments["reason"] == MISTAKE and num_cancels == 1:
         if says_mistake(words.text):
             return []
@@ -362,20 +360,20 @@ class Shown:
         return {number(text) for text in self._values if NUMBER.fullmatch(text)}
 
 
-def unknown_arguments(told: SearchText, shown: Shown, arguments: dict) -> list[tuple[str, str]]:
-    """Return a reason for each argument that is neither told nor shown."""
+def unknown_arguments(said: SearchText, shown: Shown, arguments: dict) -> list[tuple[str, str]]:
+    """Return a reason for each argument that is neither said nor shown."""
 
     def is_known(field: str, value: str) -> bool:
         if field == "expression":
-            known = shown.numbers() | {number(text) for text in NUMBER.findall(told.text)}
+            known = shown.numbers() | {number(text) for text in NUMBER.findall(said.text)}
             return all(number(text) in known for text in NUMBER.findall(value))
         if field == "address2" and value == "":
             place = arguments["address1"], arguments["city"]
-            return shown.has("") or second_line_is_empty(told, *place)
-        return told.has(field, value) or shown.has(value)
+            return shown.has("") or second_line_is_empty(said, *place)
+        return said.has(field, value) or shown.has(value)
 
     return [
-        ("ungrounded", f"{field} {one!r} is neither told nor shown")
+        ("ungrounded", f"{field} {one!r} is neither said nor shown")
         for field, value in arguments.items()
         if field not in ("reason", "thought")
         for one in (value if isinstance(value, list) else [value])
@@ -398,25 +396,24 @@ def check_agent_grounding(task: Task, db: RetailDatabase, scenario: bool = False
     """
     if not task.instruction:
         return []
-    told, shown, episode = SearchText(task.instruction), Shown(db), Episode(db)
+    said, shown, episode = SearchText(task.instruction), Shown(db), Episode(db)
     shown.add_customer(task.user_id)
     num_cancels = sum(a["name"] == "cancel_pending_order" for a in task.gold_actions)
     findings = []
     for index, action in enumerate(task.gold_actions):
         name, arguments = action["name"], action["arguments"]
         finds_customer = name.startswith("find_user_id")
-        told_alone = (
-            finds_customer or "address1" in arguments
-            or name in ("calculate", "transfer_to_human_agents")
+        said_alone = (
+            finds_customer or "address1" in arguments or name in ("calculate", "transfer_to_human_agents")
         )
         problems = []
-        if told_alone:
+        if said_alone:
             own = {field: value for field, value in arguments.items() if field != "user_id"}
-            problems = ground_call(told, {"name": name, "arguments": own}, num_cancels)
-        if not told_alone or (scenario and any(kind == "ungrounded" for kind, _ in problems)):
-            problems = unknown_arguments(told, shown, arguments)
+            problems = ground_call(said, {"name": name, "arguments": own}, num_cancels)
+        if not said_alone or (scenario and any(kind == "ungrounded" for kind, _ in problems)):
+            problems = unknown_arguments(said, shown, arguments)
             if "reason" in arguments:
-                problems += ground_reason(told, arguments, num_cancels)
+                problems += ground_reason(said, arguments, num_cancels)
         label = call_label(index, action)
         findings += [Finding(kind, f"{label}: {detail}") for kind, detail in problems]
         observation = episode.call(name, arguments)

@@ -99,9 +99,7 @@ class PolicyReplay:
                 kind = "second_item_change"
             else:
                 kind = "change_after_item_change"
-            self.add(
-                kind, f"{order_id} is {order['status']}, the tool needs {REQUIRED_STATUS[name]}"
-            )
+            self.add(kind, f"{order_id} is {order['status']}, the tool needs {REQUIRED_STATUS[name]}")
         user = self.episode.call("get_user_details", {"user_id": order["user_id"]}).content
         if name in ITEM_TOOLS:
             self.judge_items(name, arguments, order, user)
@@ -109,7 +107,7 @@ class PolicyReplay:
             self.judge_payment_change(arguments, order, user)
 
     def judge_items(self, name: str, arguments: dict, order: dict, user: dict) -> None:
-        """Items stand in the order; new ones are other, available options of the same product."""
+        """Items are in the order; new ones are other, available options of the same product."""
         item_ids = arguments["item_ids"]
         if not item_ids:
             self.add("no_items", "item_ids is empty")
@@ -117,8 +115,7 @@ class PolicyReplay:
         for item_id, count in Counter(item_ids).items():
             if count > owned[item_id]:
                 self.add(
-                    "item_not_in_order",
-                    f"item {item_id} is {owned[item_id]} times in {order['order_id']}",
+                    "item_not_in_order", f"item {item_id} is {owned[item_id]} times in {order['order_id']}"
                 )
         method_id = arguments["payment_method_id"]
         if method_id not in user["payment_methods"]:
@@ -128,9 +125,7 @@ class PolicyReplay:
         if name == "return_delivered_order_items":
             original_id = order["payment_history"][0]["payment_method_id"]
             if method["source"] != "gift_card" and method_id != original_id:
-                self.add(
-                    "refund_to_other_method", f"{method_id} neither paid the order nor a gift card"
-                )
+                self.add("refund_to_other_method", f"{method_id} neither paid the order nor a gift card")
             return
         difference = self.judge_new_items(arguments, order)
         if method["source"] == "gift_card" and method["balance"] < difference:
@@ -178,14 +173,10 @@ class PolicyReplay:
         method = user["payment_methods"][method_id]
         amount = payments[0]["amount"]
         if method["source"] == "gift_card" and method["balance"] < amount:
-            self.add(
-                "gift_card_short", f"{method_id} holds {method['balance']}, the order is {amount}"
-            )
+            self.add("gift_card_short", f"{method_id} holds {method['balance']}, the order is {amount}")
 
 
-def check_policy(
-    task: Task, db: RetailDatabase, require_authentication: bool = True
-) -> list[Finding]:
+def check_policy(task: Task, db: RetailDatabase, require_authentication: bool = True) -> list[Finding]:
     """Check gold against the rules of wiki.md that hold for any row.
 
     Calls must fit the tool schemas (`check_format` first). The first call, `think` aside, has to

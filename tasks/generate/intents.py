@@ -41,9 +41,7 @@ class Draw:
         """The customer's record."""
         return self.view.db.users[self.user_id]
 
-    def order(
-        self, kind: str, *statuses: str, fits: Callable[[str], bool] | None = None
-    ) -> str | None:
+    def order(self, kind: str, *statuses: str, fits: Callable[[str], bool] | None = None) -> str | None:
         """Take an order for an intent, or None when no order fits.
 
         Args:
@@ -289,9 +287,7 @@ def other_methods(draw: Draw, order_id: str, enough: bool) -> list[str]:
 
 def sample_change_payment(draw: Draw) -> Intent | None:
     """Another payment method for a pending order; a gift card only when it is enough."""
-    order_id = draw.order(
-        "change_payment", "pending", fits=lambda o: bool(other_methods(draw, o, True))
-    )
+    order_id = draw.order("change_payment", "pending", fits=lambda o: bool(other_methods(draw, o, True)))
     if order_id is None:
         return None
     method_id = draw.rng.choice(other_methods(draw, order_id, True))

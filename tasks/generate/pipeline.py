@@ -102,9 +102,7 @@ def fact_sheet(blueprint: Blueprint) -> str:
     """Return the facts that words will be made of, as a plain text to check grounding against."""
     who = blueprint
     lines = [
-        who.email
-        if who.authentication == "email"
-        else f"{who.first_name} {who.last_name}, zip {who.zip}"
+        who.email if who.authentication == "email" else f"{who.first_name} {who.last_name}, zip {who.zip}"
     ]
     for intent in blueprint.intents:
         facts = dict(intent.facts)
@@ -138,7 +136,7 @@ def check_outputs(blueprint: Blueprint, db: RetailDatabase) -> list[Finding]:
 
 
 def check_refusals(task: Task, blueprint: Blueprint, db: RetailDatabase) -> list[Finding]:
-    """Check that what gold refuses is forbidden by the rules indeed."""
+    """Check that what gold refuses is really forbidden by the rules."""
     findings = []
     for intent in blueprint.intents:
         if intent.forbidden is not None:
@@ -166,7 +164,7 @@ class Drafter:
         self.sampler = BlueprintSampler(StoreView(db), mix)
 
     def draft(self, index: int, attempt: int) -> Draft:
-        """Take one attempt through all steps but uniqueness, which needs the other tasks.
+        """Make one attempt; check everything but uniqueness, which needs the other tasks.
 
         Args:
             index: The task's number in its file, from 0.
@@ -184,40 +182,31 @@ class Drafter:
             user_id=blueprint.user_id,
             outputs=blueprint.outputs,
         )
-        for step, findings in (
+        db = self.db
+        checks = (
             ("format", lambda: check_format(plan)),
-            (
-                "execution",
-                lambda: check_execution(plan, self.db) or check_outputs(blueprint, self.db),
-            ),
-            (
-                "policy",
-                lambda: check_policy(plan, self.db) or check_refusals(plan, blueprint, self.db),
-            ),
-            ("grounding", lambda: check_grounding(plan, self.db)),
-        ):
-            found = findings()
-            if found:
-                return Draft(step, found[0].kind)
+            ("execution", lambda: check_execution(plan, db) or check_outputs(blueprint, db)),
+            ("policy", lambda: check_policy(plan, db) or check_refusals(plan, blueprint, db)),
+            ("grounding", lambda: check_grounding(plan, db)),
+        )
+        for step, check in checks:
+            findings = check()
+            if findings:
+                return Draft(step, findings[0].kind)
         key = fingerprint(blueprint.key) or 1
         task = self.worded(rng, blueprint, plan)
         try:
             task_from_json(task_to_json(task))
         except DatasetError:  # a name in the store holds a control token, for instance
             return Draft("wording", "unreadable", key)
-        for step, found in (
-            (
-                "wording",
-                check_conventions(task, self.db)
-                + self.row_checks.customer_findings(task) + self.row_checks.address_findings(task),
-            ),
-            (
-                "words_grounding",
-                check_grounding(task, self.db) + check_agent_grounding(task, self.db),
-            ),
-        ):
-            if found:
-                return Draft(step, found[0].kind, key)
+        rows = self.row_checks
+        findings = check_conventions(task, db) + rows.customer_findings(task)
+        findings += rows.address_findings(task)
+        if findings:
+            return Draft("wording", findings[0].kind, key)
+        findings = check_grounding(task, db) + check_agent_grounding(task, db)
+        if findings:
+            return Draft("words_grounding", findings[0].kind, key)
         return Draft("", "", key, task)
 
     def worded(self, rng: Random, blueprint: Blueprint, plan: Task) -> Task:
@@ -249,7 +238,7 @@ class Drafter:
 
 
 class Deduplicator:
-    """Let the drafts through that mean and say something new, and count all others."""
+    """Pass on drafts that mean and say something new; count all others."""
 
     def __init__(self, drafter: Drafter):
         """Start with nothing seen.

@@ -157,17 +157,12 @@ def sample_transfer(draw: Draw) -> Intent | None:
 
 
 def refused_by_status(draw: Draw, kind: str, order_id: str, forbidden: dict, change: str) -> Intent:
-    """Return an intent that the order's status forbids; gold looks at the order."""
+    """Return an intent that the order's status forbids; gold reads the order."""
     status = draw.view.db.orders[order_id]["status"]
     return Intent(
         kind,
         call("get_order_details", order_id=order_id),
-        {
-            "order_id": order_id,
-            "status": status,
-            "change": change,
-            "names": order_names(draw, order_id),
-        },
+        {"order_id": order_id, "status": status, "change": change, "names": order_names(draw, order_id)},
         f"refused: the order is {status}",
         forbidden=forbidden,
     )
@@ -197,9 +192,7 @@ def sample_refuse_order_change(draw: Draw) -> Intent | None:
     else:
         # Any method shows the refusal: the status is judged before the method.
         method_id = order["payment_history"][0]["payment_method_id"]
-        forbidden = call(
-            "modify_pending_order_payment", order_id=order_id, payment_method_id=method_id
-        )
+        forbidden = call("modify_pending_order_payment", order_id=order_id, payment_method_id=method_id)
     return refused_by_status(draw, "refuse_order_change", order_id, forbidden, change)
 
 
@@ -242,7 +235,7 @@ def sample_refuse_other_customer(draw: Draw) -> Intent | None:
 
 
 def sample_refuse_unavailable(draw: Draw) -> Intent | None:
-    """An item to swap for one that is out of stock; gold looks at the product."""
+    """An item to swap for one that is out of stock; gold reads the product."""
     view = draw.view
 
     def short_items(order_id: str) -> list[dict]:
@@ -250,9 +243,7 @@ def sample_refuse_unavailable(draw: Draw) -> Intent | None:
         held = {item["item_id"] for item in items}
         return [i for i in items if set(view.unavailable[i["product_id"]]) - held]
 
-    order_id = draw.order(
-        "refuse_unavailable", "pending", "delivered", fits=lambda o: bool(short_items(o))
-    )
+    order_id = draw.order("refuse_unavailable", "pending", "delivered", fits=lambda o: bool(short_items(o)))
     if order_id is None:
         return None
     order = view.db.orders[order_id]
@@ -286,10 +277,8 @@ def sample_refuse_unavailable(draw: Draw) -> Intent | None:
 
 
 def sample_refuse_gift_card(draw: Draw) -> Intent | None:
-    """A gift card that cannot carry an order; gold looks at the account."""
-    order_id = draw.order(
-        "refuse_gift_card", "pending", fits=lambda o: bool(other_methods(draw, o, False))
-    )
+    """A gift card that cannot carry an order; gold reads the account."""
+    order_id = draw.order("refuse_gift_card", "pending", fits=lambda o: bool(other_methods(draw, o, False)))
     if order_id is None:
         return None
     method_id = draw.rng.choice(other_methods(draw, order_id, False))
@@ -304,9 +293,7 @@ def sample_refuse_gift_card(draw: Draw) -> Intent | None:
             "amount": draw.view.db.orders[order_id]["payment_history"][0]["amount"],
         },
         "refused: the gift card balance is too small",
-        forbidden=call(
-            "modify_pending_order_payment", order_id=order_id, payment_method_id=method_id
-        ),
+        forbidden=call("modify_pending_order_payment", order_id=order_id, payment_method_id=method_id),
     )
 
 

@@ -43,11 +43,11 @@ class BlueprintSampler:
     """Draw blueprints from one store by one mix."""
 
     def __init__(self, view: StoreView, mix: TaskMix):
-        """Find out which customers could have which intent.
+        """Find which customers can have which intent.
 
         Args:
             view: The store's indexes.
-            mix: The shares to draw by; intents that nobody in the store can have are left out.
+            mix: The shares to draw by; intents that nobody in the store can have are skipped.
         """
         self.view = view
         self.mix = mix
@@ -71,9 +71,7 @@ class BlueprintSampler:
             "refuse_unavailable": _has(view, "pending", "delivered"),
             "refuse_gift_card": _has_method(view, mix, enough=False),
         }
-        self.able = {
-            kind: [u for u in view.users if tests.get(kind, everybody)(u)] for kind in SAMPLERS
-        }
+        self.able = {kind: [u for u in view.users if tests.get(kind, everybody)(u)] for kind in SAMPLERS}
         self._able_sets = {kind: frozenset(users) for kind, users in self.able.items()}
         self._granted = self._weights(mix.intent_weights)
         self._refused = self._weights(mix.refused_weights)
@@ -146,9 +144,7 @@ class BlueprintSampler:
         named = {w.facts["order_id"] for w in intents if "order_id" in w.facts}
         found: list[Distractor] = []
         last = len(intents) - 1
-        spare_orders = [
-            o for o in self.view.order_ids(user_id, "pending", "delivered") if o not in named
-        ]
+        spare_orders = [o for o in self.view.order_ids(user_id, "pending", "delivered") if o not in named]
         if spare_orders and named:
             found.append(Distractor("order", last, {"order_id": rng.choice(spare_orders)}))
         for index, intent in enumerate(intents):
@@ -162,9 +158,7 @@ class BlueprintSampler:
                     found.append(Distractor("item", index, facts))
             if "payment_method_id" in arguments:
                 method_ids = [
-                    m
-                    for m in self.view.method_labels(user_id)
-                    if m != arguments["payment_method_id"]
+                    m for m in self.view.method_labels(user_id) if m != arguments["payment_method_id"]
                 ]
                 if method_ids:
                     facts = {"method": method_fact(draw, rng.choice(method_ids))}

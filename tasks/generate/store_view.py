@@ -82,7 +82,7 @@ class StoreView:
     def method_labels(self, user_id: str) -> dict[str, str]:
         """Return the user's payment methods as a customer would tell them apart.
 
-        Methods that a customer could not tell apart without ids are left out.
+        Leave out methods that a customer could not tell apart without ids.
         """
         methods = self.db.users[user_id]["payment_methods"]
         labels = {}
@@ -112,6 +112,6 @@ class StoreView:
 
 
 def unique_items(order: Record) -> list[Record]:
-    """Return an order's items without those that stand in it twice (their id names two things)."""
+    """Return an order's items without those it holds twice, whose id names two things."""
     counts = Counter(item["item_id"] for item in order["items"])
     return [item for item in order["items"] if counts[item["item_id"]] == 1]

@@ -25,7 +25,7 @@ FACT_PATTERN = re.compile(
 
 
 def rewording_findings(task: Task, query: str, db: RetailDatabase) -> list[Finding]:
-    """Name what speaks against `query` as other words for `task`.
+    """Check `query` as new words for `task`.
 
     Args:
         task: The task with its own words.
@@ -33,7 +33,7 @@ def rewording_findings(task: Task, query: str, db: RetailDatabase) -> list[Findi
         db: The store, for the checks on gold.
 
     Returns:
-        Faults; empty when the new words may be kept.
+        Findings; empty when the new words may be kept.
     """
     findings = []
     if query.strip() == task.query.strip():
@@ -44,12 +44,12 @@ def rewording_findings(task: Task, query: str, db: RetailDatabase) -> list[Findi
     values = {value for call in _values(task) for value in call if value in task.query}
     lost = sorted((old - new) | {value for value in values if value not in query})
     if lost:
-        findings.append(Finding("facts lost", f"must stand verbatim: {', '.join(lost)}"))
+        findings.append(Finding("facts lost", f"must be verbatim: {', '.join(lost)}"))
     added = sorted(new - old)
     if added:
         findings.append(Finding("facts added", f"not known before: {', '.join(added)}"))
     if not lost and _mention_order(task, query) != _mention_order(task, task.query):
-        findings.append(Finding("order changed", "intents or items stand in another order"))
+        findings.append(Finding("order changed", "intents or items come in another order"))
     if not findings:
         reworded = replace(task, query=query)
         findings += check_format(reworded) or [

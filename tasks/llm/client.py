@@ -1,7 +1,7 @@
 """A small client for any OpenAI-compatible chat endpoint: retries, rate limit, time-out, cost.
 
-The `openai` package is optional and is imported only when a client is made. Left out: streaming,
-caching of answers, and any provider's own extras (what differs between providers).
+The `openai` package is optional and imported only when a client is made. Its own retries are off:
+here they also cover broken and empty answers, and they obey the rate limit and the budget.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ INSTALL_COMMAND = "pip install 'openai>=1.40'"
 BACKOFF_BASE_S = 1.0
 RETRIED_STATUSES = frozenset({408, 409, 425, 429})
 FATAL_STATUSES = frozenset({401, 403, 404})
-MAX_FAULT_CHARACTERS = 300
+MAX_ERROR_CHARACTERS = 300
 
 
 class LlmError(RuntimeError):
@@ -30,7 +30,7 @@ class LlmUnavailable(RuntimeError):
 
 
 class LlmRefused(LlmUnavailable):
-    """The endpoint refuses this one question, such as one that is too long; asking again is vain."""
+    """The endpoint refuses this one question, such as one that is too long; a retry cannot help."""
 
 
 class BudgetSpent(LlmUnavailable):
@@ -39,7 +39,7 @@ class BudgetSpent(LlmUnavailable):
 
 @dataclass(frozen=True)
 class LlmConfig:
-    """Where the model is and how hard it may be asked."""
+    """Endpoint, model and bounds on requests."""
 
     model: str
     """Model name as the endpoint knows it."""
@@ -50,7 +50,7 @@ class LlmConfig:
     timeout_s: float = 60.0
     """Longest wait for one answer, in seconds."""
     max_attempts: int = 5
-    """Requests sent for one answer before it is given up."""
+    """Requests sent for one answer, at most."""
     max_wait_s: float = 30.0
     """Longest pause between two attempts, in seconds; bounds a server's Retry-After too."""
     requests_per_minute: float = 60.0
@@ -103,12 +103,12 @@ class LlmConfig:
 
 @dataclass
 class LlmUsage:
-    """What was asked of the endpoint so far."""
+    """Requests, tokens and cost so far."""
 
     num_requests: int = 0
     """Requests sent, retries included."""
     num_retries: int = 0
-    """Requests sent again after a fault."""
+    """Requests sent again after a failure."""
     num_unanswered: int = 0
     """Answers given up after all attempts."""
     prompt_tokens: int = 0
@@ -119,7 +119,7 @@ class LlmUsage:
     """US dollars at the prices of the config."""
 
     def __str__(self) -> str:
-        """Say all of it in one line."""
+        """Return the figures in one line."""
         return (
             f"{self.num_requests} requests ({self.num_retries} retries, {self.num_unanswered} "
             f"unanswered), {self.prompt_tokens} + {self.completion_tokens} tokens, "
@@ -128,7 +128,7 @@ class LlmUsage:
 
 
 class RateLimiter:
-    """Spaces requests evenly, over all threads."""
+    """Space requests evenly over all threads."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class RateLimiter:
 
 
 class ChatClient:
-    """Asks one endpoint, patiently and within bounds. Safe to share between threads.
+    """Ask one endpoint within bounds; safe to share between threads.
 
     Args:
         config: Endpoint and bounds.
@@ -170,7 +170,6 @@ class ChatClient:
         self.config = config
         self.usage = LlmUsage()
         self._openai = openai
-        # The SDK's own retries are off: they ignore our rate limit and our count of requests.
         self._client = openai.OpenAI(
             base_url=config.base_url,
             api_key=config.api_key or "none",
@@ -224,25 +223,25 @@ class ChatClient:
         # No token limit is sent: providers disagree on the field's name and refuse the other one.
         if self.config.temperature is not None:
             request["temperature"] = self.config.temperature
-        fault = ""
+        failure = ""
         for attempt in range(self.config.max_attempts):
             if attempt:
                 with self._lock:
                     self.usage.num_retries += 1
-            message, fault, retry_after_s = self._attempt(request)
+            message, failure, retry_after_s = self._attempt(request)
             text = message.get("content")
-            if not fault and words and not (isinstance(text, str) and text.strip()):
-                fault = "the answer is empty"
-            if not fault:
+            if not failure and words and not (isinstance(text, str) and text.strip()):
+                failure = "the answer is empty"
+            if not failure:
                 return message
             if attempt + 1 < self.config.max_attempts:
                 self._sleep(self._pause_s(attempt, retry_after_s))
         with self._lock:
             self.usage.num_unanswered += 1
-        raise LlmUnavailable(f"no answer after {self.config.max_attempts} attempts: {fault}")
+        raise LlmUnavailable(f"no answer after {self.config.max_attempts} attempts: {failure}")
 
     def _attempt(self, request: dict[str, Any]) -> tuple[dict[str, Any], str, float | None]:
-        """Send one request; return (message, fault, seconds the server asks us to wait)."""
+        """Send one request; return (message, failure, seconds the server asks us to wait)."""
         budget = self.config.max_cost
         if budget is not None and self.usage.cost >= budget:
             raise BudgetSpent(f"budget spent: {self.usage.cost:.4f} of {budget} US dollars")
@@ -269,10 +268,10 @@ class ChatClient:
     def _line(self, error: Exception) -> str:
         """Return an endpoint's words as one bounded line without the key, should it repeat it."""
         text = " ".join(str(error).split())
-        return text.replace(self.config.api_key or "\0", "(key)")[:MAX_FAULT_CHARACTERS]
+        return text.replace(self.config.api_key or "\0", "(key)")[:MAX_ERROR_CHARACTERS]
 
     def _read(self, body: str) -> tuple[dict[str, Any], str, None]:
-        """Count the tokens of an answer and return its message; a body of another form is a fault."""
+        """Count the tokens of an answer and return its message; a body of another form is a failure."""
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError):
@@ -303,7 +302,7 @@ class ChatClient:
         return num_in, num_out
 
     def _pause_s(self, attempt: int, retry_after_s: float | None) -> float:
-        """Exponential backoff with jitter; a server's own wish comes first; always bounded."""
+        """Return the server's Retry-After, else exponential backoff with jitter; never above max_wait_s."""
         if retry_after_s is None:
             with self._lock:
                 retry_after_s = BACKOFF_BASE_S * 2**attempt * self._jitter.uniform(0.75, 1.25)

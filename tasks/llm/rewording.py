@@ -1,10 +1,8 @@
 """Optional steps by a language model: new words for queries, and a committee that reviews tasks.
 
-A model never changes gold. What it wrote is checked again by code - same facts verbatim, same
-order, and every check a generated task passes - before it is kept; otherwise the task's own words
-stay and the reason is counted. Without `--reword` and `--review` nothing here runs and the
-`openai` package is not needed. Left out: new tasks by a model (blueprints are made by code), and
-any guarantee of the same output twice (models do not give it).
+A model never changes gold. Its words are kept only if code finds the same facts verbatim, in the
+same order, and every check of a generated task passes; otherwise the task keeps its own words and
+the reason is counted. Without `--reword` and `--review` nothing here runs.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ REWORD_PROMPT = (
     "You rewrite messages of customers of an online shop. Say the same in other words and another "
     "tone, as a real customer would type it. Keep every fact exactly as it is written: names, "
     "email, ids with their '#', zip codes, address lines, amounts, options, reasons. Add no fact, "
-    "drop none, keep the wishes in their order, write numbers only where the original has them. "
+    "drop none, keep the requests in their order, write numbers only where the original has them. "
     'Answer with one JSON object and nothing else: {"query": "<the new message>"}'
 )
 REVIEW_PROMPT = (
@@ -44,7 +42,7 @@ REVIEW_PROMPT = (
 REVIEW_FOCUSES = (
     "Accept when every argument of every call can be read from the message and nothing the "
     "customer asks for is left out.",
-    "Accept when the calls stand in the order of the customer's wishes and follow the rules.",
+    "Accept when the calls stand in the order of the customer's requests and follow the rules.",
     "Accept when the message reads like one a real customer could send and can mean only these "
     "calls.",
 )
@@ -55,8 +53,8 @@ class LlmReport:
     """What the steps did."""
 
     counts: Counter = field(default_factory=Counter)
-    """How often each outcome came, e.g. "reworded", "original kept: facts changed"."""
-    last_fault: str = ""
+    """Outcomes and how often each came, e.g. "reworded", "original kept: facts changed"."""
+    last_failure: str = ""
     """The endpoint's last failure, in words."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -68,8 +66,8 @@ class LlmReport:
     def lines(self, client: ChatClient) -> list[str]:
         """Return the report for people, one line an outcome, tokens and cost last."""
         out = [f"{outcome}: {count}" for outcome, count in sorted(self.counts.items())]
-        if self.last_fault:
-            out.append(f"last fault: {self.last_fault}")
+        if self.last_failure:
+            out.append(f"last failure: {self.last_failure}")
         return [*out, str(client.usage)]
 
 
@@ -111,7 +109,7 @@ class LlmSteps:
         self._failures_in_a_row = 0
 
     def reword(self, task: Task) -> Task:
-        """Return the task in new words, or unchanged when none pass; one retry with the findings."""
+        """Return the task in new words, or unchanged when none pass; one retry that names the findings."""
         objections = ""
         reason = ""
         for _ in range(2):
@@ -127,7 +125,7 @@ class LlmSteps:
         return task
 
     def review(self, task: Task, original: Task | None = None) -> Task:
-        """Put the task before the committee; after a rejection, once more in mended words.
+        """Put the task before the committee; after a rejection, once more in new words.
 
         Args:
             task: The task to review.
@@ -141,11 +139,11 @@ class LlmSteps:
         if accepted is False:
             query, findings = self._new_words(original, f"reviewers object: {objections}")
             if query is not None and not findings:
-                mended = replace(original, query=query, tags={**original.tags, "reworded": True})
-                accepted, tally, _ = self._vote(mended)
+                revised = replace(original, query=query, tags={**original.tags, "reworded": True})
+                accepted, tally, _ = self._vote(revised)
                 if accepted:
                     self.report.add("review: accepted after feedback")
-                    return replace(mended, tags={**mended.tags, "review": f"accepted {tally}"})
+                    return replace(revised, tags={**revised.tags, "review": f"accepted {tally}"})
             self.report.add("review: rejected")
             if original is not task:
                 return original
@@ -157,25 +155,25 @@ class LlmSteps:
         return replace(task, tags={**task.tags, "review": f"accepted {tally}"})
 
     def _ask(self, messages: list[dict[str, str]], model: str | None = None) -> str | None:
-        """Ask, or return None without asking once the endpoint has failed many times in a row."""
+        """Ask; return None after a failure, and without asking once too many came in a row."""
         if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             return None
         try:
             answer = self.client.ask(messages, model)
         except LlmUnavailable as error:
             self._failures_in_a_row += 1
-            self.report.last_fault = str(error)
+            self.report.last_failure = str(error)
             return None
         self._failures_in_a_row = 0
         return answer
 
     def _new_words(self, task: Task, objections: str) -> tuple[str | None, list[Finding]]:
-        wish = task.query + (f"\n\nA first try was sent back: {objections}" if objections else "")
+        text = task.query + (f"\n\nA first try was sent back: {objections}" if objections else "")
         answer = self._ask(
-            [{"role": "system", "content": REWORD_PROMPT}, {"role": "user", "content": wish}]
+            [{"role": "system", "content": REWORD_PROMPT}, {"role": "user", "content": text}]
         )
         if answer is None:
-            return None, [Finding("no answer", self.report.last_fault)]
+            return None, [Finding("no answer", self.report.last_failure)]
         value = _json_answer(answer, {"query": str})
         if value is None:
             return None, [Finding("broken answer", 'the answer is not {"query": "..."}')]
@@ -205,54 +203,10 @@ class LlmSteps:
         return 2 * num_accepts > len(votes), tally, against
 
 
-def reword_tasks(
-    tasks: Iterable[Task],
-    db: RetailDatabase,
-    client_config: LlmConfig,
-    client: ChatClient | None = None,
-) -> Iterator[Task]:
-    """Yield every task, in order, in new words where these pass the checks.
-
-    Args:
-        tasks: Tasks whose own words pass the checks.
-        db: The store.
-        client_config: Endpoint and bounds.
-        client: A ready client, to read its usage afterwards; None makes one.
-
-    Raises:
-        LlmError: The endpoint or the setting cannot work at all.
-    """
-    steps = LlmSteps(client or ChatClient(client_config), db)
-    return _ordered(steps.reword, tasks, client_config.num_workers)
-
-
-def review_tasks(
-    tasks: Iterable[Task],
-    db: RetailDatabase,
-    client_config: LlmConfig,
-    num_reviewers: int = 3,
-    client: ChatClient | None = None,
-) -> Iterator[Task]:
-    """Yield every task, in order, with the committee's verdict in tags["review"].
-
-    Args:
-        tasks: Tasks whose own words pass the checks.
-        db: The store.
-        client_config: Endpoint and bounds.
-        num_reviewers: Votes for a task, odd.
-        client: A ready client, to read its usage afterwards; None makes one.
-
-    Raises:
-        LlmError: The endpoint or the setting cannot work at all.
-    """
-    steps = LlmSteps(client or ChatClient(client_config), db, num_reviewers)
-    return _ordered(steps.review, tasks, client_config.num_workers)
-
-
-def _ordered(
+def in_order(
     step: Callable[[Task], Task], tasks: Iterable[Task], num_workers: int
 ) -> Iterator[Task]:
-    """Map in threads, in order, with at most 2 x num_workers tasks held; no query comes twice."""
+    """Apply a step in threads, in order; hold at most 2 x num_workers tasks, repeat no query."""
     seen: set[int] = set()
     pending: deque = deque()
 
@@ -274,7 +228,7 @@ def _ordered(
         while pending:
             yield finish()
     finally:
-        # After an error or an early stop, tasks that wait in the queue must not be paid for.
+        # After an error or an early stop, do not pay for tasks still in the queue.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -285,7 +239,7 @@ def add_llm_arguments(parser: argparse.ArgumentParser) -> None:
         "Any OpenAI-compatible endpoint; the key is read from OPENAI_API_KEY. Needs the openai "
         "package.",
     )
-    group.add_argument("--reword", action="store_true", help="let a model say queries anew")
+    group.add_argument("--reword", action="store_true", help="let a model reword queries")
     group.add_argument("--review", action="store_true", help="let a committee vote on every task")
     group.add_argument("--reviewers", type=int, default=3, metavar="K", help="votes (default 3)")
     group.add_argument(
@@ -304,7 +258,7 @@ def add_llm_arguments(parser: argparse.ArgumentParser) -> None:
         "--llm-price", type=float, nargs=2, default=(0.0, 0.0), metavar=("IN", "OUT"),
         help="US dollars per million tokens read and written, for the cost count",
     )
-    group.add_argument("--llm-max-cost", type=float, metavar="USD", help="ask no more beyond it")
+    group.add_argument("--llm-max-cost", type=float, metavar="USD", help="stop asking beyond it")
 
 
 def apply_llm_steps(
@@ -343,7 +297,7 @@ def apply_llm_steps(
 
     def run() -> Iterator[Task]:
         try:
-            yield from _ordered(step, tasks, config.num_workers)
+            yield from in_order(step, tasks, config.num_workers)
         finally:
             print("LLM steps:", *steps.report.lines(steps.client), sep="\n  ", file=sys.stderr)
 

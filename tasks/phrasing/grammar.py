@@ -30,7 +30,7 @@ KEPT_WORDS = frozenset(
 
 
 def fact(value: str) -> str:
-    """Mark a value that must stand in the text as it is."""
+    """Mark a value that must stay as it is."""
     return f"{FACT_START}{value}{FACT_END}"
 
 

@@ -161,9 +161,7 @@ def write_instruction(rng: Random, blueprint: Blueprint, persona: str) -> str:
     if blueprint.authentication == "email":
         sentences = [f"You are {who} and your email is {blueprint.email}."]
     else:
-        sentences = [
-            f"You are {who} and your zip code is {blueprint.zip}. You do not remember your email."
-        ]
+        sentences = [f"You are {who} and your zip code is {blueprint.zip}. You do not remember your email."]
     sentences.append(rng.choice(MANNERS[persona]))
     for index, intent in enumerate(blueprint.intents):
         link = rng.choice(LATER_LINKS if index else LINKS)

@@ -75,10 +75,7 @@ def item_words(rng: Random, item: dict[str, Any]) -> str:
     ]
     if item["options"]:
         options = option_words(rng, item["options"], rng.choice((1, 2, 2, 3)))
-        forms += [
-            f"the {name} ({options}), item {item_id},",
-            f"item {item_id}, the {name} ({options}),",
-        ]
+        forms += [f"the {name} ({options}), item {item_id},", f"item {item_id}, the {name} ({options}),"]
     if "color" in item["options"]:
         forms.append(f"the {name} in {fact(str(item['options']['color']))} (item {item_id})")
     return rng.choice(forms)

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "know_order_status": (
-        "what the status of {order_ref} is", "where {order_ref} stands",
-        "how far along {order_ref} is", "whether {order_ref} has shipped",
-        "if {order_ref} is on its way", "what is happening with {order_ref}",
-        "what state {order_ref} is in", "whether {order_ref} moved at all since {weekday}",
+        "what the status of {order_ref} is", "where {order_ref} stands", "how far along {order_ref} is",
+        "whether {order_ref} has shipped", "if {order_ref} is on its way",
+        "what is happening with {order_ref}", "what state {order_ref} is in",
+        "whether {order_ref} moved at all since {weekday}",
     ),
     "know_order_items": (
-        "what is in {order_ref}", "which things belong to {order_ref}",
-        "what {I} bought with {order_ref}", "which items {order_ref} has",
-        "what exactly {order_ref} contains", "what {I} put into {order_ref}",
+        "what is in {order_ref}", "which things belong to {order_ref}", "what {I} bought with {order_ref}",
+        "which items {order_ref} has", "what exactly {order_ref} contains", "what {I} put into {order_ref}",
     ),
     "know_order_amount": (
-        "how much {order_ref} cost", "what {I} paid for {order_ref}",
-        "what the total of {order_ref} is", "what {order_ref} came to",
-        "how much was charged for {order_ref}",
+        "how much {order_ref} cost", "what {I} paid for {order_ref}", "what the total of {order_ref} is",
+        "what {order_ref} came to", "how much was charged for {order_ref}",
     ),
     "know_order_address": (
         "where {order_ref} is being shipped", "which address {order_ref} goes to",
@@ -58,8 +56,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     ),
     "know_account_balance": (
         "how much is left on {my} gift card (user id {user})",
-        "what {my} gift card balance is, account {user}",
-        "what balance the gift card of {user} shows",
+        "what {my} gift card balance is, account {user}", "what balance the gift card of {user} shows",
         "how much money the gift card on account {user} still holds",
         "what remains on the gift card of user {user}",
     ),
@@ -81,9 +78,8 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     ),
     "know_difference": (
         "how much more {n0} is than {n1}", "what {n0} minus {n1} makes",
-        "what the difference between {n0} and {n1} is",
-        "what is left of {n0} after taking off {n1}", "how far {n0} lies above {n1}",
-        "what {n0} less {n1} comes to", "by how much {n0} beats {n1}",
+        "what the difference between {n0} and {n1} is", "what is left of {n0} after taking off {n1}",
+        "how far {n0} lies above {n1}", "what {n0} less {n1} comes to", "by how much {n0} beats {n1}",
     ),
     "prices_of": (
         " ({names_list})", ", the prices of the {names_list}", ", for the {names_list}", "", "",
@@ -93,13 +89,12 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 
 REFUSALS: dict[str, tuple[str, ...]] = {
     "though": (
-        ", although ", ", even though ", ", though ", ". {I} know that ", ". The thing is, ",
-        ", and yes, ",
+        ", although ", ", even though ", ", though ", ". {I} know that ", ". The thing is, ", ", and yes, ",
     ),
     "is_delivered": (
         "it was delivered {when}", "it has already been delivered", "it arrived {when}",
-        "the parcel reached {me} {when}", "it is marked as delivered",
-        "the courier delivered it {when}", "it was already delivered",
+        "the parcel reached {me} {when}", "it is marked as delivered", "the courier delivered it {when}",
+        "it was already delivered",
     ),
     "is_processed": (
         "it has already been processed", "it is marked as processed", "the page says processed",
@@ -132,12 +127,10 @@ REFUSALS: dict[str, tuple[str, ...]] = {
     "do_refuse_payment": (
         "pay for {order_np} in another way{though}{fact}",
         "change the payment method of {order_ref}{though}{fact}",
-        "charge another card for {order_np}{though}{fact}",
-        "switch how {order_ref} was paid{though}{fact}",
+        "charge another card for {order_np}{though}{fact}", "switch how {order_ref} was paid{though}{fact}",
     ),
     "do_refuse_return": (
-        "return {item} from {order_ref}{though}{fact}",
-        "send back {item} of {order_ref}{though}{fact}",
+        "return {item} from {order_ref}{though}{fact}", "send back {item} of {order_ref}{though}{fact}",
         "start a return for {item} in {order_ref}{though}{fact}",
         "get {my} money back for {item} from {order_ref}{though}{fact}",
         "exchange {item} from {order_ref}{though}{fact}",
@@ -175,15 +168,13 @@ REFUSALS: dict[str, tuple[str, ...]] = {
         "it only has {balance} left and the order is {amount}",
         "the card holds just {balance} while the order came to {amount}",
         "there's no more than {balance} on it against {amount} for the order",
-        "its {balance} won't cover the {amount}",
-        "the balance of {balance} falls short of {amount}",
+        "its {balance} won't cover the {amount}", "the balance of {balance} falls short of {amount}",
     ),
 }
 
 DETAILS: dict[str, tuple[str, ...]] = {
     "about_lost_parcel": (
-        "the tracking stopped moving {when}.",
-        "the courier says it was dropped off, but nothing is here.",
+        "the tracking stopped moving {when}.", "the courier says it was dropped off, but nothing is here.",
         "{my} {relative} checked with all the neighbors.", "nothing has turned up since {weekday}.",
         "the parcel shop knows nothing of it.",
     ),

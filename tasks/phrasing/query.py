@@ -115,9 +115,7 @@ class Writer:
         name = f"method_{method['source']}"
         if name not in PHRASES:
             name = "method_other"
-        return self.grammar.pick(
-            name, self.slots(pay=fact(method["id"]), label=fact(method["label"]))
-        )
+        return self.grammar.pick(name, self.slots(pay=fact(method["id"]), label=fact(method["label"])))
 
     def intent_slots(self, intent: Intent) -> dict[str, str]:
         """Return the words for all facts of an intent."""
@@ -165,7 +163,7 @@ class Writer:
 
     def frame_do(self, name: str, slots: dict[str, str]) -> str:
         """Return a sentence that asks for something to be done."""
-        # Only the first sentence of a phrase stands in the frame ("could you ...?").
+        # Only the first sentence of a phrase goes into the frame ("could you ...?").
         first, _, rest = self.grammar.pick(name, slots).partition(". ")
         sentence = self.grammar.pick(f"{self.frame}_do", slots | {"vp": first})
         if not rest:
@@ -173,7 +171,7 @@ class Writer:
         return f"{sentence if sentence[-1] in '.?!' else sentence + '.'} {rest}."
 
     def frame_know(self, name: str, slots: dict[str, str]) -> str:
-        """Return a sentence that asks for something to be told."""
+        """Return a sentence that asks a question."""
         phrase = self.grammar.pick(name, slots)
         return self.grammar.pick(f"{self.frame}_know", slots | {"q": phrase})
 
@@ -276,12 +274,9 @@ class Writer:
 
     def query(self) -> str:
         """Return the finished message."""
-        compose = {
-            "chat": self.chat,
-            "email": self.email,
-            "form": self.form,
-            "call_note": self.call_note,
-        }[self.channel]
+        compose = {"chat": self.chat, "email": self.email, "form": self.form, "call_note": self.call_note}[
+            self.channel
+        ]
         text = tidy_punctuation(resolve_articles(compose()))
         if self.rng.random() < self.mix.typo_share:
             text = add_slips(self.rng, text, self.rng.choice((1, 1, 2, 3)))
