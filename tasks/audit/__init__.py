@@ -1,1 +1,1 @@
-"""Check task files of any origin: does gold run, is it grounded, does it follow the policy."""
+"""Check task files of any origin: does gold run, is it grounded, does it keep the policy."""
