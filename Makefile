@@ -8,33 +8,38 @@ BIN := .venv/bin
 # The CPU list leaves Unsloth out: it pulls CUDA packages and does not import without a GPU.
 REQUIREMENTS := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo requirements.txt || echo requirements-cpu.txt)
 STAMP := .venv/.installed-$(REQUIREMENTS)
+# What a user gives reaches the shell as variables, so that no character of a path means anything to it.
+export RUN_DIR := $(value OUTPUT_DIR)
+export RUN_PRESET := $(value PRESET)
+export GOALS := $(MAKECMDGOALS)
 
 .PHONY: help install train test test-fast tensorboard data audit clean
 
 help:
 	@echo "make install      create .venv and install $(REQUIREMENTS)"
-	@echo "make train        install, then execute the notebook (PRESET=$(PRESET), OUTPUT_DIR=$(OUTPUT_DIR))"
+	@echo "make train        install, then execute the notebook (PRESET=$$RUN_PRESET, OUTPUT_DIR=$$RUN_DIR)"
 	@echo "make test         install, then run every test"
 	@echo "make test-fast    the tests without the slow ones"
 	@echo "make tensorboard  watch the run in a browser"
 	@echo "make data         generate dataset.jsonl and 3.5k.jsonl again"
 	@echo "make audit        check both datasets against the tools"
+	@echo "make clean        remove what a run wrote to OUTPUT_DIR ($$RUN_DIR)"
 
 install: $(STAMP)
 
 $(STAMP): $(REQUIREMENTS)
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else f"Python 3.11 or 3.12 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.11 $(MAKECMDGOALS)")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
+	@sh install.sh "$(PYTHON)" $(REQUIREMENTS)
 	@touch $@
 
 train: install
-	@mkdir -p $(OUTPUT_DIR)
-	$(BIN)/python -m papermill $(NOTEBOOK) $(OUTPUT_DIR)/notebook.ipynb -p PRESET $(PRESET) -p OUTPUT_DIR $(OUTPUT_DIR) \
-		--log-output --no-progress-bar --no-request-save-on-cell-execute
-	@# Text that came in pieces would show a line break at each of them.
-	@$(BIN)/python -m nbconvert --log-level WARN --to notebook --inplace --coalesce-streams $(OUTPUT_DIR)/notebook.ipynb
-	@echo "done: $(OUTPUT_DIR) holds the adapter (final_model), the merged model, plots and evaluation.json"
+	@$(BIN)/python -m common.run_folder check "$$RUN_DIR"
+	@# papermill takes a path with a leading dash for stdout, nbconvert reads [ and * as patterns.
+	@# Coalesced, as text that came in pieces would show a line break at each of them.
+	@set -e; here=$$PWD; mkdir -p -- "$$RUN_DIR"; place=$$(CDPATH= cd -- "$$RUN_DIR" && pwd); \
+	$(BIN)/python -m papermill -r PRESET "$$RUN_PRESET" -r OUTPUT_DIR "$$RUN_DIR" --log-output --no-progress-bar \
+		--no-request-save-on-cell-execute $(NOTEBOOK) "$$place/notebook.ipynb"; \
+	cd "$$place"; "$$here/$(BIN)/python" -m nbconvert --log-level WARN --to notebook --inplace --coalesce-streams notebook.ipynb
+	@printf 'done: %s holds the adapter (final_model), the merged model, plots and evaluation.json\n' "$$RUN_DIR"
 
 test: install
 	$(BIN)/python -m pytest -m "" -n 2 --dist loadfile --no-loadscope-reorder
@@ -43,7 +48,7 @@ test-fast: install
 	$(BIN)/python -m pytest
 
 tensorboard: install
-	$(BIN)/python -m tensorboard.main --logdir $(OUTPUT_DIR)
+	$(BIN)/python -m tensorboard.main --logdir="$$RUN_DIR"
 
 data: install
 	$(BIN)/python task_generator.py --num-tasks 800 --seed 1 --output dataset.jsonl
@@ -55,4 +60,4 @@ audit: install
 	$(BIN)/python task_tester.py audit 3.5k.jsonl
 
 clean:
-	rm -rf $(OUTPUT_DIR)
+	@python=$(BIN)/python; test -x $$python || python="$(PYTHON)"; "$$python" -m common.run_folder clear "$$RUN_DIR"

@@ -11,18 +11,20 @@ import json
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from common.files import RunError
+from common.outputs import OutputError, add_overwrite, check_files, writing
 from data_reader import Task, task_to_json
 from envs.retail import DatabaseError, RetailDatabase
+from envs.retail.database import store_files
 from tasks.generate.pipeline import GenerationError, TaskStream, YieldTable
 from tasks.llm.client import LlmError
 from tasks.llm.rewording import add_llm_arguments, apply_llm_steps
 
+COMMAND = "task_generator.py"
 EXIT_DATA = 1
 EXIT_USAGE = 2
 PROGRESS_EVERY = 10_000
@@ -31,14 +33,6 @@ PROGRESS_EVERY = 10_000
 def yield_path(output_path: Path) -> Path:
     """Return where the yield of a file is saved: F.jsonl -> F.yield.json."""
     return output_path.with_suffix(".yield.json")
-
-
-def _replace_file(path: Path, temporary: str) -> None:
-    """Put a finished file in its place with the permissions a new file would have."""
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(temporary, 0o666 & ~mask)
-    os.replace(temporary, path)
 
 
 def write_tasks(
@@ -55,22 +49,14 @@ def write_tasks(
         OSError: The folder cannot be written.
         GenerationError: The store is too small.
     """
-    descriptor, temporary = tempfile.mkstemp(
-        dir=output_path.parent, prefix=f".{output_path.name}.", suffix=".tmp"
-    )
-    try:
-        with open(descriptor, "w", encoding="utf-8", newline="\n") as file:
+    with writing(COMMAND, output_path, yield_path(output_path)) as (tasks_part, yield_part):
+        with open(tasks_part, "w", encoding="utf-8", newline="\n") as file:
             for count, task in enumerate(stream if tasks is None else tasks, 1):
                 file.write(task_to_json(task, keep_empty=True) + "\n")
                 if count % PROGRESS_EVERY == 0:
                     print(f"{count} tasks", file=sys.stderr, flush=True)
-        _replace_file(output_path, temporary)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    text = json.dumps(stream.table.as_dict(), indent=2) + "\n"
-    yield_path(output_path).write_text(text, encoding="utf-8")
+        text = json.dumps(stream.table.as_dict(), indent=2) + "\n"
+        yield_part.write_text(text, encoding="utf-8")
     return stream.table
 
 
@@ -92,6 +78,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=positive_number, default=1, help="processes; the file is the same for any"
     )
+    add_overwrite(parser)
     add_llm_arguments(parser)
     arguments = parser.parse_args(argv)
     output = arguments.output
@@ -105,7 +92,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def _fail(code: int, message: str) -> NoReturn:
-    print(f"task_generator.py: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{COMMAND}: error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -116,22 +103,27 @@ def main(argv: list[str] | None = None) -> None:
         SystemExit: Code 1 for a store that will not do, code 2 for arguments that will not do.
     """
     arguments = parse_arguments(argv)
+    output = arguments.output
     try:
         stream = TaskStream(
             arguments.num_tasks, arguments.seed, arguments.data_dir, arguments.workers
         )
         tasks = apply_llm_steps(stream, arguments, RetailDatabase.load(arguments.data_dir))
-        table = write_tasks(stream, arguments.output, tasks)
+        check_files(
+            COMMAND, [output, yield_path(output)], store_files(arguments.data_dir),
+            overwrite=arguments.overwrite,
+        )
+        table = write_tasks(stream, output, tasks)
     except LlmError as error:
         _fail(EXIT_USAGE, str(error))
-    except (DatabaseError, GenerationError) as error:
+    except (DatabaseError, GenerationError, OutputError, RunError) as error:
         _fail(EXIT_DATA, str(error))
     except OSError as error:
-        _fail(EXIT_USAGE, f"cannot write {arguments.output}: {error.strerror}")
+        _fail(EXIT_USAGE, f"cannot write {output}: {error.strerror}")
     except KeyboardInterrupt:
-        _fail(130, f"interrupted, {arguments.output} is as it was")
+        _fail(130, f"interrupted, {output} is as it was")
     print(table.as_text())
-    print(f"wrote {table.num_written} tasks to {arguments.output}")
+    print(f"wrote {table.num_written} tasks to {output}")
 
 
 if __name__ == "__main__":

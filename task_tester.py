@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,13 @@ from agent.command import (
     run_agent_evaluation,
     run_tau2_evaluation,
 )
+from common import outputs
+from common.files import RunError
 from common.json_rows import read_rows
 from common.user_error import UserError
 from data_reader import DatasetError, Task, read_tasks, shown_keys
 from envs.retail import DatabaseError, RetailDatabase
+from envs.retail.database import store_files
 from prompting.harmony import find_special_token
 from scoring.metrics import parse_failure_table, per_tool_table, summarize, summarize_outcome
 from scoring.parse import MAX_CALLS, MAX_CHARACTERS, Call, ParseKind, parse_plan
@@ -40,6 +43,7 @@ from scoring.reward import (
     replay_gold,
     score_completion,
 )
+from tasks.audit import REPORT_COMMAND, report_files
 from tasks.llm.client import LlmError
 
 __all__ = [
@@ -51,6 +55,8 @@ __all__ = [
 ]
 
 INVALID_DATA, USAGE = 1, 2
+EVALUATION_FILES = ("evaluation.json", "evaluation_details.json", "completions.jsonl")
+AGENT_FILES = ("trajectories.jsonl", "episodes.html", "evaluation.json")
 
 EXIT_CODES = "exit code: 0 done, 1 invalid data, 2 wrong usage or a file that is not there"
 
@@ -67,6 +73,12 @@ def _run_audit(args: argparse.Namespace) -> int:
     from tasks.audit.audit import audit_file
 
     against = [_existing_file(other) for other in args.against]
+    if args.report is not None:
+        _check_kind(args.report)
+        outputs.check_files(
+            REPORT_COMMAND, report_files(args.report), [path, *against, *store_files(args.data_dir)],
+            "--report", args.overwrite,
+        )
     report = audit_file(path, args.data_dir, against, **_split_of_run(args.run_dir))
     if args.report is not None:
         report.write_report(args.report)
@@ -110,6 +122,17 @@ def _check_model(model: str) -> None:
         raise UsageError(f"--model {model}: no such folder; name a saved model's folder")
 
 
+def _check_evaluation(args: argparse.Namespace, names: Sequence[str]) -> list[Path]:
+    """Return the files that `evaluate` writes, when they may be replaced."""
+    written = [args.output / name for name in names]
+    model = [Path(args.model).expanduser()] if args.model else []
+    outputs.check_files(
+        "evaluate", written, [*model, args.tasks, *store_files(args.data_dir)],
+        overwrite=args.overwrite, whole_folder=True,
+    )
+    return written
+
+
 def _run_evaluate(args: argparse.Namespace) -> int:
     if args.mode == "agent":
         return _run_evaluate_agent(args)
@@ -122,13 +145,14 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     tasks = read_tasks(_existing_file(args.tasks), may_be_empty=True)[: args.limit]
     db = RetailDatabase.load(args.data_dir)
     tasks = _judgeable(tasks, args, db)
+    written = _check_evaluation(args, EVALUATION_FILES)
     try:
-        from common.files import RunError
         from configs import ConfigError
         from gptoss.preflight import ModelError
         from training.evaluation import evaluate_model_dir
     except ImportError as error:
         raise UsageError(f"a package is missing ({error}); run `make install`") from None
+    args.output.mkdir(parents=True, exist_ok=True)  # before the time is spent
     try:
         evaluate_model_dir(
             model=args.model, tasks=tasks, db=db, output_dir=args.output,
@@ -136,6 +160,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         )
     except (ConfigError, ModelError, RunError) as error:
         raise UsageError(f"--model {args.model}: {error}") from None
+    outputs.record("evaluate", written)
     return 0
 
 
@@ -150,8 +175,10 @@ def _run_evaluate_agent(args: argparse.Namespace) -> int:
         tasks = read_tasks(_existing_file(args.tasks), may_be_empty=True)[: args.limit]
         db = RetailDatabase.load(args.data_dir)
         tasks = _judgeable(tasks, args, db)
+        written = _check_evaluation(args, AGENT_FILES)
         run_agent_evaluation(args, tasks, db, _load_policy)
-    except (DatasetError, DatabaseError, GoldError):
+        outputs.record("evaluate", written)
+    except (DatasetError, DatabaseError, GoldError, outputs.OutputError):
         raise
     except (UserError, LlmError) as error:
         raise UsageError(str(error)) from None
@@ -282,23 +309,6 @@ def _warn_of_wrapped_plans(answers: Sequence[tuple[Task, str]], scores: Sequence
         )
 
 
-def _write_atomically(path: Path, lines: Iterator[str]) -> None:
-    """Write lines to a file that appears whole or not at all."""
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{path}: is no regular file; name a file to write")
-    path = path.resolve()  # a link keeps pointing at what it names
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        try:
-            with temporary.open("x", encoding="utf-8") as stream:
-                stream.writelines(line + "\n" for line in lines)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
-
-
 def _score_row(score: Score) -> str:
     names = (
         "task_id", "reward", "outcome", "max_reward", "exact_match", "db_match", "parse_error",
@@ -307,8 +317,13 @@ def _score_row(score: Score) -> str:
 
 
 def _run_score(args: argparse.Namespace) -> int:
-    tasks = {t.task_id: t for t in read_tasks(_existing_file(args.tasks), may_be_empty=True)}
-    answers = _read_completions(_existing_file(args.completions), tasks)
+    inputs = [_existing_file(args.tasks), _existing_file(args.completions)]
+    if args.output is not None:
+        _check_kind(args.output)
+        stored = store_files(args.data_dir)
+        outputs.check_files("score", [args.output], [*inputs, *stored], overwrite=args.overwrite)
+    tasks = {task.task_id: task for task in read_tasks(args.tasks, may_be_empty=True)}
+    answers = _read_completions(args.completions, tasks)
     db = RetailDatabase.load(args.data_dir)
     answered = {task.task_id: task for task, _ in answers}
     judged = {task.task_id: task for task in _judgeable(list(answered.values()), args, db)}
@@ -316,7 +331,12 @@ def _run_score(args: argparse.Namespace) -> int:
     scores = [score_completion(task, completion, db) for task, completion in answers]
     _warn_of_wrapped_plans(answers, scores)
     if args.output is not None:
-        _write_atomically(args.output, (_score_row(score) for score in scores))
+        text = "".join(_score_row(score) + "\n" for score in scores)
+        try:
+            with outputs.writing("score", args.output) as (part,):
+                part.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"{args.output}: cannot be written ({error.strerror})") from None
     missing = [task_id for task_id in tasks if task_id not in answered]
     if missing:
         print(
@@ -355,6 +375,11 @@ def _existing_file(path: Path) -> Path:
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name the file inside of it")
     return path
+
+
+def _check_kind(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: is no regular file; name a file to write")
 
 
 def _positive(text: str) -> int:
@@ -397,6 +422,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     audit.add_argument("--json", action="store_true", help="print counts and reasons as JSON only")
     audit.add_argument("--report", type=Path, metavar="FILE.md", help="write the reasons here too")
+    outputs.add_overwrite(audit)
 
     evaluate = add("evaluate", _run_evaluate, "let a model answer tasks and score the answers")
     evaluate.add_argument(
@@ -421,6 +447,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder for evaluation.json and completions.jsonl, in agent mode trajectories.jsonl",
     )
     add_agent_options(evaluate, _positive)
+    outputs.add_overwrite(evaluate)
 
     score = add(
         "score", _run_score, "score completions that were made elsewhere",
@@ -442,6 +469,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
     score.add_argument("--json", action="store_true", help="print the metrics as JSON only")
     score.add_argument("--output", type=Path, metavar="S.jsonl", help="write scores, a line each")
+    outputs.add_overwrite(score)
     return parser
 
 
@@ -458,7 +486,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone (`| head`); keep the interpreter's last flush quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (DatasetError, DatabaseError, GoldError) as error:
+    except (DatasetError, DatabaseError, GoldError, outputs.OutputError, RunError) as error:
         print(f"task_tester.py {args.command}: error: {error}", file=sys.stderr)
         return INVALID_DATA
     except (UsageError, OSError) as error:

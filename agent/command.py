@@ -17,6 +17,7 @@ from agent.customers import ScriptedCustomer
 from agent.endpoint import EndpointCustomer, EndpointPolicy
 from agent.evaluation import Plan, evaluate_agent
 from agent.policies import scripted_policy
+from common.outputs import check_files
 from common.user_error import UserError
 from data_reader import Task, task_to_json
 from envs.retail import RetailDatabase
@@ -147,10 +148,14 @@ def run_tau2_evaluation(
 
     Raises:
         CommandError: Options do not go together.
+        OutputError: The folder holds what is no evaluation's.
         Tau2Error: As `evaluate_tau2`.
     """
-    from agent.tau2 import RESULTS_NAME, Tau2Endpoint, evaluate_tau2
+    from agent.tau2 import FINISHED_NAME, RESULTS_NAME, SETTINGS_NAME, Tau2Endpoint, evaluate_tau2
 
+    if not (args.output / SETTINGS_NAME).exists():  # else the evaluation there is compared and goes on
+        names = (RESULTS_NAME, FINISHED_NAME, SETTINGS_NAME)
+        check_files("evaluate", [args.output / name for name in names], whole_folder=True)
     url, model = _customer_endpoint(args)
     if args.endpoint:
         policy: Any = Tau2Endpoint(args.model, args.endpoint, args.temperature, args.timeout)

@@ -103,7 +103,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.run_dir
     if folder.exists():
-        sys.exit(f"error: {folder}: exists; remove it or choose another --run-dir")
+        sys.exit(f"error: {folder}: exists; choose another --run-dir")
     folder.mkdir(parents=True)
     settings, log_path = settings_of(arguments), folder / "log.txt"
     words = ["--preset", arguments.preset, "--output-dir", str(folder), "--resume"]

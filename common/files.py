@@ -100,11 +100,16 @@ def build_folder(target: Path, build: Callable[[Path], object]) -> None:
         build: Writes the content into the folder it is given.
 
     Raises:
-        RunError: The disk is full; the older folder is intact.
+        RunError: The disk is full, or a folder of somebody else is in the way; the older folder is
+            intact.
     """
     temporary = target.with_name(target.name + ".tmp")
+    if os.path.lexists(temporary) and not (temporary / COMPLETE_NAME).exists():
+        raise RunError(f"{temporary}: is in the way of {target}; choose another name for either")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    # From the start, so that what a kill leaves is known to be ours.
+    write_json_atomic(temporary / COMPLETE_NAME, {"unfinished": 0})
     try:
         build(temporary)
         mark_complete(temporary)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from common.files import build_folder, write_text_atomic
+from common.outputs import check_folder, record
 from configs import ModelStage, config_of_model
 from data_reader import Task, plan_messages
 from gptoss import mxfp4
@@ -60,7 +61,8 @@ def run_export(
     Args:
         model_dir: Adapter folder (final_model/), complete model folder, or hub name.
         export_format: One of `FORMATS`.
-        output_dir: Where to; an earlier export there is replaced once the new one is whole.
+        output_dir: Where to; an earlier export there, unchanged since, is replaced once the new
+            one is whole.
         llama_cpp: Folder of llama.cpp's sources; only the format gguf needs it.
 
     Returns:
@@ -68,14 +70,13 @@ def run_export(
 
     Raises:
         ModelError: The model cannot be loaded or packed, or memory or disk is too small.
+        OutputError: The folder holds something else than an earlier export.
         RunError: The disk is full.
     """
-    folder = Path(output_dir)
+    folder = Path(output_dir).absolute()  # other programs would read a leading dash as an option
     if folder.resolve() == Path(model_dir).resolve():
         raise ModelError(f"{folder}: is the model itself; choose another --output")
-    if folder.is_file() or (folder.is_dir() and not (folder / "config.json").exists()
-                            and any(folder.iterdir())):
-        raise ModelError(f"{folder}: holds something else than a model; choose another --output")
+    check_folder("export", folder, [Path(model_dir), Path(llama_cpp)])
     if export_format == "gguf" and not Path(llama_cpp, CONVERTER).is_file():
         raise ModelError(
             f"{Path(llama_cpp, CONVERTER)}: missing; git clone https://github.com/ggml-org/llama.cpp, "
@@ -167,6 +168,7 @@ def export_model(
             write_text_atomic(part / "README.md", card)
         if export_format == "gguf":
             _convert_to_gguf(part, Path(llama_cpp, CONVERTER))
+        record("export", part.rglob("*"))
 
     try:
         build_folder(folder, build)

@@ -70,6 +70,11 @@ def pack_checkpoint(folder: Path) -> Path:
     if is_complete(target) and read_json(target / SOURCE_NAME, {}) == source:
         print(f"{folder}: 16-bit experts, taken from their 4-bit copy {target.name}")
         return target
+    if target.exists() and not (target / SOURCE_NAME).exists():
+        raise ModelError(
+            f"{target}: is where the 4-bit copy of {folder} goes, and is none; name it as the model, "
+            "or copy the checkpoint to another folder"
+        )
     needed = sum(size for size, _ in source.values()) * PACKED_SHARE
     check_disk_space(
         target, needed, "the 4-bit copy", "or use --set model.load_in_4bit=false"

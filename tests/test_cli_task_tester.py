@@ -68,7 +68,8 @@ def test_score_as_a_process(tmp_path, task_file):
     assert [row["task_id"] for row in written] == [row["task_id"] for row in rows]
     assert all(list(row) == SCORE_KEYS for row in written)
     assert written == [{key: getattr(s, key) for key in SCORE_KEYS} for s in scores]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.jsonl", "s.jsonl", "tasks.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        ".written_by.json", "c.jsonl", "s.jsonl", "tasks.jsonl"]
 
 
 def test_score_prints_a_table(tmp_path, task_file, capsys):
@@ -259,13 +260,15 @@ def test_tasks_of_tau_benchs_form_from_the_field(tmp_path, capsys):
 def test_an_old_output_survives_a_failed_run(tmp_path, task_file, monkeypatch):
     completions = write_lines(tmp_path / "c.jsonl", completion_rows())
     output = tmp_path / "s.jsonl"
-    output.write_text("old\n")
+    arguments = ["score", "--tasks", str(task_file), "--completions", str(completions),
+                 "--output", str(output)]
+    assert main(arguments) == 0
+    old = output.read_text()
     monkeypatch.setattr(task_tester, "_score_row", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        main(["score", "--tasks", str(task_file), "--completions", str(completions),
-              "--output", str(output)])
-    assert output.read_text() == "old\n"
-    assert not list(tmp_path.glob(".*"))
+        main(arguments)
+    assert output.read_text() == old
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 # -- audit and evaluate: wiring ----------------------------------------------------------------

@@ -26,7 +26,7 @@ def database() -> RetailDatabase:
 def test_the_committed_store_is_what_the_script_writes(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT_PATH), "--output-dir", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == set(FILES)
+    assert {path.name for path in tmp_path.iterdir()} == {*FILES, ".written_by.json"}
     for name in FILES:
         assert (tmp_path / name).read_bytes() == (DEFAULT_DATA_DIR / name).read_bytes(), name
 

@@ -276,7 +276,7 @@ def test_an_earlier_run_is_set_aside_wholly_or_not_at_all(tmp_path, monkeypatch)
     with pytest.raises(RunError, match="was started with seed=3407, not 1"):
         pipeline.prepare_run(other, resume=True)
     pipeline.prepare_run(other)
-    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    assert {path.name for path in folder.iterdir()} == {"config.json", "run.lock"}
     aside = {path.name for path in tmp_path.glob("run.earlier-*/*")}
     assert aside == {"final_model", "metrics.csv", "config.json"}
 

@@ -211,7 +211,7 @@ def test_rows_have_the_fields_and_yield_stands_beside(tmp_path, capsys):
 def test_file_may_be_named_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert generate(Path("here.jsonl"), 3).count(b"\n") == 3
-    assert sorted(os.listdir()) == ["here.jsonl", "here.yield.json"]
+    assert sorted(os.listdir()) == [".written_by.json", "here.jsonl", "here.yield.json"]
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,8 @@ def test_memory_does_not_grow_with_the_tasks():
 
 def test_killed_run_leaves_the_old_file(tmp_path):
     output = tmp_path / "t.jsonl"
-    output.write_text("old\n")
+    old = generate(output, 3)
+    names = sorted(path.name for path in tmp_path.iterdir())
     arguments = ["--num-tasks", "200000", "--seed", "1", "--output", str(output)]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         process = subprocess.Popen(
@@ -412,10 +413,10 @@ def test_killed_run_leaves_the_old_file(tmp_path):
             time.sleep(0.05)
         process.send_signal(number)
         error = process.communicate(timeout=60)[1].decode()
-        assert output.read_text() == "old\n"
+        assert output.read_bytes() == old
         if number != signal.SIGKILL:
             assert process.returncode == 130 and "interrupted" in error
-            assert [path.name for path in tmp_path.iterdir()] == ["t.jsonl"]
+            assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_command_runs_as_a_command(tmp_path):

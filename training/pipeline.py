@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from transformers import set_seed
@@ -32,6 +32,7 @@ from common.files import (
     read_json,
     write_json_atomic,
 )
+from common.run_folder import artifacts, check_new_run, is_run, lock_run
 from data_reader import Task
 from envs.retail import RetailDatabase
 from gptoss.load import (
@@ -55,12 +56,6 @@ STAGES = ("base", "sft", "sft_grpo")
 PACKAGES = (
     "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth",
 )
-ARTIFACTS = (
-    "metrics.csv", "evaluation.json", "evaluation_details.json", "completions.jsonl",
-    "warnings.jsonl", "evaluation_parts", "sft", "best_adapter", "final_model", "merged_model",
-    "plots", "tensorboard", "runs", "config.json",
-)
-"""What a run leaves; config.json is moved last, as it says that there is a run."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -82,6 +77,8 @@ class Run:
     """Held-out tasks of users that are in no training task; the same at every stage."""
     db: RetailDatabase
     """The store."""
+    lock: TextIO | None = None
+    """The folder's lock, held on the main process for as long as the run is kept."""
 
 
 def package_versions() -> dict[str, str]:
@@ -147,47 +144,38 @@ def prepare_run(config: configs.RunConfig, resume: bool = False) -> Run:
         )
     train, validation, test, db = load_tasks(config)
     folder = Path(config.output_dir)
-    if state.is_main_process:
-        _open_folder(config, folder, resume, db)
+    lock = _open_folder(config, folder, resume, db) if state.is_main_process else None
     state.wait_for_everyone()
-    return Run(config, folder, resume, train, validation, test, db)
+    return Run(config, folder, resume, train, validation, test, db, lock)
 
 
 def _open_folder(
     config: configs.RunConfig, folder: Path, resume: bool, db: RetailDatabase
-) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write-test"
-        probe.write_text("x" * 4096)  # an empty file fits on a full disk
-        probe.unlink()
-    except OSError as error:
-        raise RunError(
-            f"{folder}: cannot be written ({error.strerror}); choose another --output-dir"
-        ) from error
+) -> TextIO:
     path, content = folder / "config.json", describe_content(config, db)
-    if path.exists() and resume:
-        _resume_settings(path, config, content)
-        return
+    before = configs.read_settings(path) if resume else None
+    if resume and path.exists() and before is None:
+        raise RunError(f"{path}: records no run to resume; choose another --output-dir")
+    if before is None and not is_run(folder):
+        check_new_run(folder)
+    lock = lock_run(folder)
+    if before is not None:
+        _resume_settings(path, before, config, content)
+        return lock
     if path.exists():
-        _set_aside(folder.resolve())
-    for name in ("sft/adapter", "final_model", "evaluation.json"):
-        if (folder / name).exists():
-            raise RunError(
-                f"{folder}: holds {name} of a run but no config.json; choose another --output-dir"
-            )
+        _set_aside(config, folder.resolve())
     settings = json.loads(config.to_json())
     write_json_atomic(path, {
         "settings": settings, "versions": package_versions(), "git_hash": git_hash(),
         "hashes": content,
     })
+    return lock
 
 
-def _resume_settings(path: Path, config: configs.RunConfig, content: Content) -> None:
+def _resume_settings(
+    path: Path, before: configs.RunConfig, config: configs.RunConfig, content: Content
+) -> None:
     """Refuse settings and data of another run; record settings that only change memory use."""
-    before = configs.read_settings(path)
-    if before is None:
-        raise RunError(f"{path}: records no run to resume; choose another --output-dir")
     changed = changed_fields(before, config)
     for name, (old, new) in changed.items():
         if not keeps_the_steps(name, before, config):
@@ -206,10 +194,14 @@ def _resume_settings(path: Path, config: configs.RunConfig, content: Content) ->
     write_json_atomic(path, facts | {"settings": json.loads(config.to_json())})
 
 
-def _set_aside(folder: Path) -> None:
+def _set_aside(config: configs.RunConfig, folder: Path) -> None:
     """Move the files of an earlier run to a folder beside this one."""
-    found = sorted(folder.glob("checkpoint-*")) + [folder / name for name in ARTIFACTS]
-    found = [path for path in found if path.exists()]
+    found = artifacts(folder)
+    data = config.data
+    for name in (config.model.model_name, data.dataset_path, data.eval_dataset_path, data.data_dir):
+        place = Path(name or "").resolve()
+        if any(path in (place, *place.parents) for path in found):
+            raise RunError(f"{name}: lies in the earlier run of {folder}; choose another --output-dir")
     if found == [folder / "config.json"]:
         # It came to nothing, as when the model was not found: there is nothing to keep.
         found[0].unlink()
@@ -217,9 +209,17 @@ def _set_aside(folder: Path) -> None:
     number = 1
     while (aside := folder.with_name(f"{folder.name}.earlier-{number}")).exists():
         number += 1
-    aside.mkdir()
-    for path in found:
-        shutil.move(path, aside / path.name)
+    try:
+        aside.mkdir()
+        for path in found:
+            place = aside / path.relative_to(folder)
+            place.parent.mkdir(exist_ok=True)
+            shutil.move(path, place)
+    except OSError as error:
+        raise RunError(
+            f"{aside}: the earlier run cannot be moved there ({error.strerror}); choose another "
+            "--output-dir"
+        ) from error
     print(f"{folder} held an earlier run; it is in {aside} now")
 
 

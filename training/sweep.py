@@ -10,7 +10,6 @@ intermediate figure, and several trials at once, which on one GPU take as long a
 """
 
 import argparse
-import fcntl
 import gc
 import importlib.util
 import json
@@ -34,25 +33,23 @@ if TYPE_CHECKING:
 __all__ = ["build_sweep_parser", "run_sweep"]
 STAGE = "validation"
 """Name of the validation figures in a trial's evaluation.json."""
+RESULTS = ("study.db", "trials", "shared", "trials.csv", "sweep.png")
+"""What a sweep leaves, beside its lock."""
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second process out of the folder; the system lifts the lock when this one ends."""
+    """Keep a second process out of the folder, and this one out of what no sweep wrote."""
     from common.files import RunError
+    from common.run_folder import LOCK_NAME, MODEL_MARKS, lock_folder
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "sweep.lock", "w", encoding="utf-8")
-    except OSError as error:
-        raise RunError(
-            f"{folder}: cannot be written ({error.strerror}); choose another --output-dir"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{folder}: another sweep is running there; wait for it") from None
+    known = (folder / "sweep.lock").exists()
+    for name in (*MODEL_MARKS, LOCK_NAME, *(() if known else RESULTS)):
+        if (folder / name).exists():
+            raise RunError(
+                f"{folder}: holds {name}, which no sweep wrote; choose another --output-dir"
+            )
+    with lock_folder(folder, "sweep.lock"):
         yield
 
 
@@ -69,13 +66,14 @@ def open_study(sweep: Sweep) -> "optuna.Study":
         RunError: The folder holds a sweep with other settings.
     """
     import optuna
+    from sqlalchemy import URL
 
     from common.files import RunError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    url = URL.create("sqlite", database=str(sweep.folder / "study.db"))  # escapes what a path may hold
     study = optuna.create_study(
-        storage=f"sqlite:///{sweep.folder / 'study.db'}", study_name="sweep",
-        direction="maximize", load_if_exists=True,
+        storage=url.render_as_string(), study_name="sweep", direction="maximize", load_if_exists=True,
     )
     identity = json.loads(json.dumps(sweep.identity()))
     if "identity" not in study.user_attrs:

@@ -123,6 +123,8 @@ def run_trainer(trainer: Any, resume: bool) -> dict[str, float]:
             # Early stopping or the KL guard ended it, and the trainer would take one step more.
             trainer.state = state
             return {}
+    # TRL's card says nothing true of this model, and replaces a README.md of the run's folder.
+    trainer.create_model_card = lambda *_, **__: None
     if trainer.args.device.type == "cpu":
         # Under torchrun accelerate numbers the CPU too, and torch.load knows no place "cpu:0".
         trainer.args._setup_devices = torch.device("cpu")

@@ -8,6 +8,7 @@ episode hands out is a copy.
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from common.user_error import UserError
 
 DEFAULT_DATA_DIR = Path(__file__).parent / "data"
 FILE_NAMES = ("users.json", "orders.json", "products.json")
+MAKE_STORE = "python envs/retail/make_store.py --output-dir"
 ADDRESS_FIELDS = ("address1", "address2", "city", "state", "country", "zip")
 
 Record = dict[str, Any]
@@ -130,8 +132,15 @@ class RetailDatabase:
             raise DatabaseError(f"{path}: {fault}; {_remedy(path.parent)}") from None
 
 
+def store_files(data_dir: str | Path | None = None) -> list[Path]:
+    """Return the paths of a store's three files; None means the store of the project."""
+    return [Path(data_dir or DEFAULT_DATA_DIR) / name for name in FILE_NAMES]
+
+
 def _remedy(folder: Path) -> str:
-    return f"make a store with `python envs/retail/make_store.py --output-dir {folder}`"
+    """Say how to make a store, never over what is in a folder that exists."""
+    where = f"make a store in another folder with `{MAKE_STORE} NEW_FOLDER`"
+    return where if folder.exists() else f"make a store with `{MAKE_STORE} {shlex.quote(str(folder))}`"
 
 
 def _read_file(path: Path) -> dict[str, Record]:

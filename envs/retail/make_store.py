@@ -5,17 +5,22 @@
 The same seed gives the same bytes. Words (names, streets, products) are in `vocabulary.json`; ids,
 prices and who bought what are drawn here. Left out: records that no tool can meet (empty orders,
 users without an order) and orders with a requested return, exchange or change, which only a tool
-may bring about. Runs as a plain script, so it imports nothing from the project.
+may bring about. A folder's store is replaced only when this script wrote it.
 """
 
 import argparse
 import itertools
 import json
-import os
 import random
 import sys
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # the folder of the script is on the import path, the project is not
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from common.outputs import check_files, writing
+from common.user_error import UserError
 
 DEFAULT_SEED = 7
 NUM_ID_CLASSES = 89
@@ -287,19 +292,20 @@ def write_store(seed: int, output_dir: Path, num_users: int, num_orders: int) ->
 
     Raises:
         ValueError: A number is too small or too large.
+        OutputError: The folder holds a store that was not written here.
         OSError: The folder cannot be written to.
     """
+    paths = [output_dir / f"{name}.json" for name in ("users", "orders", "products")]
+    check_files("make_store.py", paths, option="--output-dir")
     store = make_store(seed, num_users, num_orders)
     output_dir.mkdir(parents=True, exist_ok=True)
-    for name, records in zip(("users", "orders", "products"), store, strict=True):
-        # Written aside and then moved, so that a file is never there by halves.
-        part_path = output_dir / f"{name}.json.tmp"
-        part_path.write_text(dump_records(records), encoding="utf-8", newline="\n")
-        os.replace(part_path, output_dir / f"{name}.json")
+    with writing("make_store.py", *paths) as parts:
+        for part, records in zip(parts, store, strict=True):
+            part.write_text(dump_records(records), encoding="utf-8", newline="\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return 0, or 2 for a wrong argument."""
+    """Run the command line; return 0, 1 where somebody's store would be lost, 2 for wrong usage."""
     parser = argparse.ArgumentParser(description="Make a retail store of invented records.")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="default: %(default)s")
     parser.add_argument(
@@ -313,6 +319,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         write_store(options.seed, options.output_dir, options.num_users, options.num_orders)
+    except UserError as error:
+        print(f"make_store.py: {error}", file=sys.stderr)
+        return 1
     except (ValueError, OSError) as error:
         print(f"make_store.py: {error}", file=sys.stderr)
         return 2

@@ -9,12 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common import outputs
+from common.files import RunError
 from data_reader import DatasetError, Splits
 from envs.retail import DatabaseError
+from envs.retail.database import store_files
+from tasks.audit import PLOT_KINDS, REPORT_COMMAND, report_files
 from tasks.audit.audit import AuditReport, audit_files
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -264,16 +269,16 @@ def draw_plots(reports: Sequence[AuditReport], folder: Path, stem: str) -> list[
 
 
 def _save(figure: object, path: Path) -> Path:
-    # Without the version of the plotting library, the same data gives the same bytes.
-    figure.savefig(path, dpi=80, metadata={"Software": None})
+    with outputs.writing(REPORT_COMMAND, path) as (part,):
+        # Without the version of the plotting library, the same data gives the same bytes.
+        figure.savefig(part, format="png", dpi=80, metadata={"Software": None})
     return path
 
 
 def plot_links(reports: Sequence[AuditReport], stem: str) -> list[str]:
     """Return the links of the plots that `draw_plots` draws, without drawing them."""
     has_wishes = any("wishes" in report.mix["tags"] for report in reports)
-    kinds = ["tools", *(["wishes"] if has_wishes else []), "sizes"]
-    return [f"plots/{stem}_{kind}.png" for kind in kinds]
+    return [f"plots/{stem}_{kind}.png" for kind in PLOT_KINDS if has_wishes or kind != "wishes"]
 
 
 def write_report(
@@ -289,10 +294,12 @@ def write_report(
     path = Path(path)
     stem = path.stem.lower()
     if command is None:
-        command = f"python task_tester.py audit {reports[0].path} --report {path}"
+        command = f"python task_tester.py audit {shlex.quote(str(reports[0].path))} --report "
+        command += shlex.quote(str(path))
     draw_plots(reports, path.parent / "plots", stem)
     text = analysis_text(reports, command, plot_links(reports, stem))
-    path.write_text(text, encoding="utf-8")
+    with outputs.writing(REPORT_COMMAND, path) as (part,):
+        part.write_text(text, encoding="utf-8")
 
 
 def own_report_text(reports: Sequence[AuditReport]) -> str:
@@ -311,17 +318,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="*", help=f"task files (default: {' '.join(OWN_FILES)})")
     parser.add_argument("--output", type=Path, default=ROOT / OWN_REPORT, metavar="FILE.md")
     parser.add_argument("--data-dir", type=Path, help="a store's folder (default: the project's)")
+    outputs.add_overwrite(parser)
     args = parser.parse_args(arguments)
     files = args.files or [ROOT / name for name in OWN_FILES]
     command = "python -m tasks.audit.report"
     if args.files:
-        command += f" {' '.join(args.files)} --output {args.output}"
+        command += f" {shlex.join(args.files)} --output {shlex.quote(str(args.output))}"
+    inputs = [*map(Path, files), *store_files(args.data_dir)]
     try:
+        outputs.check_files(
+            REPORT_COMMAND, report_files(args.output), inputs, overwrite=args.overwrite
+        )
         reports = audit_files(files, args.data_dir)
-    except (DatasetError, DatabaseError) as error:
+        write_report(reports, args.output, command)
+    except (outputs.OutputError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (DatasetError, DatabaseError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write_report(reports, args.output, command)
     print(f"wrote {args.output}")
     return 0 if all(report.num_valid == report.num_tasks for report in reports) else 1
 
