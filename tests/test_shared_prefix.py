@@ -9,7 +9,7 @@ from gptoss.load import load_model
 from training import grpo
 from training.grpo import build_grpo_trainer
 from training.rewards import make_reward_functions
-from training.shared_prefix import attention_mask_of, find_groups, pack_rows
+from training.shared_prefix import attention_mask_of, find_groups, pack_rows, take
 
 PROMPTS, LENGTHS = (300, 40, 171), ((20, 3, 160, 1), (7, 30, 12, 2), (5, 150))
 
@@ -130,6 +130,21 @@ def test_completions_see_their_prompt_and_themselves_within_the_window():
         assert seen.nonzero()[:, 0].tolist() == list(range(first, 300 + step + 1))
     short = attention_mask_of(rows, None, torch.float32).completions[4, 0, 0] == 0
     assert short.nonzero()[:, 0].tolist() == [*range(40), 300]
+
+
+def test_gradients_of_a_shared_token_are_added_in_one_order():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        values = torch.randn(1, 8, 64, requires_grad=True)
+        index = torch.arange(8).repeat(4096)
+        weights = torch.randn(len(index), 64)
+        gradients = [
+            torch.autograd.grad((take(values, index) * weights).sum(), values)[0] for _ in range(20)
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(gradient.equal(gradients[0]) for gradient in gradients)
 
 
 def test_groups_stay_whole_within_a_step(folder, db):

@@ -154,6 +154,16 @@ def attention_mask_of(rows: PackedRows, window: int | None, dtype: torch.dtype) 
     return PackedMask(rows, additive(causal), completions.repeat_interleave(size, 0))
 
 
+def take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return values `[A, B, ...]` at places in the flat `[A * B]`, in the index's shape.
+
+    Indexing would do the same, but threads add up its gradients in no fixed order: two runs with one
+    seed would differ.
+    """
+    flat = values.flatten(0, 1)
+    return flat.index_select(0, index.flatten()).unflatten(0, index.shape)
+
+
 def attend(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     attention_mask: PackedMask | torch.Tensor | None, **settings: Any,
@@ -178,7 +188,7 @@ def attend(
     prompt = [x[:, :, :width] for x in (query, key, value)]
     read, _ = eager_attention_forward(module, *prompt, attention_mask.prompts, **settings)
     own_query, own_key, own_value = (
-        x[:, :, width:].transpose(1, 2).flatten(0, 1)[rows.slots.flatten(0, 1)].transpose(1, 2)
+        take(x[:, :, width:].transpose(1, 2), rows.slots.flatten(0, 1)).transpose(1, 2)
         for x in (query, key, value)
     )
     keys, values = (
@@ -188,7 +198,7 @@ def attend(
     written, _ = eager_attention_forward(
         module, own_query, keys, values, attention_mask.completions, **settings
     )
-    return torch.cat([read, written.flatten(0, 1)[rows.packed]], 1), None
+    return torch.cat([read, take(written, rows.packed)], 1), None
 
 
 def log_probabilities(
@@ -218,7 +228,7 @@ def log_probabilities(
     }
 
     def keep_completions(_: Any, arguments: tuple[torch.Tensor]) -> torch.Tensor:
-        return arguments[0].flatten(0, 1)[rows.before][None]
+        return take(arguments[0], rows.before)[None]
 
     # The model's own `logits_to_keep` takes one choice of columns for all rows.
     hook = core.lm_head.register_forward_pre_hook(keep_completions)
