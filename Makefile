@@ -53,6 +53,7 @@ tensorboard: install
 data: install
 	$(BIN)/python task_generator.py --num-tasks 800 --seed 1 --output dataset.jsonl
 	$(BIN)/python task_generator.py --num-tasks 3500 --seed 2 --output 3.5k.jsonl
+	mv dataset.yield.json 3.5k.yield.json docs/
 	$(BIN)/python -m tasks.audit.report
 
 audit: install

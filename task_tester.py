@@ -81,7 +81,9 @@ def _run_audit(args: argparse.Namespace) -> int:
         )
     report = audit_file(path, args.data_dir, against, **_split_of_run(args.run_dir))
     if args.report is not None:
-        report.write_report(args.report)
+        from tasks.audit.report import write_report
+
+        write_report([report], args.report)
     if args.json:
         print(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     else:

@@ -148,12 +148,12 @@ def test_report_of_any_file_has_its_plots_and_faults(planted, tmp_path):
     audit, _ = planted
     path = tmp_path / "deep" / "Faults.md"
     path.parent.mkdir()
-    audit.write_report(path)
+    report.write_report([audit], path)
     text = path.read_text(encoding="utf-8")
     assert f"| tasks | {audit.num_tasks} |" in text
     first = audit.reasons[0]
     assert f"- line {first.line}, {first.task_id}: {first.kind}: {first.reason}" in text
-    for fault, _ in report.KNOWN_FAULTS:
+    for fault, _ in report.KNOWN_FINDINGS:
         assert re.search(rf"^\| {re.escape(fault)} \| [1-9]\d* \|$", text, re.M), fault
     links = report.plot_links([audit], "faults")
     assert len(links) == 3 and all(f"]({link})" in text for link in links)
@@ -207,7 +207,7 @@ def test_every_row_broken_is_a_report_and_no_crash(tmp_path):
     audit = audit_file(path)
     assert (audit.num_tasks, audit.num_valid, audit.num_unreadable) == (4, 0, 4)
     assert sorted({reason.line for reason in audit.reasons}) == [1, 2, 3, 4]
-    audit.write_report(tmp_path / "broken.md")
+    report.write_report([audit], tmp_path / "broken.md")
 
 
 # -- repeated wording, leaks -------------------------------------------------------------------

@@ -285,12 +285,14 @@ def fake_audit(monkeypatch):
             raise DatasetError([f"{path}: holds no task"])
         return SimpleNamespace(
             **found, to_json=lambda: found, print=lambda: print("audited"),
-            write_report=lambda report: Path(report).write_text("# Audit"),
         )
 
     module = ModuleType("tasks.audit.audit")
     module.audit_file = audit_file
     monkeypatch.setitem(sys.modules, "tasks.audit.audit", module)
+    report_module = ModuleType("tasks.audit.report")
+    report_module.write_report = lambda reports, path: Path(path).write_text("# Audit")
+    monkeypatch.setitem(sys.modules, "tasks.audit.report", report_module)
     return found
 
 

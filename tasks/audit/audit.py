@@ -113,16 +113,6 @@ class AuditReport:
         for line in [*lines, "--json lists every reason"] if lines else []:
             print(line, file=out)
 
-    def write_report(self, path: str | Path) -> None:
-        """Write the analysis of this audit as Markdown, its plots into `plots/` beside it.
-
-        Args:
-            path: The Markdown file.
-        """
-        from tasks.audit.report import write_report  # plots need matplotlib, an audit does not
-
-        write_report([self], path)
-
 
 def _wrapped(title: str, figures: dict) -> str:
     """Return named figures as lines of at most 100 columns, aligned with the counts above."""

@@ -1,7 +1,7 @@
 """Write the analysis of task files: one Markdown text and a few plots, from their audits.
 
 The text holds nothing but what the audits counted, so the same files give the same text. Our own
-report is made by `python -m tasks.audit.report`. Left out: judging whether the mix is a good one.
+report is made by `python -m tasks.audit.report`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ COUNTS = (
     ("num_ungrounded", "arguments not in the words"),
     ("num_policy_violations", "gold against the rules"),
     ("num_duplicates", "duplicates"),
-    ("num_near_duplicates", "near duplicates (no fault)"),
-    ("num_repeated_gold", "gold seen before (no fault)"),
+    ("num_near_duplicates", "near duplicates (not a finding)"),
+    ("num_repeated_gold", "gold seen before (not a finding)"),
 )
-# Faults that task files of this kind are known for, and what finds them in "kind: reason".
-KNOWN_FAULTS = (
+# Findings that task files of this kind are known for, as patterns of "kind: reason".
+KNOWN_FINDINGS = (
     (
         "address incomplete or made up",
         r"\b(address[12]|city|state|country|zip)\b.* not in the query|address2 is empty",
@@ -90,9 +90,9 @@ def _counter_table(
     return _table([first, *_names(reports)], rows)
 
 
-def _known_fault_rows(reports: Sequence[AuditReport]) -> list[list[object]]:
+def _known_finding_rows(reports: Sequence[AuditReport]) -> list[list[object]]:
     rows = []
-    for title, pattern in KNOWN_FAULTS:
+    for title, pattern in KNOWN_FINDINGS:
         lines = [
             {r.line for r in report.reasons if re.search(pattern, f"{r.kind}: {r.reason}")}
             for report in reports
@@ -105,7 +105,7 @@ def analysis_text(reports: Sequence[AuditReport], command: str, plots: Sequence[
     """Return the analysis as Markdown.
 
     Args:
-        reports: Audits of the files, held against each other.
+        reports: Audits of the files, compared with each other.
         command: The command that writes this text.
         plots: Links of the plots, relative to the text.
     """
@@ -123,9 +123,9 @@ def analysis_text(reports: Sequence[AuditReport], command: str, plots: Sequence[
         "(wording alike from 0.8 on, ids and numbers masked) and repeated gold are shown and do "
         "not make a task invalid.", "",
     ]
-    lines += ["## Faults that such files are known for", "", "Rows with at least one of them.", ""]
-    lines += _table(["fault", *names], _known_fault_rows(reports))
-    lines += _fault_lines(reports)
+    lines += ["## Findings that such files are known for", "", "Rows with at least one of them.", ""]
+    lines += _table(["finding", *names], _known_finding_rows(reports))
+    lines += _finding_lines(reports)
     lines += _yield_lines(reports)
     lines += ["## What the tasks ask for", ""]
     lines += [f"![{Path(plot).stem}]({plot})" for plot in plots] + [""]
@@ -160,8 +160,8 @@ def analysis_text(reports: Sequence[AuditReport], command: str, plots: Sequence[
     lines += [
         f"Over all files together, {leaks['num_users_in_two_splits']} customers, "
         f"{leaks['num_queries_in_two_splits']} queries and "
-        f"{leaks['num_near_duplicates_in_two_splits']} near duplicates stand in more than one "
-        "split. Customers are told by the gold calls that find them, not by the row's `user_id`.",
+        f"{leaks['num_near_duplicates_in_two_splits']} near duplicates are in more than one "
+        "split. Customers are identified by the gold calls that find them, not by the row's `user_id`.",
         "", *(f"- {example}" for example in leaks["examples"]),
     ]
     lines += [""] if leaks["examples"] else []
@@ -169,22 +169,22 @@ def analysis_text(reports: Sequence[AuditReport], command: str, plots: Sequence[
     lines += [
         "- The queries come from a generator's grammar; real customers write worse and mean less "
         "clearly.",
-        "- Grounding compares text: that a value stands in the query does not prove that a reader "
+        "- Grounding compares text: that a value is in the query does not prove that a reader "
         "would pick it.",
         "- The audit trusts the store; a wrong record there is a wrong record here.", "",
     ]
     return "\n".join(lines)
 
 
-def _fault_lines(reports: Sequence[AuditReport]) -> list[str]:
-    lines = ["## Faults by line", ""]
+def _finding_lines(reports: Sequence[AuditReport]) -> list[str]:
+    lines = ["## Findings by line", ""]
     for report in reports:
         name = Path(report.path).name
         if not report.reasons:
             lines += [f"{name}: none.", ""]
             continue
         kinds = ", ".join(f"{kind} {count}" for kind, count in report.faults.items())
-        lines += [f"{name}: {len(report.reasons)} faults ({kinds}).", ""]
+        lines += [f"{name}: {len(report.reasons)} findings ({kinds}).", ""]
         lines += [
             f"- line {reason.line}, {reason.task_id}: {reason.kind}: {reason.reason}"
             for reason in report.reasons[:MAX_LISTED]
@@ -196,10 +196,12 @@ def _fault_lines(reports: Sequence[AuditReport]) -> list[str]:
 
 
 def _yield_lines(reports: Sequence[AuditReport]) -> list[str]:
-    """Tell what the generator rejected, for files with its `F.yield.json` beside them."""
+    """Tabulate what the generator rejected, for files with `F.yield.json` beside them or in docs/."""
     tables = {}
     for report in reports:
         path = Path(report.path).with_suffix(".yield.json")
+        if not path.is_file() and path.resolve().parent == ROOT:
+            path = ROOT / "docs" / path.name
         if path.is_file():
             tables[Path(report.path).name] = json.loads(path.read_text(encoding="utf-8"))
     if not tables:
@@ -287,7 +289,7 @@ def write_report(
     """Write the analysis, and its plots into `plots/` beside it.
 
     Args:
-        reports: Audits of the files, held against each other.
+        reports: Audits of the files, compared with each other.
         path: The Markdown file.
         command: The command that writes it; None names an audit of the first file.
     """
@@ -306,7 +308,7 @@ def own_report_text(reports: Sequence[AuditReport]) -> str:
     """Return the text that docs/ANALYSIS_REPORT.md must hold for the committed datasets.
 
     Args:
-        reports: Audits of `OWN_FILES`, held against each other.
+        reports: Audits of `OWN_FILES`, compared with each other.
     """
     stem = Path(OWN_REPORT).stem.lower()
     return analysis_text(reports, "python -m tasks.audit.report", plot_links(reports, stem))
