@@ -1,8 +1,7 @@
 """Task files: JSONL rows to checked tasks, to prompts, splits and training sets.
 
 Checked here is what one row shows by itself: JSON, fields, types, tool names, arguments by schema.
-Left out: whether gold replays on a store, stands in the query and keeps to the policy (the audit's
-questions), and any repair of a faulty row.
+Whether gold replays on a store, is grounded in the query and keeps to the policy, `tasks/audit/` checks.
 """
 
 import hashlib
@@ -13,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.bench_rows import is_tau2_row, own_form
-from common.json_rows import DatasetError, parse_row, read_rows
+from common.json_rows import DatasetError, parse_row, read_rows, shown_keys, typed_field
 from common.reader_text import folded
-from envs.retail import Episode, RetailDatabase, check_arguments
-from envs.retail.tools import TOOLS
+from envs.retail import Episode, RetailDatabase
+from envs.retail.tools import call_finding
 from prompting.harmony import find_special_token, render_completion, render_prompt
 from prompting.plan import PromptStyle, plan_instructions
 
@@ -40,7 +39,7 @@ class Task:
     user_id: str | None = None
     """The customer's user id."""
     instruction: str | None = None
-    """The same wish as a scenario for a simulated customer."""
+    """The same intents as a scenario for a simulated customer."""
     outputs: list[str] = field(default_factory=list)
     """Strings that the agent must tell the customer."""
     tags: dict = field(default_factory=dict)
@@ -82,110 +81,63 @@ REQUIRED = {
 # -- rows --------------------------------------------------------------------------------------
 
 
-def _typed(row: Mapping[str, Any], name: str, kind: type, word: str, faults: list[str]) -> Any:
-    """Return an optional field, None when it is absent or null or (noted in faults) ill-typed."""
-    value = row.get(name)
-    if value is not None and not isinstance(value, kind):
-        text = value if isinstance(value, int | float) else "..."
-        form = {str: f'"{text}"', list: '["...", "..."]', dict: "{...}"}[kind]
-        faults.append(f"{name}: must be {word}, not {type(value).__name__}; write {form}")
-        return None
-    return value
-
-
-def _check_gold(actions: Any, faults: list[str], may_be_empty: bool) -> None:
+def _check_gold(actions: Any, findings: list[str], may_be_empty: bool) -> None:
     if not isinstance(actions, list):
-        faults.append("gold_actions: must be a list of calls; write [{\"name\", \"arguments\"}]")
+        findings.append("gold_actions: must be a list of calls; write [{\"name\", \"arguments\"}]")
         return
     if not actions and not may_be_empty:
-        faults.append("gold_actions: is empty; name at least one call, or leave the row out")
+        findings.append("gold_actions: is empty; name at least one call, or leave the row out")
     for index, action in enumerate(actions):
-        fault = _call_fault(action)
-        if fault:
-            faults.append(f"gold_actions[{index}]: {fault}")
+        finding = call_finding(action)
+        if finding:
+            findings.append(f"gold_actions[{index}]: {finding}")
 
 
-def _call_fault(action: Any) -> str:
-    """Return what is wrong with a call and the remedy, "" when it fits the tool's schema."""
-    if not isinstance(action, dict) or action.keys() != {"name", "arguments"}:
-        reason = "must be an object with exactly name and arguments"
-        remedy = 'write {"name": "...", "arguments": {...}}'
-        if not isinstance(action, dict):
-            return f"{reason}; {remedy}"
-        extra = [key for key in action if key not in ("name", "arguments")]
-        if len(action) == len(extra) + 2:
-            remedy = f"drop {shown_keys(extra)}"
-        elif isinstance(action.get("function"), dict):
-            remedy = "keep the object under function, its arguments as an object"
-        elif "arguments" not in action and len(extra) == 1:
-            remedy = f"rename {shown_keys(extra)} to arguments"
-        return f"{reason}, not {shown_keys(action) or 'empty'}; {remedy}"
-    name, arguments = action["name"], action["arguments"]
-    if isinstance(arguments, str):
-        return "arguments must be an object, not a string; write {...}, not its text"
-    nulls = [k for k, v in arguments.items() if v is None] if isinstance(arguments, dict) else []
-    if nulls:
-        return f"arguments holds null ({shown_keys(nulls)}); leave these keys out"
-    fault = check_arguments(name, arguments)
-    if fault is None:
-        return ""
-    if fault.startswith("unknown tool"):
-        bare = str(name).rpartition(".")[2]
-        return f"{fault}; write " + (repr(bare) if bare in TOOLS else "the name of a retail tool")
-    return f"{fault}; write the call as the tool's schema asks"
-
-
-def shown_keys(keys: Iterable[str]) -> str:
-    """Name the keys of an object, the first eight of them, for a message."""
-    keys = [key[:40] for key in keys]
-    return ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "")
-
-
-def _check_text(row: Mapping[str, Any], faults: list[str]) -> None:
+def _check_text(row: Mapping[str, Any], findings: list[str]) -> None:
     text = json.dumps(row, ensure_ascii=False)
     token = find_special_token(text)
     if token is not None:
-        faults.append(f"row: contains the control token {token}; remove it from the text")
+        findings.append(f"row: contains the control token {token}; remove it from the text")
     try:
         text.encode()
     except UnicodeEncodeError:
-        faults.append("row: contains half of a surrogate pair (\\ud800-\\udfff); write it whole")
+        findings.append("row: contains half of a surrogate pair (\\ud800-\\udfff); write it whole")
 
 
 def _task_of_row(
-    row: Any, line: int, number: int, faults: list[str], may_be_empty: bool = False
+    row: Any, line: int, number: int, findings: list[str], may_be_empty: bool = False
 ) -> Task | None:
-    """Build the task of a row; None, and the reasons added to `faults`, when it has any fault."""
+    """Build the task of a row; None, and the reasons added to `findings`, when it has any finding."""
     if not isinstance(row, dict):
-        faults.append("row: must be a JSON object; write one task object a line")
+        findings.append("row: must be a JSON object; write one task object a line")
         return None
     may_be_empty = may_be_empty or is_tau2_row(row)
-    row = own_form(row, faults)
-    query = _typed(row, "query", str, "text", faults)
-    gold_final = _typed(row, "gold_final", str, "text", faults)
+    row = own_form(row, findings)
+    query = typed_field(row, "query", str, "text", findings)
+    gold_final = typed_field(row, "gold_final", str, "text", findings)
     missing = [name for name in REQUIRED if row.get(name) is None]
     if missing:
         also = f" ({', '.join(missing[1:])} too)" if missing[1:] else ""
         remedy = " and ".join(REQUIRED[name] for name in missing)
         keys = shown_keys(row) or "no key"
-        faults.append(f"{missing[0]}: is missing{also}, the row has {keys}; add {remedy}")
+        findings.append(f"{missing[0]}: is missing{also}, the row has {keys}; add {remedy}")
     if len(missing) == len(REQUIRED):  # no task at all
         return None
     if query is not None and not query.strip():
-        faults.append("query: is empty; add the customer's message")
+        findings.append("query: is empty; add the customer's message")
     if row.get("gold_actions") is not None:
-        _check_gold(row["gold_actions"], faults, may_be_empty)
-    task_id = _typed(row, "task_id", str, "text", faults)
+        _check_gold(row["gold_actions"], findings, may_be_empty)
+    task_id = typed_field(row, "task_id", str, "text", findings)
     if task_id == "":
-        faults.append("task_id: is empty; give it a name or leave the field out")
-    user_id = _typed(row, "user_id", str, "text", faults)
-    instruction = _typed(row, "instruction", str, "text", faults)
-    outputs = _typed(row, "outputs", list, "a list of texts", faults) or []
+        findings.append("task_id: is empty; give it a name or leave the field out")
+    user_id = typed_field(row, "user_id", str, "text", findings)
+    instruction = typed_field(row, "instruction", str, "text", findings)
+    outputs = typed_field(row, "outputs", list, "a list of texts", findings) or []
     if not all(isinstance(output, str) for output in outputs):
-        faults.append("outputs: must be a list of texts")
-    tags = _typed(row, "tags", dict, "an object", faults) or {}
-    _check_text(row, faults)
-    if faults:
+        findings.append("outputs: must be a list of texts")
+    tags = typed_field(row, "tags", dict, "an object", findings) or {}
+    _check_text(row, findings)
+    if findings:
         return None
     return Task(
         query, row["gold_actions"], gold_final, task_id or f"line-{number}", user_id, instruction,
@@ -204,7 +156,7 @@ def scan_tasks(
     Args:
         path: JSONL (UTF-8, one task a line; blank lines, CRLF and a byte order mark are fine), or
             one JSON array such as tau-bench's and tau2-bench's own task files (read at once).
-        check_ids: report a task id that stands twice; remembers every id.
+        check_ids: report a repeated task id; remembers every id.
         may_be_empty: let rows through whose gold holds no call.
 
     Raises:
@@ -212,18 +164,18 @@ def scan_tasks(
     """
     lines_by_id: dict[str, str] = {}
     num_rows = 0
-    for line, number, place, row, fault in read_rows(Path(path)):
+    for line, number, place, row, finding in read_rows(Path(path)):
         num_rows += 1
-        faults = [fault] if fault else []
-        task = None if fault else _task_of_row(row, line, number, faults, may_be_empty)
+        findings = [finding] if finding else []
+        task = None if finding else _task_of_row(row, line, number, findings, may_be_empty)
         if task is not None and check_ids:
             earlier = lines_by_id.setdefault(task.task_id, place)
             if earlier != place:
-                faults.append(
-                    f"task_id: {task.task_id!r} stands at {earlier} too; name each task once"
+                findings.append(
+                    f"task_id: {task.task_id!r} is at {earlier} too; name each task once"
                 )
                 task = None
-        yield ScannedRow(line, task, [f"{place}: {text}" for text in faults], number)
+        yield ScannedRow(line, task, [f"{place}: {text}" for text in findings], number)
     if num_rows == 0:
         raise DatasetError([f"{path}: holds no task; write one JSON object a line"])
 
@@ -239,21 +191,21 @@ def read_tasks(
 
     Args:
         path: see `scan_tasks`.
-        skip_invalid: leave faulty rows out instead of refusing the file.
+        skip_invalid: leave invalid rows out instead of refusing the file.
         may_be_empty: see `scan_tasks`.
 
     Raises:
-        DatasetError: any row is faulty (all faults are listed) unless they are skipped; no row is
+        DatasetError: any row is invalid (all findings are listed) unless they are skipped; no row is
             valid; or the file cannot be read.
     """
     tasks: list[Task] = []
-    faults: list[str] = []
+    findings: list[str] = []
     for row in scan_tasks(path, may_be_empty=may_be_empty):
         if row.task is not None:
             tasks.append(row.task)
-        faults += row.faults
-    if faults and not (skip_invalid and tasks):
-        raise DatasetError(faults)
+        findings += row.faults
+    if findings and not (skip_invalid and tasks):
+        raise DatasetError(findings)
     return tasks
 
 
@@ -261,7 +213,7 @@ def iter_tasks(path: str | Path) -> Iterator[Task]:
     """Stream the tasks of a file in flat memory; task ids are not compared with each other.
 
     Raises:
-        DatasetError: at the first faulty row, or when the file cannot be read.
+        DatasetError: at the first invalid row, or when the file cannot be read.
     """
     for row in scan_tasks(path, check_ids=False):
         if row.task is None:
@@ -294,13 +246,13 @@ def task_from_json(text: str, line: int = 0) -> Task:
         line: its line in its file, from 1; names a task that has no `task_id`.
 
     Raises:
-        DatasetError: the row is faulty.
+        DatasetError: the row is invalid.
     """
-    row, fault, _ = parse_row(text.encode(errors="surrogatepass"))
-    faults = [fault] if fault else []
-    task = None if fault else _task_of_row(row, line, line, faults)
+    row, finding, _ = parse_row(text.encode(errors="surrogatepass"))
+    findings = [finding] if finding else []
+    task = None if finding else _task_of_row(row, line, line, findings)
     if task is None:
-        raise DatasetError(faults)
+        raise DatasetError(findings)
     return task
 
 
@@ -345,7 +297,7 @@ def split_tasks(
         seed: another seed deals the customers out anew.
         fractions: shares of customers for train, validation and test; 0 to 1, summing to 1.
         min_tasks: fewest tasks that each split must hold; not asked of a split with share 0.
-        db: store that tells the user id of rows without one, see `task_group`.
+        db: store that knows the user id of rows without one, see `task_group`.
 
     Raises:
         ValueError: the fractions are not three shares that sum to 1.
@@ -397,8 +349,8 @@ def plan_messages(task: Task, style: PromptStyle = "full") -> list[dict[str, str
 
     Args:
         task: the task; only its query is shown.
-        style: "full" carries policy and tools (for a model that must be told), "brief" one line
-            (for a model that learns them from examples).
+        style: "full" carries policy and tools, "brief" one line (for a model that learns them from
+            examples).
 
     Raises:
         ValueError: the style is none of these.

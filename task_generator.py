@@ -19,7 +19,7 @@ from common.files import RunError
 from common.outputs import OutputError, add_overwrite, check_files, writing
 from data_reader import Task, task_to_json
 from envs.retail import DatabaseError, RetailDatabase
-from envs.retail.database import store_files
+from envs.retail.store import store_files
 from tasks.generate.pipeline import GenerationError, TaskStream, YieldTable
 from tasks.llm.client import LlmError
 from tasks.llm.rewording import add_llm_arguments, apply_llm_steps

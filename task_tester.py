@@ -26,7 +26,7 @@ from common.json_rows import read_rows
 from common.user_error import UserError
 from data_reader import DatasetError, Task, read_tasks, shown_keys
 from envs.retail import DatabaseError, RetailDatabase
-from envs.retail.database import store_files
+from envs.retail.store import store_files
 from prompting.harmony import find_special_token
 from scoring.metrics import parse_failure_table, per_tool_table, summarize, summarize_outcome
 from scoring.parse import MAX_CALLS, MAX_CHARACTERS, Call, ParseKind, parse_plan

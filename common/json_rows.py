@@ -1,10 +1,10 @@
 """Rows of a user's file, JSON Lines or one JSON array, each with the line that an editor shows.
 
-`encoding_finding` decides, for every reader, which bytes are text. Left out on purpose: unpacking
-and converting files; what is not UTF-8 is named once, with the remedy.
+`encoding_finding` decides, for every reader, which bytes are text; what is not UTF-8 is named once,
+with the remedy.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -153,3 +153,22 @@ def parse_row(raw: bytes) -> tuple[Any, str, bool]:
         elif "\r" in text:
             remedy = "end each line with a line feed, not with a carriage return alone"
         return None, f"row: not valid JSON: {error}; {remedy}", is_cut
+
+
+def typed_field(
+    row: Mapping[str, Any], name: str, kind: type, word: str, findings: list[str]
+) -> Any:
+    """Return an optional field; None when it is absent, null or (added to findings) ill-typed."""
+    value = row.get(name)
+    if value is not None and not isinstance(value, kind):
+        text = value if isinstance(value, int | float) else "..."
+        form = {str: f'"{text}"', list: '["...", "..."]', dict: "{...}"}[kind]
+        findings.append(f"{name}: must be {word}, not {type(value).__name__}; write {form}")
+        return None
+    return value
+
+
+def shown_keys(keys: Iterable[str]) -> str:
+    """Name the keys of an object, the first eight of them, for a message."""
+    keys = [key[:40] for key in keys]
+    return ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "")

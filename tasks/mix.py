@@ -42,7 +42,7 @@ def _table(**weights: float) -> Mapping[str, float]:
 
 @dataclass(frozen=True)
 class TaskMix:
-    """The shares by which tasks are drawn; the defindings make the committed files."""
+    """The shares by which tasks are drawn; the defaults make the committed files."""
 
     num_intents_shares: tuple[float, ...] = (0.66, 0.22, 0.08, 0.04)
     """Shares of tasks with one, two, three and four intents; most are short, so that a small model

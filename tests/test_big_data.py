@@ -92,7 +92,7 @@ def test_all_faults_are_listed_and_can_be_skipped(tmp_path, capsys):
     numbers = [int(line.removeprefix(f"{path}:").partition(":")[0]) for line in lines]
     assert numbers == [3, 5, 8, 9, 12]
     assert "not valid JSON" in lines[0] and "email" in lines[1]
-    assert f"task_id: 'tiny-1' stands at {path}:2 too; name each task once" in lines[2]
+    assert f"task_id: 'tiny-1' is at {path}:2 too; name each task once" in lines[2]
     assert "gold call 1 (get_order_details) is refused" in lines[3]
     assert "data.skip_invalid_tasks" in remedy
     kept = open_all(path, skip_invalid=True)
@@ -127,7 +127,7 @@ def test_json_arrays_are_read_into_memory(tmp_path):
     assert open_all(path) == read_tasks(path)
     rows[5]["task_id"] = rows[0]["task_id"]
     path.write_text(json.dumps(rows), encoding="utf-8")
-    with pytest.raises(DatasetError, match="item 6: task_id: 'tiny-0' stands at"):
+    with pytest.raises(DatasetError, match="item 6: task_id: 'tiny-0' is at"):
         open_all(path)
 
 

@@ -146,8 +146,8 @@ def test_a_task_id_that_stands_twice_is_a_fault(tmp_path):
     rows = [row(task_id="a"), row(), row(task_id="a"), row(task_id="line-2")]
     path = write(tmp_path / "t.jsonl", *rows)
     assert faults_of(path) == [
-        f"{path}:3: task_id: 'a' stands at {path}:1 too; name each task once",
-        f"{path}:4: task_id: 'line-2' stands at {path}:2 too; name each task once",
+        f"{path}:3: task_id: 'a' is at {path}:1 too; name each task once",
+        f"{path}:4: task_id: 'line-2' is at {path}:2 too; name each task once",
     ]
 
 

@@ -56,7 +56,7 @@ def words_of(line):
 
 @pytest.mark.parametrize("path", [
     "configs:get_preset", "data_reader:gold_completion", "data_reader:read_tasks",
-    "envs.retail.episode:Episode", "envs.retail.database:RetailDatabase.load",
+    "envs.retail.episode:Episode", "envs.retail.store:RetailDatabase.load",
     "scoring.parse:parse_plan", "scoring.reward:max_reward", "scoring.reward:score_completion",
 ])
 def test_example_of_a_docstring_runs(path, monkeypatch):

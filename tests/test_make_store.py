@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from envs.retail import RetailDatabase
-from envs.retail.database import DEFAULT_DATA_DIR
 from envs.retail.make_store import DEFAULT_SEED, NUM_ID_CLASSES, main, make_store
+from envs.retail.store import DEFAULT_DATA_DIR
 
 SCRIPT_PATH = DEFAULT_DATA_DIR.parent / "make_store.py"
 FILES = ("users.json", "orders.json", "products.json")

@@ -25,7 +25,7 @@ from common import outputs, run_folder
 from common.files import RunError, build_folder
 from data_reader import gold_completion
 from envs.retail import make_store
-from envs.retail.database import DEFAULT_DATA_DIR, store_files
+from envs.retail.store import DEFAULT_DATA_DIR, store_files
 from gptoss import nf4
 from gptoss.preflight import ModelError
 from tasks.audit import report as audit_report

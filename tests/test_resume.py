@@ -31,7 +31,7 @@ from common.files import (
     remove_checkpoints,
 )
 from envs.retail import RetailDatabase
-from envs.retail.database import DEFAULT_DATA_DIR
+from envs.retail.store import DEFAULT_DATA_DIR
 from gptoss.load import load_adapter, load_model, save_adapter
 from gptoss.preflight import ModelError
 from training import pipeline, run_data

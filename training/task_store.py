@@ -147,7 +147,7 @@ def _find_repeats(tasks: StoredTasks, digests: np.ndarray) -> dict[int, str]:
         earlier = places.setdefault(task_id, line)
         if earlier != line:
             faults[line] = (
-                f"{tasks.path}:{line}: task_id: {task_id!r} stands at {tasks.path}:{earlier} too; "
+                f"{tasks.path}:{line}: task_id: {task_id!r} is at {tasks.path}:{earlier} too; "
                 "name each task once"
             )
     return faults

@@ -1,7 +1,7 @@
 """The retail store: a database, sixteen tools and the episode that plays them."""
 
-from envs.retail.database import ADDRESS_FIELDS, DatabaseError, RetailDatabase
 from envs.retail.episode import Episode, Observation
+from envs.retail.store import ADDRESS_FIELDS, DatabaseError, RetailDatabase
 from envs.retail.tools import READ_TOOLS, TOOL_SCHEMAS, WRITE_TOOLS, check_arguments
 
 __all__ = [

@@ -7,8 +7,7 @@ import marshal
 from dataclasses import dataclass
 from typing import Any
 
-from envs.retail.database import Record, RetailDatabase
-from envs.retail.overlay import StoreOverlay, ToolRefusal
+from envs.retail.store import Record, RetailDatabase, StoreOverlay, ToolRefusal
 from envs.retail.tools import TOOLS, RetailTools, check_arguments
 
 

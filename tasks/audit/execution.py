@@ -11,7 +11,7 @@ import re
 
 from data_reader import Task
 from envs.retail import WRITE_TOOLS, Episode, RetailDatabase, check_arguments
-from envs.retail.database import ADDRESS_FIELDS
+from envs.retail.store import ADDRESS_FIELDS
 from tasks.audit.conventions import check_conventions, is_generated
 from tasks.audit.finding import Finding, call_label, order_remedy
 from tasks.audit.grounding import check_agent_grounding, check_grounding, leaves

@@ -21,7 +21,7 @@ from typing import Any
 from common.reader_text import folded, plain
 from data_reader import Task
 from envs.retail import Episode, RetailDatabase
-from envs.retail.database import ADDRESS_FIELDS
+from envs.retail.store import ADDRESS_FIELDS
 from tasks.audit.finding import Finding, call_label
 
 MISTAKE = "ordered by mistake"

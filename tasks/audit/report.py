@@ -18,7 +18,7 @@ from common import outputs
 from common.files import RunError
 from data_reader import DatasetError, Splits
 from envs.retail import DatabaseError
-from envs.retail.database import store_files
+from envs.retail.store import store_files
 from tasks.audit import PLOT_KINDS, REPORT_COMMAND, report_files
 from tasks.audit.audit import AuditReport, audit_files
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from envs.retail.database import ADDRESS_FIELDS
+from envs.retail.store import ADDRESS_FIELDS
 from tasks.audit.grounding import MISTAKE, NOT_NEEDED
 from tasks.blueprint import Intent
 from tasks.generate.store_view import Record, StoreView, unique_items

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from envs.retail import Episode, RetailDatabase
-from envs.retail.database import ADDRESS_FIELDS
+from envs.retail.store import ADDRESS_FIELDS
 
 Record = dict[str, Any]
 

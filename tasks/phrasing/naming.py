@@ -10,7 +10,7 @@ import re
 from random import Random
 from typing import Any
 
-from envs.retail.database import ADDRESS_FIELDS
+from envs.retail.store import ADDRESS_FIELDS
 from tasks.phrasing.grammar import fact
 
 UNIT_SPELLINGS = (

@@ -4,8 +4,7 @@ Left out: any search by product name or by order content; the customer or the re
 What a tool returns may be a shared record; `Episode.call` copies it before anyone sees it.
 """
 
-from envs.retail.database import Record
-from envs.retail.overlay import StoreOverlay, ToolRefusal
+from envs.retail.store import Record, StoreOverlay, ToolRefusal
 from envs.retail.tools.calculator import CalculatorError, evaluate
 from envs.retail.tools.schema import read
 

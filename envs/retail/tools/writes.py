@@ -10,8 +10,7 @@ see.
 from collections import Counter
 from typing import Literal
 
-from envs.retail.database import Record
-from envs.retail.overlay import StoreOverlay, ToolRefusal
+from envs.retail.store import Record, StoreOverlay, ToolRefusal
 from envs.retail.tools.schema import shown, write
 
 
