@@ -1,8 +1,7 @@
 """The one scorer, and its command line: audit tasks, evaluate a model, score completions.
 
-Training's reward and every evaluation call `score_completion` from here. Left out: reading tasks
-(`data_reader.py`), finding a message's final text (`prompting/harmony.py`) and anything that needs torch,
-which `evaluate` imports when it runs.
+Training's reward and every evaluation call `score_completion` from here. Torch is
+imported when `evaluate` runs, not before.
 """
 
 import argparse
@@ -218,24 +217,24 @@ def _judgeable(tasks: Sequence[Task], args: argparse.Namespace, db: RetailDataba
         DatasetError: gold holds a refused call or none, and the rule is to refuse; or no task is
             left.
     """
-    judgeable, faults = [], {}
+    judgeable, findings = [], {}
     for task in tasks:
         try:
             replay_gold(task, db)
         except GoldError as error:
-            faults[task.task_id] = f"{args.tasks}:{task.line}: gold_actions: {error}"
+            findings[task.task_id] = f"{args.tasks}:{task.line}: gold_actions: {error}"
             if args.refused_gold == "ignore":
                 judgeable.append(ignore_refused_gold(task, db))
         else:
             judgeable.append(task)
-    if faults and (args.refused_gold == "refuse" or not judgeable):
+    if findings and (args.refused_gold == "refuse" or not judgeable):
         remedy = "correct or drop the rows, or give --refused-gold ignore (tau-bench's rule) or skip"
-        raise DatasetError(list(faults.values()), remedy)
-    if faults:
+        raise DatasetError(list(findings.values()), remedy)
+    if findings:
         effect = "left out" if args.refused_gold == "skip" else "judged without those gold calls"
         print(
-            f"{args.command}: {len(faults)} of {len(tasks)} tasks hold a refused gold call or none: "
-            f"{effect} ({_some(faults)})", file=sys.stderr,
+            f"{args.command}: {len(findings)} of {len(tasks)} tasks hold a refused gold call or none: "
+            f"{effect} ({_some(findings)})", file=sys.stderr,
         )
     return judgeable
 
@@ -272,24 +271,24 @@ def _completion_of_row(row: Any, number: int, tasks: dict[str, Task]) -> tuple[T
 
 
 def _read_completions(path: Path, tasks: dict[str, Task]) -> list[tuple[Task, str]]:
-    """Read {"task_id", "completion"} rows, all faults of the file at once.
+    """Read {"task_id", "completion"} rows, all findings of the file at once.
 
     Raises:
-        DatasetError: a row is faulty or names no task, or there is no row.
+        DatasetError: a row is invalid or names no task, or there is no row.
     """
     found: list[tuple[Task, str]] = []
-    faults: list[str] = []
-    for _, number, place, row, fault in read_rows(path):
+    findings: list[str] = []
+    for _, number, place, row, finding in read_rows(path):
         try:
-            if fault:
-                raise ValueError(fault)
+            if finding:
+                raise ValueError(finding)
             found.append(_completion_of_row(row, number, tasks))
         except ValueError as error:
-            faults.append(f"{place}: {error}")
-    if not faults and not found:
-        faults.append(f'{path}: holds no completion; write {{"task_id", "completion"}} a line')
-    if faults:
-        raise DatasetError(faults)
+            findings.append(f"{place}: {error}")
+    if not findings and not found:
+        findings.append(f'{path}: holds no completion; write {{"task_id", "completion"}} a line')
+    if findings:
+        raise DatasetError(findings)
     return found
 
 

@@ -1,1 +1,1 @@
-"""What everything stands on: errors for people, whole files, strict JSON, version pins."""
+"""Below everything: errors for people, whole files, strict JSON, version pins."""

@@ -1,7 +1,7 @@
 """Rows of tau-bench's and tau2-bench's own task files, put into the form of this project's rows.
 
 Only the names and the nesting change; what the fields hold is checked by `data_reader` like any
-other row. Left out: tau2's assertions in natural language, which need a model to judge them.
+other row. tau2's assertions in natural language, which a model must judge, are dropped.
 """
 
 from collections.abc import Mapping
@@ -15,34 +15,34 @@ def is_tau2_row(row: Mapping[str, Any]) -> bool:
     return "evaluation_criteria" in row and "gold_actions" not in row
 
 
-def own_form(row: Mapping[str, Any], faults: list[str]) -> Mapping[str, Any]:
+def own_form(row: Mapping[str, Any], findings: list[str]) -> Mapping[str, Any]:
     """Return a row in this project's form; a row of any other origin comes back as it is.
 
     Args:
         row: One row of a task file.
-        faults: Gets a line for everything that cannot be put into the form.
+        findings: Gets a line for everything that cannot be put into the form.
     """
     if is_tau2_row(row):
-        return _tau2_row(row, faults)
+        return _tau2_row(row, findings)
     if "actions" in row and "gold_actions" not in row:
         renamed = {"query": row.get("instruction"), "gold_actions": row["actions"]}
         return {"gold_final": "", **row, **renamed}
     return row
 
 
-def _tau2_row(row: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:
+def _tau2_row(row: Mapping[str, Any], findings: list[str]) -> dict[str, Any]:
     criteria = row["evaluation_criteria"]
     if not isinstance(criteria, dict):
-        faults.append("evaluation_criteria: must be an object with actions and communicate_info")
+        findings.append("evaluation_criteria: must be an object with actions and communicate_info")
         criteria = {}
     if row.get("initial_state"):
-        faults.append("initial_state: must be null; a task starts on the store as it was loaded")
+        findings.append("initial_state: must be null; a task starts on the store as it was loaded")
     actions = criteria.get("actions")
     if isinstance(actions, list):
         actions = [_call(action) for action in actions]
     instruction = _instruction(row.get("user_scenario"))
     if not instruction:
-        faults.append("user_scenario: must hold the customer's instructions; add reason_for_call")
+        findings.append("user_scenario: must hold the customer's instructions; add reason_for_call")
     return {
         "task_id": row.get("id"),
         "query": instruction or "-",  # one finding is enough

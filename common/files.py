@@ -2,8 +2,7 @@
 
 A folder counts as whole when it holds `complete.json`, written last, with the size of every other
 file. A checkpoint cut short by a kill or a full disk lacks it, or disagrees with it, and is
-skipped.
-Left out on purpose: checksums. Sizes catch every cut; they do not catch a decaying disk.
+skipped. Sizes catch every cut, not a decaying disk.
 """
 
 import errno

@@ -1,8 +1,8 @@
 """Text as a reader sees it: one normal form for comparing what a query says with what gold holds.
 
 Used wherever words are compared with words: grounding, repeated queries, near duplicates, groups of
-a split. Left out on purpose: the tools' own look-ups, which compare as tau-bench's do (letter case
-aside, composed and decomposed letters differ), and the scorer, which compares arguments as they are.
+a split. Tools compare as tau-bench's do (letter case aside, composed and decomposed letters
+differ), and the scorer compares arguments as they are.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Strict JSON: one loader for task files and for what a model wrote.
 
-`json.loads` lets through what a strict reader must not: repeated keys, NaN and Infinity. Left out
-on purpose: any repair (quotes, commas, code fences, text around the value).
+`json.loads` lets through what a strict reader must not: repeated keys, NaN and Infinity. Nothing
+is repaired (quotes, commas, code fences, text around the value).
 """
 
 import json
@@ -16,7 +16,7 @@ MAX_DEPTH = 32
 _MAX_DIGITS = 100
 """Digits allowed in a number; Python itself refuses integers of 4,300 digits and more."""
 
-FaultKind = Literal["not_json", "duplicate_key", "bad_number", "too_deep"]
+ErrorKind = Literal["not_json", "duplicate_key", "bad_number", "too_deep"]
 
 _skip_blanks = re.compile(r"[ \t\n\r]*").match
 _TOKEN = re.compile(r'("(?:[^"\\]|\\.)*"?)([ \t\n\r]*:)?|[{}\[\]]|[^\s{}\[\]:,"]+', re.DOTALL)
@@ -25,7 +25,7 @@ _TOKEN = re.compile(r'("(?:[^"\\]|\\.)*"?)([ \t\n\r]*:)?|[{}\[\]]|[^\s{}\[\]:,"]
 class StrictJsonError(ValueError):
     """Text that is not strict JSON; `kind` says in which way, the message says it in words."""
 
-    def __init__(self, kind: FaultKind, reason: str, text: str = "", position: int = -1) -> None:
+    def __init__(self, kind: ErrorKind, reason: str, text: str = "", position: int = -1) -> None:
         """Keep the reason and its place.
 
         Args:

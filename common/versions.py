@@ -1,8 +1,8 @@
 """Compare the installed packages with the pins, before anything heavy is imported.
 
-A version that differs from its pin is told and tried; one that is known not to work is refused.
-Left out on purpose: installing anything. Torch is not imported here: a wrong version of one
-package can make the import of another fail, with an error that says nothing of versions.
+Warns about versions that differ from their pins, refuses those known not to work. Torch is not
+imported here: a wrong version of one package can make the import of another fail, with an error that
+says nothing of versions.
 """
 
 import importlib.metadata
@@ -92,7 +92,7 @@ def component_lines(gpu: bool) -> list[str]:
         gpu: Whether the pins of the GPU stack apply.
 
     Returns:
-        Lines such as `trl 1.14.2 (pinned)`; one with WRONG or MISSING names the command that mends
+        Lines such as `trl 1.14.2 (pinned)`; one with WRONG or MISSING names the command that fixes
         it.
     """
     name_of_file = requirements_name(gpu)

@@ -1,7 +1,6 @@
 """What the model reads before a conversation: the store's policy and its tools, kept short.
 
-Left out: the conversation itself and the message format (`prompting/dialogue.py`), and the policy's
-full wording (`envs/retail/wiki.md`).
+The message format is in `prompting/dialogue.py`, the policy's full wording in `envs/retail/wiki.md`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """Any chat model's own format: its chat template for prompts, the common forms of calls for replies.
 
 A template that does not show the tools gets them in the system message, and calls and results as
-tagged text, in the form that Hermes and Qwen use. Left out: GPT-OSS (`prompting/dialogue.py`).
+tagged text, in the form that Hermes and Qwen use. GPT-OSS has `prompting/dialogue.py`.
 """
 
 import json

@@ -1,8 +1,7 @@
 """Harmony for whole conversations: OpenAI-style messages to a prompt, a completion to a message.
 
 What anybody wrote, tool results included, is text: a control token in it is taken apart, so nothing
-but the renderer opens or closes a message. Left out: any repair of a malformed completion, and
-built-in tools. The format is described in OpenAI's harmony response format.
+but the renderer opens or closes a message. The format is described in OpenAI's harmony response format.
 """
 
 import re

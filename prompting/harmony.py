@@ -3,8 +3,7 @@
 Prompts and completions of this project are plain text in this format and are tokenised as they are
 (special tokens parsed), so training, sampling and scoring share one rendering and one parser.
 
-Left out on purpose: built-in tools (browser, python), images, earlier tool calls and tool results
-(`prompting/dialogue.py`), and any repair of a malformed completion. The format is described in OpenAI's
+Earlier tool calls and results are rendered by `prompting/dialogue.py`. The format is described in OpenAI's
 harmony response format; `render_prompt` gives the text of the stock GPT-OSS chat template.
 """
 
@@ -63,7 +62,7 @@ class Parsed:
 
 
 def find_special_token(text: str) -> str | None:
-    """Return the first control token that stands in `text`, None when there is none.
+    """Return the first control token in `text`, None when there is none.
 
     Such text must not become part of a prompt: it would be tokenised as control tokens.
     """
@@ -218,7 +217,7 @@ def parse_completion(text: str) -> Parsed:
             analyses.append(content)
 
     state, complete = "header", False
-    header, body = ["assistant"], []  # the role stands in the prompt
+    header, body = ["assistant"], []  # the role is in the prompt
     for piece in _SPLIT.split(text):
         if piece == END_OF_TEXT:
             break

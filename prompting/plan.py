@@ -1,7 +1,6 @@
-"""What the model is told in plan mode: the store's policy and its tools, in two lengths.
+"""Instructions of plan mode: the store's policy and its tools, in two lengths.
 
-Left out: the customer's message and the message format (`data_reader.py`, `prompting/harmony.py`), and the
-policy's full wording (`envs/retail/wiki.md`).
+The policy's full wording is in `envs/retail/wiki.md`.
 """
 
 from functools import cache
@@ -10,7 +9,7 @@ from typing import Literal
 from envs.retail import TOOL_SCHEMAS, WRITE_TOOLS
 
 PromptStyle = Literal["full", "brief"]
-"""full: policy and tools, for a model that must be told; brief: one line, for one that learns."""
+"""full: policy and tools; brief: one line, for a model that learns them from examples."""
 
 BRIEF_INSTRUCTIONS = "Answer with the tool calls as JSON."
 

@@ -2,7 +2,7 @@
 
 Pure: the messages run again on a fresh store (`scoring.transcript`), so a recording is scored as the
 live conversation is. Success is decided by the store and by what the customer was told; the reward
-adds small shaped terms that can never lift a failure to a success. Left out: speed and style.
+adds small shaped terms that can never lift a failure to a success.
 """
 
 import json
@@ -111,7 +111,7 @@ _NUMBER = re.compile(r"(?<![\w#.,])\d[\d,]*(?:\.\d+)?")
 
 
 def is_told(output: str, text: str) -> bool:
-    """Tell whether words hold an output: a number by value ("8" is not in "18"), else the text.
+    """Return whether words hold an output: a number by value ("8" is not in "18"), else the text.
 
     Args:
         output: one of `Task.outputs`.

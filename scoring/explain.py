@@ -1,7 +1,6 @@
 """Show in words what a completion did and what it earned; for people, never for training.
 
-Everything shown comes from `score_completion` and `Episode`, so it cannot tell another story than
-the reward. Left out: colours, HTML and anything that needs a notebook.
+Everything shown comes from `score_completion` and `Episode`, so it agrees with the reward.
 """
 
 import json
@@ -59,7 +58,7 @@ def format_score(score: Score) -> str:
 
 
 def explain_calls(completion: str, db: RetailDatabase) -> str:
-    """Run a plan on a fresh store and tell each call, its observation and what changed.
+    """Run a plan on a fresh store; describe each call, its observation and what changed.
 
     Args:
         completion: Text of the final message.
@@ -80,7 +79,7 @@ def explain_calls(completion: str, db: RetailDatabase) -> str:
 
 
 def explain_completion(task: Task, completion: str, db: RetailDatabase) -> str:
-    """Run and score a completion and tell calls, changes of the store, and reward by part.
+    """Run and score a completion; describe calls, changes of the store, and reward by part.
 
     Args:
         task: The task that the completion answers.

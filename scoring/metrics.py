@@ -1,6 +1,6 @@
 """Sum scores up: metrics with bootstrap intervals, a table by tool, a table of parse failures.
 
-Left out: plots and files (`training/`), and agent mode (`scoring/trials.py`).
+Agent mode has its own in `scoring/trials.py`.
 """
 
 from collections import Counter

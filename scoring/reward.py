@@ -263,7 +263,7 @@ def match_calls(run: PlanRun, gold: GoldReplay) -> Matching:
 
 
 def _can_be_ordered(run: PlanRun, gold: GoldReplay, num_correct: int) -> bool:
-    """Tell whether some best matching pairs every gold call and keeps gold's order.
+    """Return whether some best matching pairs every gold call and keeps gold's order.
 
     Among equal calls the pairs are interchangeable, so one best matching may be out of order where
     another is not (gold A B A, predicted A A B A).
@@ -325,7 +325,7 @@ def _in_cents(value: Any) -> Any:
 
 
 def same_store(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) -> bool:
-    """Tell whether two sets of changed records are the same, amounts compared in cents."""
+    """Return whether two sets of changed records are the same, amounts compared in cents."""
     if one == other:
         return True
     if any(one[kind].keys() != other[kind].keys() for kind in ("orders", "users")):
@@ -335,7 +335,7 @@ def same_store(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]])
 
 
 def _passes(run: PlanRun, kinds: Sequence[CallKind], gold: GoldReplay) -> bool:
-    """Tell whether a plan whose store ends as gold's is a success, see `Score.outcome`."""
+    """Return whether a plan whose store ends as gold's is a success, see `Score.outcome`."""
     if None in run.keys:
         return False
     if any(gold.changed_records.values()):

@@ -1,8 +1,7 @@
 """Read a conversation's messages: what was said, which calls were made, what the store answered.
 
 The messages alone are enough: the calls run again on a fresh episode, so a live conversation and
-a recorded one are scored alike, and no observation in a file is taken on trust. Left out: what
-any of it is worth.
+a recorded one are scored alike, and no observation in a file is taken on trust.
 """
 
 from collections.abc import Mapping, Sequence
@@ -83,7 +82,7 @@ def repr_text(value: Any) -> str:
 
 
 def has_lone_surrogate(text: str) -> bool:
-    """Tell whether a text cannot be written as UTF-8."""
+    """Return whether a text cannot be written as UTF-8."""
     return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
 
 

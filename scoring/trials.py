@@ -1,7 +1,6 @@
 """Sum up episodes of agent mode: rates, pass^k and the difference between two runs.
 
 Every figure has a 95 % bootstrap interval over tasks; the trials of a task are resampled together.
-Left out: files, and the table by tool.
 """
 
 from collections.abc import Iterable, Sequence

@@ -142,6 +142,19 @@ def test_tree_matches_git():
     assert modules <= set(listed), f"not in ARCHITECTURE.md: {sorted(modules - set(listed))}"
 
 
+def test_where_to_change_names_places_that_are_there():
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rows = re.search(r"^\|---.*?\n(.*?)^$", text, re.M | re.S).group(1).splitlines()
+    assert len(rows) == 10
+    for row in rows:
+        words = re.findall(r"`([^` ]+)`", row)
+        files = [word for word in words if "/" in word or word.endswith(".py")]
+        missing = [name for name in files if not (ROOT / name).is_file()]
+        code = "".join((ROOT / name).read_text(encoding="utf-8") for name in files if name not in missing)
+        missing += [word for word in words if word not in files and word.lstrip("@") not in code]
+        assert not missing, row
+
+
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
 

@@ -59,9 +59,9 @@ class Episode:
             The observation; `ok` is False when the call does not fit the tool's schema or the
             store refuses it.
         """
-        fault = check_arguments(name, arguments)
-        if fault is not None:
-            return Observation(False, f"Error: {fault}")
+        finding = check_arguments(name, arguments)
+        if finding is not None:
+            return Observation(False, f"Error: {finding}")
         try:
             result = TOOLS[name].function(self._tools, **arguments)
         except ToolRefusal as refusal:

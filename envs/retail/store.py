@@ -127,8 +127,8 @@ class RetailDatabase:
         try:
             return cls(**{kind: store[kind] for kind in kinds})
         except DatabaseError as error:
-            fault = str(error).replace(".json", "", 1)
-            raise DatabaseError(f"{path}: {fault}; {_remedy(path.parent)}") from None
+            finding = str(error).replace(".json", "", 1)
+            raise DatabaseError(f"{path}: {finding}; {_remedy(path.parent)}") from None
 
 
 def store_files(data_dir: str | Path | None = None) -> list[Path]:
@@ -320,7 +320,7 @@ def _differing(own: dict[str, Record], shared: dict[str, Record]) -> dict[str, R
 
 
 def _same_json(one: Record, other: Record) -> bool:
-    """Tell whether two records are the same JSON text, where a balance of 9 is not one of 9.0.
+    """Return whether two records are the same JSON text, where a balance of 9 is not one of 9.0.
 
     tau-bench hashes the text of its records, so a gift card that a zero payment turned from 9 into
     9.0 counts as changed there, and it does here.

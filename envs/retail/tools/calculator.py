@@ -1,7 +1,7 @@
 """A bounded evaluator of arithmetic: numbers, + - * /, brackets and signs.
 
-Nothing is ever passed to `eval`. Left out on purpose: `**` and `//` (a power of a power never
-ends), names, exponents such as 1e9, and thousands separators.
+Nothing is ever passed to `eval`. `**` and `//` (a power of a power never ends), names,
+exponents such as 1e9 and thousands separators are refused.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The nine tools that leave the store as it is.
 
-Left out: any search by product name or by order content; the customer or the record gives the id.
+Nothing searches by product name or order content: the customer or a record gives the id.
 What a tool returns may be a shared record; `Episode.call` copies it before anyone sees it.
 """
 

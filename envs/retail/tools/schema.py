@@ -1,7 +1,7 @@
 """A tool made from a typed method: its JSON schema, its argument check and its read/write mark.
 
-Left out: every type but `str`, `Literal[...]` of strings and `list[str]`, since no tool of the
-store takes anything else; `describe` refuses other annotations when the module is imported.
+Arguments are `str`, `Literal[...]` of strings or `list[str]`; `describe` refuses other annotations
+when the module is imported.
 """
 
 import inspect
@@ -105,11 +105,11 @@ def compile_check(name: str, parameters: dict[str, Any]) -> Callable[[object], s
     """Turn a parameter schema into a fast check of an arguments value.
 
     Args:
-        name: Tool name, for the fault text.
+        name: Tool name, for the message.
         parameters: The schema's `parameters`; every property is required, nothing else is allowed.
 
     Returns:
-        A function that takes any value and returns the fault in words, or None when it fits.
+        A function that takes any value and returns what is wrong in words, or None when it fits.
     """
     properties = parameters["properties"]
     names = frozenset(properties)

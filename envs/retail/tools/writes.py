@@ -3,8 +3,7 @@
 Every guard runs before the first change, and a change replaces whole records in the overlay, so a
 refused call leaves everything as it was. The effects follow tau-bench's tools, quirks included:
 an order whose items were changed is no longer "pending", and a cancellation pays back every entry
-of the payment history. Left out: the policy's demand for the customer's consent, which no tool can
-see.
+of the payment history. The customer's consent, which the policy demands, no tool can check.
 """
 
 from collections import Counter
