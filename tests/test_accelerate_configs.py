@@ -13,11 +13,10 @@ import tiny_random
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 from torch.distributed.run import get_args_parser
-from transformers.models.gpt_oss import modeling_gpt_oss
 from trl import TrlParser
 from trl.scripts import vllm_serve
 
@@ -37,7 +36,7 @@ def launch_environment(name: str) -> tuple[object, dict[str, str]]:
 
 
 def test_folder_holds_these_files_and_does_not_hide_the_package():
-    names = {f"{kind}_{count}.yaml" for kind in ("ddp", "fsdp") for count in COUNTS}
+    names = {f"ddp_{count}.yaml" for count in COUNTS}
     assert {path.name for path in FOLDER.iterdir()} == names
     # The folder has the package's name: with an __init__.py it would be imported in its place.
     code = "import accelerate; print(accelerate.__file__)"
@@ -61,32 +60,15 @@ def test_ddp_files_load(count):
     assert "ACCELERATE_USE_FSDP" not in environment
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_fsdp_files_load(count, monkeypatch):
-    config = load_config_from_file(str(FOLDER / f"fsdp_{count}.yaml"))
-    assert config.distributed_type == DistributedType.FSDP
-    assert (config.num_processes, config.num_machines) == (count, 1)
-    arguments, environment = launch_environment(f"fsdp_{count}.yaml")
-    assert arguments.use_fsdp and environment["ACCELERATE_USE_FSDP"] == "true"
-    for name, value in environment.items():
-        if name.startswith("FSDP_"):
-            monkeypatch.setenv(name, value)
-    plugin = FullyShardedDataParallelPlugin()
-    assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
-    (layer,) = plugin.transformer_cls_names_to_wrap
-    assert isinstance(vars(modeling_gpt_oss)[layer], type)
-
-
-def test_files_of_one_kind_differ_in_the_count_alone():
-    for kind in ("ddp", "fsdp"):
-        texts = {
-            re.sub(
-                rf"\b{count}\b(?= GPUs)|(?<=_){count}(?=\.yaml)|(?<=num_processes: ){count}", "N",
-                (FOLDER / f"{kind}_{count}.yaml").read_text(encoding="utf-8"),
-            )
-            for count in COUNTS
-        }
-        assert len(texts) == 1, kind
+def test_files_differ_in_the_count_alone():
+    texts = {
+        re.sub(
+            rf"\b{count}\b(?= GPUs)|(?<=_){count}(?=\.yaml)|(?<=num_processes: ){count}", "N",
+            (FOLDER / f"ddp_{count}.yaml").read_text(encoding="utf-8"),
+        )
+        for count in COUNTS
+    }
+    assert len(texts) == 1
 
 
 def documented_commands() -> list[list[str]]:
