@@ -235,18 +235,6 @@ FIGURES = [
     ("README.md", "{} tokens/s against", "gpu_rollouts", "ours/tokens_per_s", whole),
     ("README.md", "against {} with transformers", "gpu_rollouts", "plain_generate/tokens_per_s", whole),
     ("README.md", "8 completions in {} h", "gpu_rollouts", "full_grpo_hours", two_digits),
-    ("README.md", "another seed exact match {}", "cpu_grpo_160_seed11",
-     "differences/SFT+GRPO minus SFT/exact_match_rate", difference),
-    ("README.md", "+0.104], db match {}:", "cpu_grpo_160_seed11",
-     "differences/SFT+GRPO minus SFT/db_match_rate", difference),
-    ("README.md", "random rewards: exact match {}", "random_reward_control_160",
-     "random_minus_sft_paired/exact_match_rate", difference),
-    ("README.md", "-0.008], db match {}", "random_reward_control_160",
-     "random_minus_sft_paired/db_match_rate", difference),
-    ("README.md", "on one core, `cpu_grpo_160.json`) exact match {}", "cpu_grpo_160",
-     "differences/SFT+GRPO minus SFT/exact_match_rate", difference),
-    ("README.md", "+0.090], db match {}; with", "cpu_grpo_160",
-     "differences/SFT+GRPO minus SFT/db_match_rate", difference),
     ("docs/GPU.md", "beside other jobs | {} (64 tokens) |", "gpu_rollouts_h200", "baseline/tokens_per_s", whole),
     ("docs/GPU.md", "**{} tokens/s**, 20.2 GiB", "gpu_rollouts", "ours/tokens_per_s", whole),
     ("docs/GPU.md", "2,400 tokens/s**, {} GiB", "gpu_rollouts", "fast_generate/peak_gib", one_digit),
@@ -403,7 +391,7 @@ def notebook_output():
 def test_results_table_is_that_of_the_executed_notebook():
     names = {"exact match": "exact_match_rate", "store as gold leaves it (db match)": "db_match_rate",
              "action F1": "action_f1", "JSON parse success": "json_parse_success"}
-    output, final = notebook_output(), {}
+    output, final, words = notebook_output(), {}, " ".join(README.split())
     estimate = r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]"
     for title, name in names.items():
         (row,) = re.findall(rf"^\| {re.escape(title)} \| ((?:{estimate}(?: \| )?){{3}}) \|$", README, re.M)
@@ -415,13 +403,13 @@ def test_results_table_is_that_of_the_executed_notebook():
     assert list(json.loads(example)["model"]["exact_match_rate"].values()) == final["exact match"]
     for title, name in (("exact match", "exact_match_rate"), ("db match", "db_match_rate")):
         (gain,) = re.findall(rf"SFT\+GRPO minus SFT, {name}: (\S+ \[\S+, \S+\]) \(paired\)", output)
-        assert f"{title} {gain}" in README
+        assert f"{title} {gain}" in words
     kept = re.findall(r"the adapter of step (\d+) is kept", output)
     told = f"adapter of step {kept[0]} was kept" if kept else "the last adapter was kept"
     (num_tasks,) = set(re.findall(r"^(\d+) held-out tasks, 95 %", output, re.M))
-    assert told in README and f"{num_tasks} held-out tasks" in README
+    assert told in words and f"{num_tasks} held-out tasks" in words
     (parameters,) = re.findall(r"merged_model: 0 of ([\d,]+) parameters", output)
-    assert f"({int(parameters.replace(',', '')) / 1e6:.1f} M parameters" in README
+    assert f"({int(parameters.replace(',', '')) / 1e6:.1f} M parameters" in words
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -1,5 +1,6 @@
 """The embedded tiny GPT-OSS: what it is made of, its tokenizer and template, and how it is made."""
 
+import gzip
 import json
 import math
 import subprocess
@@ -9,7 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GptOssForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GptOssForCausalLM
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 import data_reader
@@ -17,6 +18,9 @@ from envs.retail import TOOL_SCHEMAS
 from prompting import harmony
 
 MODEL_DIR = Path(__file__).resolve().parent.parent / "models" / "tiny-gpt-oss"
+RELEASED_TOKENIZER = (
+    MODEL_DIR.parents[2] / "shared" / "gpu" / "gptoss_tokenizer.json.gz"
+)
 MAX_BYTES = 20 * 2**20
 
 
@@ -52,7 +56,41 @@ def test_is_a_real_gpt_oss(model):
     assert attention.sinks.shape == (config.num_attention_heads,)
     assert attention.sliding_window == config.sliding_window
     assert model.model.layers[1].self_attn.sliding_window is None
-    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    assert model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr()
+    assert config.head_dim == 64
+
+
+def test_config_has_the_released_keys():
+    """vLLM and llama.cpp read YaRN and the 16-bit weights from these."""
+    settings = json.loads((MODEL_DIR / "config.json").read_text())
+    assert settings["rope_theta"] == 150_000.0 and not settings["tie_word_embeddings"]
+    assert settings["rope_scaling"] == {
+        "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
+        "truncate": False, "original_max_position_embeddings": 4096,
+    }
+    assert settings["max_position_embeddings"] == 131_072 and settings["dtype"] == "bfloat16"
+    assert settings["experts_per_token"] == settings["num_experts_per_tok"]
+    assert AutoConfig.from_pretrained(MODEL_DIR).rope_parameters == {
+        "rope_theta": 150_000.0, **settings["rope_scaling"]
+    }
+
+
+def test_the_script_writes_the_config_that_ships(pretrain, tmp_path):
+    pretrain_losses(pretrain, tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    shipped = json.loads((MODEL_DIR / "config.json").read_text())
+    sizes = {"hidden_size", "intermediate_size", "num_hidden_layers", "head_dim", "layer_types"}
+    assert {k: v for k, v in written.items() if k not in sizes} == {
+        k: v for k, v in shipped.items() if k not in sizes
+    }
+
+
+@pytest.mark.skipif(not RELEASED_TOKENIZER.is_file(), reason="the released tokenizer is not here")
+def test_pre_tokenizer_is_the_released_one():
+    released = json.loads(gzip.decompress(RELEASED_TOKENIZER.read_bytes()))
+    ours = json.loads((MODEL_DIR / "tokenizer.json").read_text())
+    assert ours["pre_tokenizer"] == released["pre_tokenizer"]
+    assert ours["model"]["ignore_merges"] and released["model"]["ignore_merges"]
 
 
 def test_every_weight_is_finite(model):

@@ -305,8 +305,14 @@ def print_table(output_dir: str | Path) -> None:
             gain = figures[name]
             print(
                 f"{pair}, {name}: {gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
-                " (paired)"
+                f" (paired): {_verdict(gain)}"
             )
+
+
+def _verdict(gain: dict[str, float]) -> str:
+    if gain["low"] > 0:
+        return "gain proven"
+    return "loss proven" if gain["high"] < 0 else "no proven gain"
 
 
 def record_differences(evaluations: list[Evaluation], config: configs.RunConfig) -> None:

@@ -5,11 +5,15 @@ Left out: packing several examples into one row (rows of similar length waste li
 
 from __future__ import annotations
 
+import json
 import math
 import multiprocessing
 import os
 import queue
+import random
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +26,8 @@ from transformers import PreTrainedTokenizerFast
 Batch = tuple[numpy.ndarray, numpy.ndarray]
 """Token ids [B, T], right-padded, and the mask [B, T] of the tokens that are trained."""
 
+SPACE = "\u0120"
+"""How byte-level BPE writes a space."""
 SPECIAL_TOKENS = (
     "<|startoftext|>",
     "<|endoftext|>",
@@ -33,10 +39,30 @@ SPECIAL_TOKENS = (
     "<|message|>",
     "<|call|>",
 )
-# A copied value must split into the same tokens in the customer's text and in the JSON. So digits
-# are single, capitalised words hold no space, and small words and marks hold the space AFTER them.
-SPLIT = r"#W?|\p{N}|\p{Lu}\p{Ll}*|[\p{Ll}_]+(?:'\p{Ll}+)? ?|[^\s\p{L}\p{N}#_]+ ?|\s+|\p{L}"
+# The released GPT-OSS pre-tokenizer (o200k): whatever splits its text splits this model's.
+_CONTRACTIONS = "".join(
+    f"'{end}|" for end in "s S t T re rE Re RE ve vE Ve VE m M ll lL Ll LL d D".split()
+).rstrip("|")
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+SPLIT = "|".join(
+    (
+        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+({_CONTRACTIONS})?",
+        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*({_CONTRACTIONS})?",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
+# A copied value must spell alike in the customer's text and in the JSON. So merges are learned on a
+# finer split: digits stay single, and no merge joins a space, a mark or `#` with what follows.
+LEARNING_SPLIT = r"\p{N}|#|_?\p{Ll}+|\p{Lu}\p{Ll}*|\p{L}|[^\s\p{L}\p{N}#]+|\s"
+NUM_SPACED_WORDS = 640
+"""Everyday lower-case words that also get a token with the space before them."""
 MAX_TOKENS = 768
+NUM_KEPT = 2_000
+"""Batches that wait for their second use."""
 STORE_SEED = 90_417  # never a seed of the shipped store
 
 
@@ -51,14 +77,47 @@ def load_store() -> tuple[dict, dict, dict]:
 
 
 def build_tokenizer(num_examples: int, vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
-    """Train the byte-level BPE tokenizer on the corpus.
+    """Train a byte-level BPE on the corpus; special tokens get the first ids.
 
     Args:
-        num_examples: corpus examples to learn merges from.
-        vocab_size: tokens in all, special tokens included.
-        seed: seed of the corpus stream.
+        num_examples: Examples read from the corpus.
+        vocab_size: Tokens in all.
+        seed: Seed of the corpus.
+
+    Returns:
+        The tokenizer, with the released model's pre-tokenizer.
     """
-    tokenizer = Tokenizer(models.BPE())
+    corpus = Corpus(seed, load_store())
+    texts = []
+    for number in range(num_examples):
+        texts.append("".join(corpus.example()))
+        if number % 40 == 0:  # everyday words that customers may use deserve tokens of their own
+            texts.append(" ".join(WORDS["common"]))
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LEARNING_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    learner.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size - NUM_SPACED_WORDS,
+            special_tokens=list(SPECIAL_TOKENS),
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            min_frequency=2,
+        ),
+    )
+    learned = json.loads(learner.to_str())["model"]
+    vocab, merges = learned["vocab"], [tuple(merge) for merge in learned["merges"]]
+    counts = Counter(word for text in texts for word in re.findall(r"(?<= )[a-z]+", text))
+    words = [word for word, _ in counts.most_common() if word in vocab][:NUM_SPACED_WORDS]
+    for word in words:  # last, so that the word is whole before the space joins it
+        vocab[SPACE + word] = len(vocab)
+        merges.append((SPACE, word))
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(SPLIT), "isolated"),
@@ -66,24 +125,7 @@ def build_tokenizer(num_examples: int, vocab_size: int, seed: int) -> PreTrained
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        min_frequency=2,
-    )
-    corpus = Corpus(seed, load_store())
-
-    def texts() -> Iterator[str]:
-        for number in range(num_examples):
-            yield "".join(corpus.example())
-            if (
-                number % 40 == 0
-            ):  # everyday words that customers may use deserve tokens of their own
-                yield " ".join(WORDS["common"])
-
-    tokenizer.train_from_iterator(texts(), trainer)
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|startoftext|>",
@@ -115,7 +157,7 @@ def encode_batches(
         )
         batches = []
         while rows:
-            width = math.ceil((len(rows[-1][0]) + len(rows[-1][1])) / 16) * 16
+            width = math.ceil((len(rows[-1][0]) + len(rows[-1][1])) / 32) * 32
             count = max(1, batch_tokens // width)
             chosen, rows = rows[-count:], rows[:-count]
             if len(chosen) < count and batches:
@@ -178,14 +220,22 @@ def batch_stream(
     ]
     for producer in producers:
         producer.start()
+    draws, kept = random.Random(seed), []
     try:
         while True:
             try:
-                yield batches.get(timeout=60)
+                batch = batches.get(timeout=60)
             except queue.Empty:
                 raise RuntimeError(
                     "the data workers made no batch for 60 s; try --workers 0"
                 ) from None
+            yield batch
+            if len(kept) < NUM_KEPT:  # a GPU is faster than the workers: most batches come twice
+                kept.append(batch)
+            else:
+                place = draws.randrange(NUM_KEPT)
+                again, kept[place] = kept[place], batch
+                yield again
     finally:
         for producer in producers:
             producer.kill()

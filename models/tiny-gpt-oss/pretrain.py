@@ -17,6 +17,7 @@ import math
 import random
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,23 @@ import torch
 import torch.nn.functional as F
 from corpus import Corpus
 from corpus_tokens import Batch, batch_stream, build_tokenizer, encode_batches, load_store
+from safetensors.torch import load_file
 from transformers import GenerationConfig, GptOssConfig, GptOssForCausalLM, PreTrainedTokenizerFast
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 EVALUATION_SEED = 10_000_019
+YARN = {
+    "rope_type": "yarn", "rope_theta": 150_000.0, "factor": 32.0, "beta_fast": 32.0,
+    "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 4096,
+}
+"""The released model's positions."""
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> GptOssConfig:
-    """Return the tiny GPT-OSS config: every part of the 20B model, small."""
+    """Return the tiny GPT-OSS config: every part of the 20B model, small.
+
+    As released: YaRN, an untied head, grouped queries of width 64.
+    """
     return GptOssConfig(
         vocab_size=len(tokenizer),
         hidden_size=args.hidden,
@@ -43,12 +53,12 @@ def build_config(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -
         num_local_experts=4,
         num_experts_per_tok=2,
         sliding_window=128,
-        max_position_embeddings=4096,
+        max_position_embeddings=131_072,
         layer_types=[
             "sliding_attention" if i % 2 == 0 else "full_attention" for i in range(args.layers)
         ],
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-        tie_word_embeddings=True,
+        rope_parameters=YARN,
+        tie_word_embeddings=False,
         # 0.02 never learned to copy; 0.08 does.
         initializer_range=0.08,
         bos_token_id=tokenizer.bos_token_id,
@@ -86,6 +96,71 @@ def completion_logits(
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     wanted = mask[:, 1:]
     return model.lm_head(hidden[wanted]).float(), ids[:, 1:][wanted]
+
+
+def batch_loss(model: GptOssForCausalLM, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross entropy of the trained tokens of ids [B, T], without a host sync."""
+    # transformers' own masks copy a number from the host, which CUDA graphs cannot record.
+    ones = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device)
+    seen = {"full_attention": ones.tril()}
+    seen["sliding_attention"] = ones.tril() & ones.triu(1 - model.config.sliding_window)
+    masks = {
+        name: torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -1e30)[None, None]
+        for name, mask in seen.items()
+    }
+    hidden = model.model(input_ids=ids, attention_mask=masks, use_cache=False)
+    hidden = hidden.last_hidden_state[:, :-1]
+    targets = ids[:, 1:].masked_fill(~mask[:, 1:], -100)
+    return F.cross_entropy(model.lm_head(hidden).float().flatten(0, 1), targets.flatten())
+
+
+class GraphedLoss:
+    """Forward and backward of one batch, recorded once per shape: so small a model waits on launches.
+
+    Calling it leaves the gradients in the parameters' `grad`, replacing earlier ones.
+    """
+
+    def __init__(self, model: GptOssForCausalLM, bf16: bool) -> None:
+        self.model, self.bf16 = model, bf16
+        self.recorded: dict[torch.Size, tuple[Any, ...]] = {}
+        self.pool = torch.cuda.graph_pool_handle()
+        for weight in model.parameters():
+            weight.grad = torch.zeros_like(weight)
+        self.gradients = [weight.grad for weight in model.parameters()]
+
+    def _run(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        torch._foreach_zero_(self.gradients)
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.bf16, cache_enabled=False):
+            loss = batch_loss(self.model, ids, mask)
+        loss.backward()
+        return loss.detach()
+
+    def __call__(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if ids.shape not in self.recorded:
+            static = (ids.clone(), mask.clone())
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(2):
+                    self._run(*static)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool):
+                loss = self._run(*static)
+            self.recorded[ids.shape] = (graph, *static, loss)
+        graph, static_ids, static_mask, loss = self.recorded[ids.shape]
+        static_ids.copy_(ids)
+        static_mask.copy_(mask)
+        graph.replay()
+        return loss.clone()
+
+
+def plain_loss(model: GptOssForCausalLM, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Do what `GraphedLoss` does, in 32 bits and on any device."""
+    model.zero_grad(set_to_none=True)
+    loss = batch_loss(model, ids, mask)
+    loss.backward()
+    return loss.detach()
 
 
 @torch.no_grad()
@@ -135,12 +210,18 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     )
     config = build_config(tokenizer, args)
     config._attn_implementation = "eager"
-    model = GptOssForCausalLM(config).to(device)
+    model = GptOssForCausalLM(config)
+    if args.init:
+        model.load_state_dict(load_file(args.init / "model.safetensors"))
+    model.to(device)
     model.set_experts_implementation("eager")
     if device == "cuda":
         ALL_EXPERTS_FUNCTIONS.register("dense", dense_experts)
         model.set_experts_implementation("dense")
     model.train()
+    # Tied while most is learned, as copying is found sooner; the released head is a matrix of its own.
+    if not args.init:
+        model.lm_head.weight = model.model.embed_tokens.weight
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(
@@ -149,6 +230,9 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         betas=(0.9, 0.98),
         fused=device == "cuda",
     )
+    graphed = device == "cuda" and not args.no_graphs
+    take_loss = GraphedLoss(model, bf16=True) if graphed else partial(plain_loss, model)
+    first_part = True
     source = encode_batches(
         Corpus(EVALUATION_SEED, load_store()), tokenizer, args.batch_tokens, args.pool_size
     )
@@ -186,17 +270,17 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         ids_array, mask_array = next(stream)
         ids = torch.from_numpy(ids_array).long().to(device, non_blocking=True)
         mask = torch.from_numpy(mask_array).to(device, non_blocking=True)
-        # The last part runs in full precision, as the model is used on CPUs.
-        with torch.autocast(
-            device, torch.bfloat16, enabled=device == "cuda" and progress < args.bf16_until
-        ):
-            logits, targets = completion_logits(model, ids, mask)
-        loss = F.cross_entropy(logits, targets)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if first_part and progress >= args.tied_until:
+            # The last part runs in full precision, as the model is used on CPUs.
+            first_part = False
+            if model.lm_head.weight is model.model.embed_tokens.weight:
+                model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+                optimizer.add_param_group({"params": [model.lm_head.weight], "weight_decay": 0.05})
+            take_loss = GraphedLoss(model, bf16=False) if graphed else partial(plain_loss, model)
+        loss = take_loss(ids, mask)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        losses.append(loss.detach())
+        losses.append(loss)
         step += 1
         tokens += ids_array.size
         if step % args.log_every == 0:
@@ -209,6 +293,9 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
             next_evaluation += 0.15
             note(step=step, **evaluate(model, held_out, device), seconds=time.monotonic() - started)
             save(model, tokenizer, output)
+    with torch.no_grad():  # as they are saved
+        for weight in model.parameters():
+            weight.copy_(weight.to(torch.bfloat16))
     result = evaluate(model, held_out, device)
     peak = torch.cuda.max_memory_reserved() / 2**30 if device == "cuda" else 0.0
     note(
@@ -226,13 +313,26 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def save(model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
-    """Write weights, config and generation config (both stop tokens)."""
+    """Write 16-bit weights, generation config (both stop tokens), and config under released keys."""
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.convert_tokens_to_ids(["<|return|>", "<|call|>"]),
         pad_token_id=tokenizer.pad_token_id,
     )
-    model.save_pretrained(output)
+    weights = {name: weight.to(torch.bfloat16) for name, weight in model.state_dict().items()}
+    model.save_pretrained(output, state_dict=weights)
+    path = output / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    positions = settings.pop("rope_parameters")
+    settings |= {
+        "dtype": "bfloat16",
+        "experts_per_token": settings["num_experts_per_tok"],
+        "initial_context_length": positions["original_max_position_embeddings"],
+        "rope_theta": positions.pop("rope_theta"),
+        "rope_scaling": positions,
+        "swiglu_limit": 7.0,
+    }
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -265,8 +365,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     two.add_argument("--learning-rate", type=float, default=2e-3, help="peak, AdamW")
     two.add_argument("--warmup-steps", type=int, default=200, help="steps to the peak")
     two.add_argument(
-        "--bf16-until", type=float, default=0.85, help="share of a GPU run under bf16 autocast"
+        "--tied-until",
+        type=float,
+        default=0.85,
+        help="share of the run with a tied head (and bf16 autocast on a GPU)",
     )
+    two.add_argument("--init", type=Path, help="go on from the weights in this folder")
+    two.add_argument("--no-graphs", action="store_true", help="run without CUDA graphs")
     two.add_argument("--workers", type=int, default=0, help="data processes; 0 makes data inline")
     two.add_argument("--eval-batches", type=int, default=8, help="held-out batches")
     two.add_argument("--log-every", type=int, default=50, help="steps between log lines")
@@ -277,12 +382,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="auto takes a GPU when there is one",
     )
     two.add_argument("--gpu-memory-gib", type=float, default=38.0, help="at most, on a GPU, GiB")
-    two.add_argument("--hidden", type=int, default=192, help="hidden size")
-    two.add_argument("--intermediate", type=int, default=192, help="width of one expert")
+    two.add_argument("--hidden", type=int, default=256, help="hidden size")
+    two.add_argument("--intermediate", type=int, default=128, help="width of one expert")
     two.add_argument(
         "--layers", type=int, default=4, help="even: sliding and full attention alternate"
     )
-    two.add_argument("--head-dim", type=int, default=48, help="width of one of 4 heads")
+    two.add_argument("--head-dim", type=int, default=64, help="width of one of 4 heads")
     two.add_argument("--seed", type=int, default=1, help="seed of weights and data")
     args = parser.parse_args(argv)
     if args.command == "train" and (args.max_seconds is None) == (args.max_steps is None):
