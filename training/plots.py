@@ -60,7 +60,8 @@ def _band(axis: Axes, rows: list[dict], name: str, color: str) -> None:
         half.append(1.96 * (max(0.0, square - mean**2) / max(1, count - 1)) ** 0.5)
     low = [mean - width for mean, width in zip(means, half, strict=True)]
     high = [mean + width for mean, width in zip(means, half, strict=True)]
-    axis.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+    axis.fill_between(steps, low, high, color=color, alpha=0.12, linewidth=0)
+    axis.set_ylim(top=1.02)  # the shares that have a band end at 1
 
 
 def _held_out(axis: Axes, rows: list[dict], name: str, label: str) -> None:
@@ -71,7 +72,7 @@ def _held_out(axis: Axes, rows: list[dict], name: str, label: str) -> None:
 
 
 def _window(values: tuple[float, ...]) -> int:
-    return max(1, len(values) // 8)
+    return max(1, len(values) // 5)
 
 
 def _curve(axis: Axes, rows: list[dict], name: str, label: str, color: str) -> None:
@@ -137,14 +138,14 @@ def plot_rewards(folder: Path) -> Path:
     """
     rows = _rows(folder, "grpo")
     figure, (left, right) = _figure(2)
-    _curve(left, rows, "rollouts/reward_share", "reward / task's maximum (sampled)", COLORS["sft"])
+    _curve(left, rows, "rollouts/reward_share", "sampled: reward / maximum", COLORS["sft"])
     _band(left, rows, "rollouts/reward_share", COLORS["sft"])
-    _held_out(left, rows, "heldout/exact_match", "exact match (held out, greedy)")
+    _held_out(left, rows, "heldout/exact_match", "held out: exact match")
     left.set_title("Reward earned, share of gold's")
     left.set_ylabel("share")
-    _curve(right, rows, "rewards/outcome_reward/mean", "outcome reward (sampled)", COLORS["sft"])
+    _curve(right, rows, "rewards/outcome_reward/mean", "sampled: outcome", COLORS["sft"])
     _band(right, rows, "rewards/outcome_reward/mean", COLORS["sft"])
-    _held_out(right, rows, "heldout/db_match", "db match (held out, greedy)")
+    _held_out(right, rows, "heldout/db_match", "held out: db match")
     right.set_title("Does the store end as gold leaves it?")
     right.set_ylabel("share of completions")
     return _save_curves(figure, folder, "rewards")
