@@ -237,7 +237,8 @@ class _Player:
         return True
 
 
-def _score(row: Mapping[str, Any]) -> EpisodeScore:
+def score_of_row(row: Mapping[str, Any]) -> EpisodeScore:
+    """Return the score that a line of `trajectories.jsonl` holds."""
     return EpisodeScore(**{f.name: row[f.name] for f in fields(EpisodeScore)})
 
 
@@ -286,7 +287,7 @@ def evaluate_agent(
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     write_text_atomic(output_dir / "trajectories.jsonl", "".join(lines))
     write_viewer(output_dir / "episodes.html", rows, plan.tasks, db)
-    metrics = summarize_trials(_score(row) for row in rows)
+    metrics = summarize_trials(score_of_row(row) for row in rows)
     write_json_atomic(output_dir / "evaluation.json", metrics)
     part.unlink()
     return metrics

@@ -1,10 +1,12 @@
 """Write an evaluation's episodes as one HTML file that needs nothing else: list, filters, details.
 
 Episodes are JSON in the page, every `<` of it escaped, and its script sets text alone, never HTML:
-what a model or a customer wrote can do nothing there. Left out: two runs side by side.
+what a model or a customer wrote can do nothing there. With another run's rows each episode shows
+both conversations side by side.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ body{font:14px/1.45 system-ui,sans-serif;margin:0;display:flex;height:100vh;colo
 unicode-bidi:isolate}pre{font:12px/1.4 ui-monospace,monospace;max-height:20rem;overflow:auto}
 .m{border-left:4px solid #999;padding:.3rem .6rem;margin:.5rem 0;background:#fafafa}
 .user{border-color:#1a73e8}.assistant{border-color:#188038}.tool{border-color:#b06000}
+.sides{display:flex;gap:1rem}.sides>div{flex:1;min-width:0}
 .who{font-size:12px;color:#666}h2{font-size:1rem;margin:1rem 0 .3rem}
 </style>
 <div id="left"><div id="filters"><b id="count"></b>
@@ -41,10 +44,12 @@ unicode-bidi:isolate}pre{font:12px/1.4 ui-monospace,monospace;max-height:20rem;o
 <select id="ending"><option value="">all endings</option></select>
 <input id="search" placeholder="text in task or conversation"></div><div id="list"></div></div>
 <div id="right">Choose an episode.</div>
+<script id="comparison" type="application/json">__COMPARISON__</script>
 <script id="episodes" type="application/json">__EPISODES__</script>
 <script>
 "use strict";
 const episodes = JSON.parse(document.getElementById("episodes").textContent);
+const comparison = JSON.parse(document.getElementById("comparison").textContent);
 const at = id => document.getElementById(id);
 function add(parent, tag, text, kind) {
   const node = document.createElement(tag);
@@ -60,9 +65,15 @@ function open(episode, row) {
   const right = at("right");
   right.replaceChildren();
   add(right, "h2", episode.task_id + ", trial " + episode.trial);
-  add(right, "pre", show(episode.figures));
+  if (comparison) add(right, "pre", comparison);
   add(right, "h2", "Task");
   add(right, "div", episode.task, "text");
+  const sides = add(right, "div", undefined, "sides");
+  for (const side of [episode, episode.other]) if (side) draw(add(sides, "div"), side);
+}
+function draw(right, episode) {
+  add(right, "h2", episode.success ? "success" : "failure");
+  add(right, "pre", show(episode.figures));
   add(right, "h2", "Conversation");
   for (const message of episode.messages) {
     const box = add(right, "div", undefined, "m " + message.role);
@@ -98,21 +109,34 @@ if (at("list").firstChild) at("list").firstChild.click();
 
 
 def write_viewer(
-    path: Path, rows: Sequence[Mapping[str, Any]], tasks: Sequence[Task], db: RetailDatabase
+    path: Path, rows: Sequence[Mapping[str, Any]], tasks: Sequence[Task], db: RetailDatabase,
+    other_rows: Sequence[Mapping[str, Any]] = (), comparison: str = "",
 ) -> None:
-    """Write the page of an evaluation.
+    """Write the page of an evaluation, or of two side by side.
 
     Args:
         path: The file, replaced when it is there.
         rows: Lines of `trajectories.jsonl`.
         tasks: The tasks that were played.
         db: The store.
+        other_rows: The other run's lines, shown beside those of the same task and trial.
+        comparison: Text above every pair, such as the paired differences.
     """
     by_id = {task.task_id: task for task in tasks}
-    episodes = [_episode(row, by_id[row["task_id"]], db) for row in rows]
+    others = {(row["task_id"], row["trial"]): row for row in other_rows}
+    episodes = []
+    for row in rows:
+        task = by_id[row["task_id"]]
+        other = others.get((row["task_id"], row["trial"]))
+        beside = {"other": _episode(other, task, db)} if other else {}
+        episodes.append(_episode(row, task, db) | beside)
+    data = {"__COMPARISON__": _data(comparison), "__EPISODES__": _data(episodes)}
+    write_text_atomic(path, re.sub("|".join(data), lambda match: data[match[0]], _PAGE))
+
+
+def _data(value: Any) -> str:
     # "<" can stand in JSON texts alone, where its escape means the same.
-    data = json.dumps(episodes, ensure_ascii=True).replace("<", "\\u003c")
-    write_text_atomic(path, _PAGE.replace("__EPISODES__", data))
+    return json.dumps(value, ensure_ascii=True).replace("<", "\\u003c")
 
 
 def _episode(row: Mapping[str, Any], task: Task, db: RetailDatabase) -> dict[str, Any]:

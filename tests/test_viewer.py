@@ -32,7 +32,7 @@ def write_page(path, text):
 
 
 def data_of(page):
-    [data] = re.findall(r'type="application/json">(.*?)</script>', page, re.DOTALL)
+    [data] = re.findall(r'id="episodes" type="application/json">(.*?)</script>', page, re.DOTALL)
     return json.loads(data)
 
 

@@ -1,0 +1,104 @@
+"""Two evaluations of agent mode side by side.
+
+    python -m agent.compare outputs/before outputs/after --tasks F --output compare.html
+
+The paired differences are printed and stand on top of the page; the page shows each episode of the
+first run beside the same task and trial of the second.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from agent.evaluation import score_of_row
+from agent.viewer import write_viewer
+from common.outputs import add_overwrite, check_files, record
+from common.user_error import UserError
+from data_reader import read_tasks
+from envs.retail import RetailDatabase
+from scoring.trials import compare_trials
+
+
+class CompareError(UserError, ValueError):
+    """The runs cannot be compared; the message is one line."""
+
+
+def read_trajectories(folder: Path) -> list[dict]:
+    """Return the episodes of an evaluation.
+
+    Raises:
+        CompareError: `trajectories.jsonl` is missing or damaged.
+    """
+    path = folder / "trajectories.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise CompareError(
+            f"{path}: cannot be read ({error.strerror}); name a folder that `task_tester.py "
+            "evaluate --mode agent` wrote"
+        ) from error
+    except ValueError as error:
+        raise CompareError(f"{path}: not valid JSON ({error}); evaluate again") from error
+
+
+def compare(before: Path, after: Path, task_path: Path, output: Path, db: RetailDatabase) -> str:
+    """Write the page and return the paired differences as text.
+
+    Args:
+        before: Folder of the one evaluation.
+        after: Folder of the other.
+        task_path: The tasks that both played.
+        output: The page.
+        db: The store that both played on.
+
+    Raises:
+        CompareError: A folder holds no evaluation, or one of other tasks.
+        DatasetError: The task file cannot be read.
+    """
+    runs = [read_trajectories(folder) for folder in (before, after)]
+    tasks = read_tasks(task_path, skip_invalid=True)
+    unknown = {row["task_id"] for rows in runs for row in rows} - {task.task_id for task in tasks}
+    if unknown:
+        raise CompareError(
+            f"{task_path}: lacks {len(unknown)} tasks that were played, such as {min(unknown)}; "
+            "name the file that both evaluations read"
+        )
+    try:
+        gains = compare_trials(*([score_of_row(row) for row in rows] for rows in runs))
+    except (ValueError, KeyError) as error:
+        raise CompareError(f"{before}, {after}: {error}") from error
+    lines = [f"{after} minus {before}, {gains.pop('num_tasks')} tasks, 95 % intervals"]
+    lines += [
+        f"{name}: {gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
+        for name, gain in gains.items()
+    ]
+    text = "\n".join(lines)
+    write_viewer(output, runs[0], tasks, db, runs[1], text)
+    return text
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return the exit code."""
+    parser = argparse.ArgumentParser(prog="agent.compare", description=__doc__.split("\n")[0])
+    parser.add_argument("before", type=Path, help="folder of an evaluation")
+    parser.add_argument("after", type=Path, help="folder of another")
+    parser.add_argument("--tasks", type=Path, required=True, help="the tasks that both played")
+    parser.add_argument("--output", type=Path, required=True, help="the page to write, HTML")
+    parser.add_argument("--data-dir", help="folder of the store; the shipped one by default")
+    add_overwrite(parser)
+    args = parser.parse_args(arguments)
+    try:
+        inputs = [args.tasks, *(folder / "trajectories.jsonl" for folder in (args.before, args.after))]
+        check_files("compare", [args.output], inputs, overwrite=args.overwrite)
+        db = RetailDatabase.load(args.data_dir)
+        print(compare(args.before, args.after, args.tasks, args.output, db))
+        record("compare", [args.output])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
