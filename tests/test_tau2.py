@@ -279,3 +279,20 @@ def test_tools_agree_with_tau2s_but_for_the_known_differences():
     rows = [tau2_parity.compare_task(task, db, store, 5) for task in tasks[:12]]
     assert all(row["store_restored"] for row in rows)
     assert not [key for row in rows for key in row["differences"] if "unexplained" in key]
+
+
+def test_tau2s_verdict_becomes_a_score():
+    call = SimpleNamespace(role="assistant", tool_calls=["a", "b"])
+    words = SimpleNamespace(role="assistant", tool_calls=None)
+    refused = SimpleNamespace(role="tool", error=True)
+    info = SimpleNamespace(
+        reward=0.0, db_check=SimpleNamespace(db_match=True),
+        communicate_checks=[SimpleNamespace(met=True), SimpleNamespace(met=False)],
+    )
+    score = module.score_of_simulation(SimpleNamespace(
+        task_id="7", reward_info=info, messages=[call, refused, words],
+        termination_reason=SimpleNamespace(value="user_stop"),
+    ))
+    assert not score.success and score.db_match and not score.outputs_told
+    assert (score.num_turns, score.num_calls, score.num_refusals) == (2, 2, 1)
+    assert score.termination == "user_stop" and score.violations == ()
