@@ -153,6 +153,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         from training.evaluation import evaluate_model_dir
     except ImportError as error:
         raise UsageError(f"a package is missing ({error}); run `make install`") from None
+    is_new = not args.output.exists()
     args.output.mkdir(parents=True, exist_ok=True)  # before the time is spent
     try:
         evaluate_model_dir(
@@ -161,6 +162,9 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         )
     except (ConfigError, ModelError, RunError) as error:
         raise UsageError(f"--model {args.model}: {error}") from None
+    finally:
+        if is_new and not any(args.output.iterdir()):
+            args.output.rmdir()
     outputs.record("evaluate", written)
     return 0
 

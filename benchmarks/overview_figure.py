@@ -6,6 +6,7 @@ Takes the first task of dataset.jsonl with one cancellation, runs its gold plan 
 writes docs/plots/overview.png. Everything shown comes from the tools and the scorer.
 """
 
+import argparse
 import sys
 import textwrap
 from pathlib import Path
@@ -64,6 +65,7 @@ def panels() -> list[tuple[str, str]]:
 
 def main() -> None:
     """Draw the figure."""
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
     figure = Figure(figsize=(13.5, 3.7), dpi=110)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()

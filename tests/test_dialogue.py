@@ -177,7 +177,7 @@ def test_prompt_is_a_third_shorter_than_tau_benchs():
 
 def test_prompt_fits_the_shipped_tokenizer():
     tokenizer = Tokenizer.from_file(str(ROOT / "models/tiny-gpt-oss/tokenizer.json"))
-    assert len(tokenizer.encode(prompt_text()).ids) < 1_700
+    assert len(tokenizer.encode(prompt_text()).ids) < 1_850
 
 
 def test_prompt_names_all_sixteen_tools_and_their_parameters():

