@@ -11,7 +11,7 @@ from gptoss.load import load_model
 from prompting.harmony import render_completion
 from task_tester import score_completion
 from training import rewards as rewards_module
-from training.dynamic_sampling import Group, DynamicSampler
+from training.dynamic_sampling import DynamicSampler, Group
 from training.grpo import build_grpo_trainer, count_steps, order_by_difficulty, run_grpo
 from training.rewards import CompletionScorer, make_reward_functions, summarize_batch
 

@@ -24,9 +24,9 @@ from gptoss.memory import limit_forward_rows
 from training.callbacks import CheckpointMarker, RunLogger
 from training.dynamic_sampling import DynamicSampler
 from training.monitor import (
-    ValidationWatch,
     SampleRollouts,
     SamplingEntropy,
+    ValidationWatch,
     Watchdog,
     restore_best,
 )
