@@ -82,7 +82,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add_llm_arguments(parser)
     arguments = parser.parse_args(argv)
     output = arguments.output
-    if output.is_dir():
+    if os.path.isdir(output):
         parser.error(f"argument --output: {output} is a folder, name a file in it")
     if not output.parent.is_dir():
         parser.error(f"argument --output: folder {output.parent} does not exist, make it first")

@@ -7,6 +7,7 @@ imported when `evaluate` runs, not before.
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -257,6 +258,10 @@ def _completion_of_row(row: Any, number: int, tasks: dict[str, Task]) -> tuple[T
         keys = shown_keys(row) or "no key"
         raise ValueError(f"completion: is missing, the row has {keys}; add the final message's text")
     if task_id is None:
+        # Matched by line, a row that names its task in another key would be scored for a wrong one.
+        for key in row:
+            if re.sub("[^a-z]", "", key.lower()) in ("taskid", "id", "task"):
+                raise ValueError(f"task_id: is missing, the row has {key[:80]!r}; write task_id instead")
         task_id = f"line-{number}"
     if not isinstance(task_id, str) or task_id not in tasks:
         problem = f"must be text, not {type(task_id).__name__}"

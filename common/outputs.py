@@ -49,7 +49,21 @@ def record(command: str, paths: Iterable[Path]) -> None:
 
 def _check_place(path: Path, inputs: Sequence[Path], option: str) -> None:
     """Refuse a place that no command may write to, whatever is there."""
-    place = path.resolve()
+    try:
+        os.fspath(path).encode("utf-8")
+        place = path.resolve()
+        place.stat()
+    except FileNotFoundError:
+        pass  # what is to be written
+    except UnicodeEncodeError:
+        raise OutputError(f"{os.fsencode(path)!r}: is no text in UTF-8; choose another {option}") from None
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or "a link that leads to itself"
+        raise OutputError(
+            f"{str(path)[:80]}: cannot be used as a path ({reason}); choose another {option}"
+        ) from error
+    if RECORD_NAME in place.parts:
+        raise OutputError(f"{path}: is the record of who wrote what; choose another {option}")
     for given in inputs:
         if place.exists() and given.exists() and place.samefile(given):
             raise OutputError(f"{path}: is an input ({given}); choose another {option}")

@@ -437,3 +437,13 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path, task_file):
     )
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr == "" and done.stdout.strip() == "0"
+
+
+@pytest.mark.parametrize("key", ["taskId", "id", "TASK_ID", "task-id", "task", "task_id ", "\ufefftask_id"])
+def test_a_misspelt_task_id_is_named_and_not_matched_by_line(tmp_path, capsys, key):
+    tasks = write_lines(tmp_path / "tasks.jsonl", [task_to_json(task) for task in TASKS])
+    rows = [{key: task.task_id, "completion": gold_completion(task)} for task in reversed(TASKS)]
+    answers = write_lines(tmp_path / "c.jsonl", rows)
+    assert main(["score", "--tasks", str(tasks), "--completions", str(answers)]) == 1
+    error = capsys.readouterr().err
+    assert "write task_id instead" in error and "Traceback" not in error

@@ -453,3 +453,31 @@ def test_two_runs_of_the_field():
     for second, first in (lines[:2], lines[2:]):
         assert "exit 1: error: " in second and "another run is running there" in second
         assert "exit 0: done: " in first
+
+
+def odd_places(folder: Path) -> dict[str, Path]:
+    loop = folder / "loop"
+    loop.symlink_to(loop)
+    return {
+        "leads to itself": loop, "File name too long": folder / ("x" * 300),
+        "is no text in UTF-8": folder / "na\udcffme", "record": folder / ".written_by.json",
+    }
+
+
+@pytest.mark.parametrize("kind", ["leads to itself", "File name too long", "is no text in UTF-8", "record"])
+def test_places_that_no_file_can_have_are_refused(tmp_path, kind):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("x")
+    outputs.record("score", [mine])
+    before = (tmp_path / outputs.RECORD_NAME).read_bytes()
+    with pytest.raises(outputs.OutputError, match=kind) as error:
+        outputs.check_files("score", [odd_places(tmp_path)[kind]], overwrite=True)
+    assert "\n" not in str(error.value)
+    assert (tmp_path / outputs.RECORD_NAME).read_bytes() == before
+
+
+def test_a_generator_output_with_too_long_a_name_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        task_generator.main(["--num-tasks", "2", "--seed", "1", "--output", str(tmp_path / ("x" * 300))])
+    error = capsys.readouterr().err
+    assert stop.value.code in (1, 2) and error.count("\n") == 1 and "File name too long" in error
