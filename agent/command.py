@@ -162,9 +162,11 @@ def run_tau2_evaluation(
         score_of_simulation,
     )
 
-    if not (args.output / SETTINGS_NAME).exists():  # else the evaluation there is compared and goes on
-        names = (RESULTS_NAME, FINISHED_NAME, SETTINGS_NAME, "evaluation.json")
-        check_files("evaluate", [args.output / name for name in names], whole_folder=True)
+    written = [args.output / name for name in (RESULTS_NAME, "evaluation.json")]
+    # What goes on after a kill is compared by `evaluate_tau2`; what is finished must be its own.
+    is_begun = (args.output / SETTINGS_NAME).exists()
+    began = [] if is_begun else [args.output / name for name in (FINISHED_NAME, SETTINGS_NAME)]
+    check_files("evaluate", [*written, *began], whole_folder=True)
     url, model = _customer_endpoint(args)
     if args.endpoint:
         policy: Any = Tau2Endpoint(args.model, args.endpoint, args.temperature, args.timeout)
@@ -179,7 +181,7 @@ def run_tau2_evaluation(
     # tau2's evaluator does not judge the policy's rules apart.
     metrics.pop("violation_rate")
     write_json_atomic(args.output / "evaluation.json", metrics)
-    record("evaluate", [args.output / "evaluation.json"])
+    record("evaluate", written)
     _print_metrics(metrics)
     print(f"{args.output / RESULTS_NAME}: for `tau2 view` and `tau2 submit`")
 

@@ -31,8 +31,14 @@ def read_trajectories(folder: Path) -> list[dict]:
         CompareError: `trajectories.jsonl` is missing or damaged.
     """
     path = folder / "trajectories.jsonl"
+    rows = []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+            if line:
+                rows.append(json.loads(line))
+                _check_row(rows[-1], f"{path}:{number}")
+    except CompareError:
+        raise
     except OSError as error:
         raise CompareError(
             f"{path}: cannot be read ({error.strerror}); name a folder that `task_tester.py "
@@ -40,6 +46,20 @@ def read_trajectories(folder: Path) -> list[dict]:
         ) from error
     except ValueError as error:
         raise CompareError(f"{path}: not valid JSON ({error}); evaluate again") from error
+    return rows
+
+
+def _check_row(row: object, place: str) -> None:
+    try:
+        score_of_row(row)
+        is_whole = isinstance(row["task_id"], str) and all(
+            isinstance(message, dict) and {"role", "content"} <= message.keys()
+            for message in row["messages"]
+        ) and isinstance(row["trial"], int)
+    except (TypeError, KeyError):
+        is_whole = False
+    if not is_whole:
+        raise CompareError(f"{place}: is no episode of an evaluation; evaluate again")
 
 
 def compare(before: Path, after: Path, task_path: Path, output: Path, db: RetailDatabase) -> str:
@@ -74,7 +94,12 @@ def compare(before: Path, after: Path, task_path: Path, output: Path, db: Retail
         for name, gain in gains.items()
     ]
     text = "\n".join(lines)
-    write_viewer(output, runs[0], tasks, db, runs[1], text)
+    try:
+        write_viewer(output, runs[0], tasks, db, runs[1], text)
+    except OSError as error:
+        raise CompareError(
+            f"{output}: cannot be written ({error.strerror}); choose another --output"
+        ) from error
     return text
 
 

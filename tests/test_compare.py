@@ -46,3 +46,28 @@ def test_errors_are_one_line_and_nothing_is_lost(runs, tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and strange.read_text() == "mine"
     assert "trajectories.jsonl: cannot be read" in lines[1]
+
+
+@pytest.mark.parametrize("line", ['{"x":1}', "5", "null", '"s"', "{"])
+def test_a_damaged_line_is_named(runs, tmp_path, capsys, line):
+    damaged = tmp_path / "run"
+    damaged.mkdir()
+    good = (runs / "oracle" / "trajectories.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    (damaged / "trajectories.jsonl").write_text(f"{good}\n{line}\n")
+    words = [str(damaged), *words_of(runs, tmp_path / "c.html")[1:]]
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "trajectories.jsonl" in error and "evaluate again" in error
+
+
+def test_messages_that_are_no_list_are_named(runs, tmp_path, capsys):
+    row = json.loads((runs / "oracle" / "trajectories.jsonl").read_text().splitlines()[0])
+    (tmp_path / "trajectories.jsonl").write_text(json.dumps(row | {"messages": 7}) + "\n")
+    assert main([str(tmp_path), *words_of(runs, tmp_path / "c.html")[1:]]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_page_that_cannot_be_written_is_one_line(runs, capsys):
+    assert main(words_of(runs, "/proc/none/d.html")) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "/proc/none/d.html" in error

@@ -296,3 +296,30 @@ def test_tau2s_verdict_becomes_a_score():
     assert not score.success and score.db_match and not score.outputs_told
     assert (score.num_turns, score.num_calls, score.num_refusals) == (2, 2, 1)
     assert score.termination == "user_stop" and score.violations == ()
+
+
+def test_a_rerun_keeps_results_that_were_changed_since(tmp_path, monkeypatch, capsys):
+    import task_tester
+
+    info = SimpleNamespace(reward=0.0, db_check=None, communicate_checks=None)
+    run = SimpleNamespace(task_id="7", reward_info=info, messages=[],
+                          termination_reason=SimpleNamespace(value="user_stop"))
+
+    def play_again(_policy, output_dir, _user, **_settings):
+        (output_dir / module.SETTINGS_NAME).write_text("{}")
+        (output_dir / module.RESULTS_NAME).write_text("{}")
+        return SimpleNamespace(simulations=[run])
+
+    monkeypatch.setattr(module, "evaluate_tau2", play_again)
+    output = tmp_path / "out"
+    output.mkdir()
+    words = ["evaluate", "--mode", "agent", "--tasks", "tau2", "--policy", "nothing", "--customer-endpoint",
+             "http://127.0.0.1:9/v1", "--customer-model", "user", "--output", str(output)]
+    assert task_tester.main(words) == 0 and task_tester.main(words) == 0
+    for name in ("evaluation.json", module.RESULTS_NAME):
+        (output / name).write_text("mine")
+        assert task_tester.main(words) == 1, name
+        assert (output / name).read_text() == "mine"
+        (output / name).unlink()
+        assert task_tester.main(words) == 0
+    assert "Traceback" not in capsys.readouterr().err
