@@ -28,7 +28,7 @@ from data_reader import DatasetError, Task, read_tasks, shown_keys
 from envs.retail import DatabaseError, RetailDatabase
 from envs.retail.store import store_files
 from prompting.harmony import find_special_token
-from scoring.metrics import parse_failure_table, per_tool_table, summarize, summarize_outcome
+from scoring.metrics import metric_line, parse_failure_table, per_tool_table, summarize, summarize_outcome
 from scoring.parse import MAX_CALLS, MAX_CHARACTERS, Call, ParseKind, parse_plan
 from scoring.reward import (
     DEFAULT_WEIGHTS,
@@ -366,8 +366,7 @@ def _print_summary(scores: Sequence[Score], metrics: dict[str, Any]) -> None:
     shown = {**metrics, "outcome_rate": summarize_outcome(scores)}
     print(f"{'num_tasks':22}{shown.pop('num_tasks'):8}   (completions: {len(scores)})")
     for name, found in shown.items():
-        interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
-        print(f"{name:22}{found['value']:8.3f}   95 % {interval}")
+        print(metric_line(name, found))
     print(f"\n{'tool':32}{'called':>9}{'correct':>9}{'wrong args':>12}{'refused':>9}")
     for name, row in per_tool_table(scores).items():
         called, correct, wrong, refused = row.values()

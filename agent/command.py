@@ -22,6 +22,7 @@ from common.outputs import check_files, record
 from common.user_error import UserError
 from data_reader import Task, task_to_json
 from envs.retail import RetailDatabase
+from scoring.metrics import metric_line
 from scoring.trials import summarize_trials
 from tasks.llm.client import ChatClient, LlmConfig
 
@@ -255,7 +256,6 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
     flat |= {f"pass^{k}": found for k, found in metrics.get("pass_hat_k", {}).items()}
     for name, found in flat.items():
         if isinstance(found, dict) and "low" in found:
-            interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
-            print(f"{name:22}{found['value']:8.3f}   95 % {interval}")
+            print(metric_line(name, found))
         elif isinstance(found, int):
             print(f"{name:22}{found:8}")

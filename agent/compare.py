@@ -13,10 +13,11 @@ from pathlib import Path
 
 from agent.evaluation import score_of_row
 from agent.viewer import write_viewer
-from common.outputs import add_overwrite, check_files, record
+from common.outputs import add_overwrite, check_files, writing
 from common.user_error import UserError
 from data_reader import read_tasks
 from envs.retail import RetailDatabase
+from scoring.metrics import format_estimate
 from scoring.trials import compare_trials
 
 
@@ -31,14 +32,8 @@ def read_trajectories(folder: Path) -> list[dict]:
         CompareError: `trajectories.jsonl` is missing or damaged.
     """
     path = folder / "trajectories.jsonl"
-    rows = []
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-            if line:
-                rows.append(json.loads(line))
-                _check_row(rows[-1], f"{path}:{number}")
-    except CompareError:
-        raise
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except OSError as error:
         raise CompareError(
             f"{path}: cannot be read ({error.strerror}); name a folder that `task_tester.py "
@@ -46,6 +41,8 @@ def read_trajectories(folder: Path) -> list[dict]:
         ) from error
     except ValueError as error:
         raise CompareError(f"{path}: not valid JSON ({error}); evaluate again") from error
+    for number, row in enumerate(rows, start=1):
+        _check_row(row, f"{path}:{number}")
     return rows
 
 
@@ -74,6 +71,7 @@ def compare(before: Path, after: Path, task_path: Path, output: Path, db: Retail
 
     Raises:
         CompareError: A folder holds no evaluation, or one of other tasks.
+        OSError: The page cannot be written.
         DatasetError: The task file cannot be read.
     """
     runs = [read_trajectories(folder) for folder in (before, after)]
@@ -89,17 +87,9 @@ def compare(before: Path, after: Path, task_path: Path, output: Path, db: Retail
     except (ValueError, KeyError) as error:
         raise CompareError(f"{before}, {after}: {error}") from error
     lines = [f"{after} minus {before}, {gains.pop('num_tasks')} tasks, 95 % intervals"]
-    lines += [
-        f"{name}: {gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
-        for name, gain in gains.items()
-    ]
+    lines += [f"{name}: {format_estimate(gain, '+')}" for name, gain in gains.items()]
     text = "\n".join(lines)
-    try:
-        write_viewer(output, runs[0], tasks, db, runs[1], text)
-    except OSError as error:
-        raise CompareError(
-            f"{output}: cannot be written ({error.strerror}); choose another --output"
-        ) from error
+    write_viewer(output, runs[0], tasks, db, runs[1], text)
     return text
 
 
@@ -117,11 +107,15 @@ def main(arguments: list[str] | None = None) -> int:
         inputs = [args.tasks, *(folder / "trajectories.jsonl" for folder in (args.before, args.after))]
         check_files("compare", [args.output], inputs, overwrite=args.overwrite)
         db = RetailDatabase.load(args.data_dir)
-        print(compare(args.before, args.after, args.tasks, args.output, db))
-        record("compare", [args.output])
+        with writing("compare", args.output) as (page,):
+            text = compare(args.before, args.after, args.tasks, page, db)
+    except OSError as error:
+        print(f"error: {args.output}: cannot be written ({error.strerror})", file=sys.stderr)
+        return 1
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    print(text)
     return 0
 
 

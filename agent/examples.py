@@ -9,6 +9,7 @@ from agent.policies import scripted_policy
 from data_reader import Task
 from envs.retail import RetailDatabase
 from scoring.episode import score_episode
+from scoring.metrics import format_estimate
 from scoring.trials import summarize_trials
 
 _MAX_SHOWN = 160
@@ -59,6 +60,5 @@ def print_success_rates(
         metrics = summarize_trials(
             [score_episode(talk.task, talk.messages, db, talk.termination) for talk in talks]
         )
-        cells = ["{value:.3f} [{low:.3f}, {high:.3f}]".format(**metrics[key])
-                 for key in ("success_rate", "violation_rate")]
+        cells = [format_estimate(metrics[key]) for key in ("success_rate", "violation_rate")]
         print(f"{name:<12}" + "".join(f"{cell:>24}" for cell in cells))

@@ -238,7 +238,7 @@ def reload_logits(folder: Path, prompts: list[str]) -> torch.Tensor:
     """
     program = Path(__file__).with_name("plain.py")
     with tempfile.TemporaryDirectory() as temporary:
-        prompts_path, logits_path = Path(temporary, "prompting.plan.json"), Path(temporary, "logits.pt")
+        prompts_path, logits_path = Path(temporary, "prompts.json"), Path(temporary, "logits.pt")
         prompts_path.write_text(json.dumps(prompts), encoding="utf-8")
         # -P keeps this folder off the import path: its kernels.py would be taken for a package.
         command = [sys.executable, "-P", program, folder, prompts_path, logits_path]

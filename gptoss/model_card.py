@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from common.files import read_json, write_text_atomic
+from scoring.metrics import format_estimate
 
-STAGES = {"base": "base", "sft": "SFT", "sft_grpo": "SFT+GRPO"}
+STAGE_NAMES = {"base": "base", "sft": "SFT", "sft_grpo": "SFT+GRPO"}
 ROWS = {
     "exact_match_rate": "exact match",
     "db_match_rate": "store as gold leaves it (db match)",
@@ -15,28 +16,23 @@ ROWS = {
 }
 
 
-def _estimate(figures: dict[str, float], sign: str = "") -> str:
-    value, low, high = (format(figures[name], f"{sign}.3f") for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
-
-
 def _evaluation(metrics: dict[str, Any], differences: dict[str, Any]) -> list[str]:
     if not metrics:
         return ["Not evaluated."]
-    stages = [stage for stage in STAGES if stage in metrics]
+    stages = [stage for stage in STAGE_NAMES if stage in metrics]
     count = metrics[stages[-1]]["num_tasks"]
     lines = [
         f"{count} held-out tasks of customers that no training task knows, greedy decoding, "
         "95 % bootstrap intervals:",
         "",
-        "| metric | " + " | ".join(STAGES[stage] for stage in stages) + " |",
+        "| metric | " + " | ".join(STAGE_NAMES[stage] for stage in stages) + " |",
         "|---" * (len(stages) + 1) + "|",
     ]
     for name, title in ROWS.items():
-        cells = [_estimate(metrics[stage][name]) for stage in stages]
+        cells = [format_estimate(metrics[stage][name]) for stage in stages]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     for pair, figures in differences.items():
-        gains = [f"{ROWS[name]} {_estimate(figures[name], '+')}" for name in list(ROWS)[:2]]
+        gains = [f"{ROWS[name]} {format_estimate(figures[name], '+')}" for name in list(ROWS)[:2]]
         lines += ["", f"{pair}, task by task: {', '.join(gains)}."]
     return lines
 

@@ -17,6 +17,19 @@ UNKNOWN_TOOL = "(unknown tool)"
 Estimate = dict[str, float]
 """`value` with its 95 % interval, `low` to `high`."""
 
+
+def format_estimate(estimate: Estimate, sign: str = "") -> str:
+    """Return `0.500 [0.250, 0.750]`; with "+" as the sign, as a difference is written."""
+    value, low, high = (format(estimate[name], f"{sign}.3f") for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def metric_line(name: str, estimate: Estimate) -> str:
+    """Return a metric as one line of a command's output."""
+    value, interval = format_estimate(estimate).split(" ", 1)
+    return f"{name:22}{value:>8}   95 % {interval}"
+
+
 Ratio = Callable[[Any], tuple[float, float]]
 
 _RATIOS: dict[str, Ratio] = {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import configs
 from data_reader import Task, grpo_rows
 from gptoss.engine import FastGenerate
-from training.rewards import CompletionScorer
+from training.rewards import CompletionScorer, weighted_reward
 from training.task_store import TaskLookup
 
 if TYPE_CHECKING:
@@ -126,10 +126,7 @@ class DynamicSampler:
             generate.row_seeds = [draw.getrandbits(63) for draw in draws for _ in range(size)]
         completion_ids, _ = trainer._generate_single_turn(prompt_ids, None, {}, size)
         scores = self.scorer.score(tasks, completion_ids)
-        rewards = [
-            stage.tool_reward_weight * score.reward + stage.outcome_reward_weight * score.outcome
-            for score in scores
-        ]
+        rewards = [weighted_reward(stage, score) for score in scores]
         columns = (prompt_ids, completion_ids, tasks, rewards)
         return [
             Group(*(column[start:start + size] for column in columns))

@@ -21,12 +21,12 @@ from data_reader import DatasetError, Task, plan_messages
 from envs.retail import RetailDatabase
 from gptoss.generation import generate_batch, split_batches
 from gptoss.memory import LARGER_GPU
+from gptoss.model_card import STAGE_NAMES
 from prompting import harmony
-from scoring.metrics import parse_failure_table, per_tool_table, summarize
+from scoring.metrics import format_estimate, parse_failure_table, per_tool_table, summarize
 from scoring.reward import Score, score_completion
 from training.fit import Demand, describe_long_tasks
 
-STAGE_NAMES = {"base": "base", "sft": "SFT", "sft_grpo": "SFT+GRPO"}
 PAIRED_METRICS = {
     "exact_match_rate": lambda score: float(score.exact_match),
     "db_match_rate": lambda score: float(score.db_match),
@@ -280,7 +280,7 @@ def format_table(metrics_by_stage: dict[str, dict[str, Any]]) -> str:
         cells = []
         for stage in stages:
             cell = metrics_by_stage[stage][name]
-            cells.append(f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]".rjust(26))
+            cells.append(format_estimate(cell).rjust(26))
         lines.append(name.ljust(22) + "".join(cells))
     counts = {metrics_by_stage[stage]["num_tasks"] for stage in stages}
     lines.append(f"{'/'.join(map(str, sorted(counts)))} held-out tasks, 95 % bootstrap intervals")
@@ -304,8 +304,7 @@ def print_table(output_dir: str | Path) -> None:
         for name in ("exact_match_rate", "db_match_rate"):
             gain = figures[name]
             print(
-                f"{pair}, {name}: {gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
-                f" (paired): {_verdict(gain)}"
+                f"{pair}, {name}: {format_estimate(gain, '+')} (paired): {_verdict(gain)}"
             )
 
 

@@ -13,6 +13,7 @@ from prompting import harmony
 from scoring.explain import explain_completion, group_advantages
 from scoring.reward import score_completion
 from training.evaluation import STAGE_NAMES, Evaluation, plan_prompt
+from training.rewards import weighted_reward
 
 KINDS = {
     "cancellation": "cancel",
@@ -91,10 +92,7 @@ def show_group(
         )
         finals = [harmony.parse_completion(text).final for text in texts]
         scores = [score_completion(task, final, db) for final in finals]
-        rewards = [
-            stage.tool_reward_weight * score.reward + stage.outcome_reward_weight * score.outcome
-            for score in scores
-        ]
+        rewards = [weighted_reward(stage, score) for score in scores]
         if max(rewards) > min(rewards):
             break
     print(f"customer: {task.query}\n\nreward  advantage  completion")

@@ -52,7 +52,6 @@ from training.rewards import CompletionScorer, RewardFunction, make_reward_funct
 from training.run_data import Content, check_content, describe_content, load_tasks
 from training.sft import run_sft
 
-STAGES = ("base", "sft", "sft_grpo")
 PACKAGES = (
     "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth",
 )

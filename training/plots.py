@@ -45,14 +45,19 @@ def _smooth(values: list[float], window: int) -> list[float]:
     return [sum(part) / len(part) for part in parts]
 
 
+def _points(rows: list[dict], name: str) -> tuple[list[float], list[float]]:
+    """Return steps and values of one metric, rows without it left out."""
+    points = [(row["step"], row[name]) for row in rows if name in row]
+    return [step for step, _ in points], [value for _, value in points]
+
+
 def _band(axis: Axes, rows: list[dict], name: str, color: str) -> None:
     """Shade the 95 % interval of the running mean that `_curve` draws."""
-    points = [(row["step"], row[name]) for row in rows if name in row]
-    if len(points) < 2:
+    steps, values = _points(rows, name)
+    if len(values) < 2:
         return
-    steps, values = zip(*points, strict=True)
     window = _window(values)
-    means = _smooth(list(values), window)
+    means = _smooth(values, window)
     squares = _smooth([value**2 for value in values], window)
     half = []
     for index, (mean, square) in enumerate(zip(means, squares, strict=True)):
@@ -66,24 +71,23 @@ def _band(axis: Axes, rows: list[dict], name: str, color: str) -> None:
 
 def _held_out(axis: Axes, rows: list[dict], name: str, label: str) -> None:
     """Draw a figure of the validation evaluations as points."""
-    points = [(row["step"], row[name]) for row in rows if name in row]
-    if points:
-        axis.plot(*zip(*points, strict=True), "o-", color=COLORS["sft_grpo"], label=label)
+    steps, values = _points(rows, name)
+    if values:
+        axis.plot(steps, values, "o-", color=COLORS["sft_grpo"], label=label)
 
 
-def _window(values: tuple[float, ...]) -> int:
+def _window(values: list[float]) -> int:
     return max(1, len(values) // 5)
 
 
 def _curve(axis: Axes, rows: list[dict], name: str, label: str, color: str) -> None:
     """Draw one metric where there is any, thin, with its running mean on top."""
-    points = [(row["step"], row[name]) for row in rows if name in row]
-    if not points:
+    steps, values = _points(rows, name)
+    if not values:
         return
-    steps, values = zip(*points, strict=True)
     window = _window(values)
     axis.plot(steps, values, color=color, alpha=0.25, linewidth=1)
-    axis.plot(steps, _smooth(list(values), window), color=color, linewidth=2, label=label)
+    axis.plot(steps, _smooth(values, window), color=color, linewidth=2, label=label)
     axis.set_xlabel("optimizer step")
 
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from statistics import fmean
 from typing import Any, get_args
 
+from configs import GrpoStage
 from data_reader import Task, task_from_json
 from envs.retail import TOOL_SCHEMAS, RetailDatabase
 from prompting import harmony
@@ -23,6 +24,11 @@ ROLLOUT_FIELDS = ("useful_before", "useful_after")
 """What dynamic sampling says of each completion; logged as shares under `resampling/`."""
 MAX_KNOWN = 8192
 """Completions whose score is remembered; far more than one batch, and bounded."""
+
+
+def weighted_reward(stage: GrpoStage, score: Score) -> float:
+    """Return what GRPO compares within a group: the weighted sum of the two rewards."""
+    return stage.tool_reward_weight * score.reward + stage.outcome_reward_weight * score.outcome
 
 
 class CompletionScorer:
