@@ -361,6 +361,11 @@ def plan_messages(task: Task, style: PromptStyle = "full") -> list[dict[str, str
     ]
 
 
+def plan_prompt(task: Task, style: PromptStyle = "full") -> str:
+    """Return the prompt of a task in harmony format, the same in training and evaluation."""
+    return render_prompt(plan_messages(task, style))
+
+
 def gold_completion(task: Task) -> str:
     """Return the answer that scores the maximum, as compact JSON.
 
@@ -378,13 +383,16 @@ def sft_rows(tasks: Iterable[Task], style: PromptStyle = "full") -> Iterator[dic
     """Yield rows of `prompt` and `completion`, separate texts in harmony format."""
     for task in tasks:
         completion = render_completion(gold_completion(task))
-        yield {"prompt": render_prompt(plan_messages(task, style)), "completion": completion}
+        yield {"prompt": plan_prompt(task, style), "completion": completion}
 
 
-def grpo_rows(tasks: Iterable[Task], style: PromptStyle = "full") -> Iterator[dict[str, str]]:
-    """Yield rows of `prompt` (text in harmony format) and `task` (the row as JSON text)."""
-    for task in tasks:
-        yield {"prompt": render_prompt(plan_messages(task, style)), "task": task_to_json(task)}
+def grpo_rows(
+    tasks: Iterable[Task], style: PromptStyle = "full", numbers: Iterable[int] | None = None
+) -> Iterator[dict[str, str | int]]:
+    """Yield rows of `prompt` (harmony text) and `task` (its number, counted from 0 unless given)."""
+    pairs = enumerate(tasks) if numbers is None else zip(numbers, tasks, strict=True)
+    for number, task in pairs:
+        yield {"prompt": plan_prompt(task, style), "task": int(number)}
 
 
 def build_sft_dataset(tasks: Iterable[Task], style: PromptStyle = "full") -> "Dataset":

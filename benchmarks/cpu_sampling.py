@@ -16,10 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import configs  # noqa: E402
-from data_reader import read_tasks  # noqa: E402
+from data_reader import plan_prompt, read_tasks  # noqa: E402
 from gptoss.engine import attach_fast_generate, detach_fast_generate  # noqa: E402
 from gptoss.load import load_model  # noqa: E402
-from training.evaluation import plan_prompt  # noqa: E402
 
 NUM_TOKENS = 96
 OUTPUT = ROOT / "benchmarks" / "results" / "cpu_sampling.json"

@@ -30,10 +30,9 @@ import training  # noqa: E402, F401  (Unsloth, before anything that it patches)
 from benchmarks.gpu_pipeline import GIB, Meter, device_name  # noqa: E402
 from benchmarks.logprobs import compare_logprobs, sample_batch, within_tolerance  # noqa: E402
 from common.files import read_json  # noqa: E402
-from data_reader import Task  # noqa: E402
+from data_reader import Task, plan_prompt  # noqa: E402
 from gptoss.engine import FastGenerate, detach_fast_generate  # noqa: E402
 from training import pipeline  # noqa: E402
-from training.evaluation import plan_prompt  # noqa: E402
 from training.grpo import REFERENCE_ADAPTER, build_grpo_trainer  # noqa: E402
 from training.rewards import (  # noqa: E402
     CompletionScorer,

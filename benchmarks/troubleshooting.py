@@ -24,12 +24,12 @@ import torch  # noqa: E402
 import configs  # noqa: E402
 import training  # noqa: E402, F401  (before torch: it sets what torch reads once)
 from common.files import write_json_atomic  # noqa: E402
-from data_reader import Task  # noqa: E402
+from data_reader import Task, plan_prompt  # noqa: E402
 from gptoss.generation import generate_batch  # noqa: E402
 from prompting import harmony  # noqa: E402
 from task_tester import score_completion  # noqa: E402
 from training import pipeline  # noqa: E402
-from training.evaluation import choose_tasks, evaluate_model, plan_prompt  # noqa: E402
+from training.evaluation import choose_tasks, evaluate_model  # noqa: E402
 
 SFT_STEPS = (20, 40, 80)
 PRESET_STEPS = 40

@@ -21,7 +21,7 @@ import torch
 from common.files import build_folder, write_text_atomic
 from common.outputs import check_folder, record
 from configs import ModelStage, config_of_model
-from data_reader import Task, plan_messages
+from data_reader import Task, plan_prompt
 from gptoss import mxfp4
 from gptoss.load import (
     compare_logits,
@@ -36,7 +36,6 @@ from gptoss.merge import write_merged
 from gptoss.nf4 import holds_fused_experts
 from gptoss.preflight import ModelError, check_checkpoint, check_disk_space
 from gptoss.weights import KINDS, Experts, find_core
-from prompting import harmony
 
 FORMATS = ("16bit", "mxfp4", "gguf")
 CONVERTER = "convert_hf_to_gguf.py"
@@ -121,7 +120,7 @@ def check_prompts(style: str) -> list[str]:
     prompts = []
     for query, answers in CHECKS:
         task = Task(query=query, gold_actions=[], gold_final="", task_id="export")
-        prompt = harmony.render_prompt(plan_messages(task, style))
+        prompt = plan_prompt(task, style)
         prompts += [prompt + answer for answer in answers]
     return prompts
 

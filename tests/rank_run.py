@@ -70,8 +70,8 @@ def run_rank(config: configs.RunConfig, log_dir: Path) -> None:
         original, outcome_reward = resume_run.make_spread_rewards(scorer)
 
         def tool_reward(completion_ids, task, trainer_state, **kwargs):
-            for text, ids in zip(task, completion_ids, strict=True):
-                row = {"step": trainer_state.global_step, "task": text, "ids": list(ids)}
+            for number, ids in zip(task, completion_ids, strict=True):
+                row = {"step": trainer_state.global_step, "task": number, "ids": list(ids)}
                 log.write(json.dumps(row) + "\n")
             return original(
                 completion_ids=completion_ids, task=task, trainer_state=trainer_state, **kwargs

@@ -437,13 +437,13 @@ def test_training_sets_are_plain_text(style):
     tasks = list(make_tasks(RetailDatabase.load()).values())
     sft, grpo = build_sft_dataset(tasks, style), build_grpo_dataset(iter(tasks), style)
     assert sft.column_names == ["prompt", "completion"] and grpo.column_names == ["prompt", "task"]
-    for task, sft_row, grpo_row in zip(tasks, sft, grpo, strict=True):
+    for number, (task, sft_row, grpo_row) in enumerate(zip(tasks, sft, grpo, strict=True)):
         prompt = render_prompt(plan_messages(task, style))
         assert sft_row["prompt"] == grpo_row["prompt"] == prompt
         assert prompt.endswith("<|start|>assistant") and gold_completion(task) not in prompt
         parsed = parse_completion(sft_row["completion"])
         assert parsed.final == gold_completion(task) and parsed.complete
-        assert task_from_json(grpo_row["task"]) == task
+        assert grpo_row["task"] == number
 
 
 def test_importing_the_reader_loads_no_heavy_package():

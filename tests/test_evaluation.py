@@ -8,7 +8,7 @@ import tiny_random
 import torch
 
 from common.files import RunError
-from data_reader import gold_completion
+from data_reader import gold_completion, plan_prompt
 from gptoss.generation import generate_batch, split_batches
 from gptoss.load import load_model, save_adapter
 from prompting.harmony import render_completion
@@ -20,7 +20,6 @@ from training.evaluation import (
     evaluate_model,
     evaluate_model_dir,
     format_table,
-    plan_prompt,
     print_table,
     record_differences,
     score_texts,

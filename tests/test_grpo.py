@@ -6,7 +6,7 @@ import tiny_random
 import torch
 from datasets import Dataset
 
-from data_reader import Task, gold_completion, grpo_rows, task_from_json, task_to_json
+from data_reader import Task, gold_completion, grpo_rows, plan_prompt
 from gptoss.load import load_model
 from prompting.harmony import render_completion
 from task_tester import score_completion
@@ -21,14 +21,15 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("grpo")
 
 
-def batch_of(tokenizer, tasks: list[Task], texts: list[str]) -> dict:
+def batch_of(tokenizer, numbers: list[int], texts: list[str]) -> dict:
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    return {"completion_ids": ids, "task": [task_to_json(task) for task in tasks]}
+    return {"completion_ids": ids, "task": numbers}
 
 
 def test_rewards_come_from_one_scoring_of_each_completion(db, monkeypatch):
     tokenizer = tiny_random.make_tokenizer()
-    scorer = CompletionScorer(tokenizer, db)
+    first, second = tasks = tiny_random.make_tasks(2)
+    scorer = CompletionScorer(tokenizer, db, tasks)
     tool_reward, outcome_reward = make_reward_functions(scorer)
     assert (tool_reward.__name__, outcome_reward.__name__) == ("tool_reward", "outcome_reward")
     calls = []
@@ -38,10 +39,9 @@ def test_rewards_come_from_one_scoring_of_each_completion(db, monkeypatch):
         return score_completion(task, completion, store)
 
     monkeypatch.setattr(rewards_module, "score_completion", count)
-    first, second = tiny_random.make_tasks(2)
     gold = render_completion(gold_completion(first))
     texts = [gold, render_completion("no plan"), gold.removesuffix("<|return|>")[:-4], gold]
-    batch = batch_of(tokenizer, [first, first, first, second], texts)
+    batch = batch_of(tokenizer, [0, 0, 0, 1], texts)
     logged = {}
     shaped = tool_reward(**batch, log_metric=logged.__setitem__, trainer_state=None)
     outcome = outcome_reward(**batch, log_metric=logged.__setitem__, trainer_state=None)
@@ -89,9 +89,9 @@ def test_the_curriculum_is_what_the_trainer_shows(folder, db):
     model, tokenizer = load_model(config.model)
     tasks = tiny_random.make_tasks(20)
     trainer = build_grpo_trainer(model, tokenizer, tasks, db, config, [], make_reward_functions)
-    shown = [task_from_json(text) for text in trainer.train_dataset["task"]]
     wanted = order_by_difficulty(tasks, 8, config.seed)
-    assert [task.task_id for task in shown] == [tasks[number].task_id for number in wanted]
+    assert trainer.train_dataset["task"][:] == list(wanted)
+    assert trainer.train_dataset["prompt"][0] == plan_prompt(tasks[wanted[0]], config.data.prompt_style)
 
 
 def test_tasks_of_one_generate_call_are_of_like_length(folder, db):
@@ -188,11 +188,11 @@ def test_groups_without_spread_are_replaced(folder, db):
     tokenizer = tiny_random.make_tokenizer()
     tasks = tiny_random.make_tasks(4)
     rows = list(grpo_rows(tasks, "brief"))
-    prompts, texts = ([row[name] for row in rows] for name in ("prompt", "task"))
+    prompts = [row["prompt"] for row in rows]
     bad = render_completion("no plan")
     answers = {p: [bad, bad] for p in prompts}
     answers[prompts[0]] = [render_completion(gold_completion(tasks[0])), bad]
-    scorer = CompletionScorer(tokenizer, db)
+    scorer = CompletionScorer(tokenizer, db, tasks)
     shown = Dataset.from_list(rows[:2])
     resampler = DynamicSampler(config, scorer, shown, tasks)
     trainer = FakeTrainer(tokenizer, answers)
@@ -202,13 +202,13 @@ def test_groups_without_spread_are_replaced(folder, db):
     assert output["useful_after"] == [True] * 4
     logged: dict[str, float] = {}
     fields = {key: output[key] for key in ("completion_ids", "task", "useful_before", "useful_after")}
-    tool_reward, _ = make_reward_functions(CompletionScorer(tokenizer, db))
+    tool_reward, _ = make_reward_functions(CompletionScorer(tokenizer, db, tasks))
     tool_reward(log_metric=logged.__setitem__, **fields)
     assert logged["resampling/useful_before"] == 0.5 and logged["resampling/useful_after"] == 1.0
-    assert output["task"] == [texts[0]] * 4, "the dead group's task is the drawn one's"
+    assert output["task"] == [0] * 4, "the dead group's task is the drawn one's"
     assert tokenizer.decode(output["prompt_ids"][2]) == prompts[0]
     assert len(output["completion_ids"]) == 4 and output["logprobs"] is None
-    again = DynamicSampler(config, CompletionScorer(tokenizer, db), shown, tasks)
+    again = DynamicSampler(config, CompletionScorer(tokenizer, db, tasks), shown, tasks)
     assert again(batch, FakeTrainer(tokenizer, answers)) == output
 
 

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import torch
 
 import configs
-from data_reader import Task, plan_messages
+from data_reader import Task, plan_prompt
 from envs.retail import RetailDatabase
 from gptoss.load import load_for_evaluation, memory_guard
 from gptoss.memory import LARGER_GPU
@@ -47,7 +47,7 @@ def encode_query(tokenizer: Any, query: str, config: configs.RunConfig) -> torch
     except UnicodeEncodeError as error:
         raise ValueError("the line is not valid UTF-8 text") from error
     task = Task(query=query, gold_actions=[], gold_final="", task_id="chat")
-    prompt = harmony.render_prompt(plan_messages(task, config.data.prompt_style))
+    prompt = plan_prompt(task, config.data.prompt_style)
     # Its own warning of long texts speaks of the tokenizer; the limit here is the training's.
     ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"]
     room = config.model.max_seq_length - config.evaluation.max_new_tokens

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import configs
-from data_reader import Task, grpo_rows
+from data_reader import Task, plan_prompt
 from gptoss.engine import FastGenerate
 from training.rewards import CompletionScorer, weighted_reward
 from training.task_store import TaskLookup
@@ -28,8 +28,8 @@ class Group(NamedTuple):
 
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
-    task: list[str]
-    """The task's row as JSON text, once per completion."""
+    task: list[int]
+    """The task's number, once per completion."""
     rewards: list[float]
     """Weighted sum of the two rewards, per completion."""
 
@@ -58,7 +58,7 @@ class DynamicSampler:
             config: `grpo.resample_rounds`, `grpo.num_generations`, `data.prompt_style` and the
                 reward weights are used.
             scorer: Scores the completions, once each.
-            rows: Rows with the `prompt` and the `task` (JSON text) that the run shows.
+            rows: Rows of `prompt` and `task` (its number) that the run shows.
             tasks: Training tasks, from which replacements are drawn.
         """
         # The trainer marks its interface for own rollouts experimental; the pinned version has it.
@@ -80,21 +80,23 @@ class DynamicSampler:
             was replaced), and the fields that the reward functions log.
         """
         size = self.config.grpo.num_generations
-        texts = [self.lookup.task(prompt) for prompt in prompts]
+        shown = [self.lookup[prompt] for prompt in prompts]
         first = trainer.accelerator.process_index * len(prompts) // size
         numbers = range(first, first + len(prompts) // size)
         name = f"{self.config.seed}/{trainer.state.global_step}"
-        groups = self._sample(prompts, texts, trainer, [f"{name}/0/{n}" for n in numbers])
+        groups = self._sample(prompts, shown, trainer, [f"{name}/0/{n}" for n in numbers])
         useful_before = _useful(groups)
         for round_number in range(1, self.config.grpo.resample_rounds + 1):
             dead = [index for index, group in enumerate(groups) if not group.has_variance]
             if not dead:
                 break
             names = [f"{name}/{round_number}/{numbers[index]}" for index in dead]
-            drawn = [self._draw(name) for name in names]
+            drawn = [random.Random(name).randrange(len(self.tasks)) for name in names]
+            style = self.config.data.prompt_style
+            texts = [plan_prompt(self.tasks[number], style) for number in drawn]
             fresh = self._sample(
-                [row["prompt"] for row in drawn for _ in range(size)],
-                [row["task"] for row in drawn for _ in range(size)], trainer, names,
+                [text for text in texts for _ in range(size)],
+                [number for number in drawn for _ in range(size)], trainer, names,
             )
             for index, group in zip(dead, fresh, strict=True):
                 if group.has_variance:
@@ -102,19 +104,14 @@ class DynamicSampler:
         return {
             "prompt_ids": [ids for group in groups for ids in group.prompt_ids],
             "completion_ids": [ids for group in groups for ids in group.completion_ids],
-            "task": [text for group in groups for text in group.task],
+            "task": [number for group in groups for number in group.task],
             "useful_before": useful_before,
             "useful_after": _useful(groups),
             "logprobs": None,
         }
 
-    def _draw(self, name: str) -> dict[str, str]:
-        """Return the row of a task drawn for a group."""
-        task = self.tasks[random.Random(name).randrange(len(self.tasks))]
-        return next(grpo_rows([task], self.config.data.prompt_style))
-
     def _sample(
-        self, prompts: list[str], tasks: list[str], trainer: Any, names: Iterable[str]
+        self, prompts: list[str], tasks: list[int], trainer: Any, names: Iterable[str]
     ) -> list[Group]:
         """Sample groups; the names of the groups seed the draws of their completions."""
         stage = self.config.grpo

@@ -17,7 +17,7 @@ import torch
 import configs
 from accelerate import PartialState
 from common.files import RunError, read_json, write_json_atomic, write_text_atomic
-from data_reader import DatasetError, Task, plan_messages
+from data_reader import DatasetError, Task, plan_prompt
 from envs.retail import RetailDatabase
 from gptoss.generation import generate_batch, split_batches
 from gptoss.memory import LARGER_GPU
@@ -68,11 +68,6 @@ def choose_tasks(tasks: list[Task], num_tasks: int, seed: int) -> list[Task]:
         return list(tasks)
     chosen = sorted(random.Random(seed).sample(range(len(tasks)), num_tasks))
     return [tasks[index] for index in chosen]
-
-
-def plan_prompt(task: Task, style: str) -> str:
-    """Return the prompt of a task as text, the same that training uses."""
-    return harmony.render_prompt(plan_messages(task, style))
 
 
 def complete_tasks(

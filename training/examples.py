@@ -6,13 +6,13 @@ from typing import Any
 import torch
 
 import configs
-from data_reader import Task
+from data_reader import Task, plan_prompt
 from envs.retail import RetailDatabase
 from gptoss.generation import generate_batch
 from prompting import harmony
 from scoring.explain import explain_completion, group_advantages
 from scoring.reward import score_completion
-from training.evaluation import STAGE_NAMES, Evaluation, plan_prompt
+from training.evaluation import STAGE_NAMES, Evaluation
 from training.rewards import weighted_reward
 
 KINDS = {

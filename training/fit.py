@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import configs
-from data_reader import Task, gold_completion, plan_messages
-from prompting.harmony import render_completion, render_prompt
+from data_reader import Task, gold_completion, plan_prompt
+from prompting.harmony import render_completion
 from training.task_store import ROWS_PER_BATCH, select_tasks, text_sizes
 
 MAX_NAMED = 3
@@ -57,7 +57,7 @@ def find_long_tasks(
 
     # A control token stands at either side of query and calls: their tokens simply add up.
     with_gold = not demand.setting
-    frame = render_prompt(plan_messages(Task("", [], "", ""), style))
+    frame = plan_prompt(Task("", [], "", ""), style)
     fixed = count([frame + render_completion("") if with_gold else frame])[0] + demand.reserve
     most = text_sizes(demand.tasks)[:, : 1 + with_gold].sum(axis=1)
     suspects = select_tasks(demand.tasks, np.flatnonzero(fixed + most > limit))

@@ -127,7 +127,7 @@ def build_grpo_trainer(
     else:
         shown, blocks = choose_rows(len(tasks), tasks_per_generation, generations, config.seed)
     chosen = select_tasks(tasks, shown)
-    rows = store_rows(grpo_rows(chosen, config.data.prompt_style), rows_dir(config))
+    rows = store_rows(grpo_rows(chosen, config.data.prompt_style, shown), rows_dir(config))
     lengths = row_lengths(tokenizer, rows)
     if not stage.curriculum:
         # TRL pads a whole generate call to its longest prompt: like lengths go together.
@@ -150,7 +150,7 @@ def build_grpo_trainer(
         reward_weights=[stage.tool_reward_weight, stage.outcome_reward_weight],
         remove_unused_columns=False,
     )
-    scorer = CompletionScorer(tokenizer, db)
+    scorer = CompletionScorer(tokenizer, db, tasks)
     logger = RunLogger(config, "grpo")
     callbacks = [SamplingEntropy(), logger, SampleRollouts(scorer, logger)]
     if stage.eval_steps:

@@ -6,14 +6,14 @@ reward and the metrics cannot disagree. Left out on purpose: any parsing of its 
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from statistics import fmean
 from typing import Any, get_args
 
 from configs import GrpoStage
-from data_reader import Task, task_from_json
+from data_reader import Task
 from envs.retail import TOOL_SCHEMAS, RetailDatabase
 from prompting import harmony
 from scoring.parse import ParseKind
@@ -41,12 +41,13 @@ class CompletionScorer:
         num_scored: Distinct completions scored so far.
     """
 
-    def __init__(self, tokenizer: Any, db: RetailDatabase) -> None:
+    def __init__(self, tokenizer: Any, db: RetailDatabase, tasks: Sequence[Task]) -> None:
         """Remember what scoring needs.
 
         Args:
             tokenizer: Decodes completion ids, special tokens included.
             db: The store on which calls are run; never changed.
+            tasks: Training tasks, by the numbers that `data_reader.grpo_rows` gives them.
         """
         self.tokenizer = tokenizer
         self.db = db
@@ -54,14 +55,14 @@ class CompletionScorer:
         self.texts: list[str] = []
         self.scores: list[Score] = []
         self.num_scored = 0
-        self._known: dict[tuple[str, tuple[int, ...]], tuple[str, Score]] = {}
-        self._parse_task = lru_cache(maxsize=65536)(task_from_json)
+        self._known: dict[tuple[int, tuple[int, ...]], tuple[str, Score]] = {}
+        self._find_task = lru_cache(maxsize=65536)(tasks.__getitem__)
 
-    def score(self, task_texts: list[str], completion_ids: list[list[int]]) -> list[Score]:
+    def score(self, numbers: list[int], completion_ids: list[list[int]]) -> list[Score]:
         """Score a batch; completions that were just scored are not run again.
 
         Args:
-            task_texts: Task rows as JSON text, one per completion.
+            numbers: Number of each completion's task.
             completion_ids: Token ids up to and including the stop token, without padding.
 
         Returns:
@@ -69,19 +70,19 @@ class CompletionScorer:
         """
         if len(self._known) > MAX_KNOWN:
             self._known.clear()
-        pairs = zip(task_texts, map(tuple, completion_ids), strict=True)
-        rows = [self._score_one(text, ids) for text, ids in pairs]
-        self.tasks = [self._parse_task(text) for text in task_texts]
+        pairs = zip(numbers, map(tuple, completion_ids), strict=True)
+        rows = [self._score_one(number, ids) for number, ids in pairs]
+        self.tasks = [self._find_task(number) for number in numbers]
         self.texts = [text for text, _ in rows]
         self.scores = [score for _, score in rows]
         return self.scores
 
-    def _score_one(self, task_text: str, ids: tuple[int, ...]) -> tuple[str, Score]:
-        key = (task_text, ids)
+    def _score_one(self, number: int, ids: tuple[int, ...]) -> tuple[str, Score]:
+        key = (number, ids)
         if key not in self._known:
             text = self.tokenizer.decode(ids, skip_special_tokens=False)
             final = harmony.parse_completion(text).final
-            score = score_completion(self._parse_task(task_text), final, self.db)
+            score = score_completion(self._find_task(number), final, self.db)
             self._known[key] = (text, score)
             self.num_scored += 1
         return self._known[key]
@@ -96,8 +97,9 @@ def summarize_batch(scores: list[Score]) -> dict[str, float]:
     Returns:
         Means of the reward's parts (`reward_parts/*`), shares of completions that fail to parse by
         kind (`parse_failures/*`), both 0.0 where there is none; exact match, db match and parse
-        shares; the reward as a share of the task's maximum (1.0 is gold's, below 0 is possible); calls of the plans for each gold call (where there is a plan); and for each tool
-        that was called the share of its calls that were correct (`tools/*`).
+        shares; the reward as a share of the task's maximum (1.0 is gold's, below 0 is possible);
+        calls of the plans for each gold call (where there is a plan); and for each tool that was
+        called the share of its calls that were correct (`tools/*`).
     """
     count = len(scores)
     metrics = {
@@ -139,7 +141,7 @@ def make_reward_functions(scorer: CompletionScorer) -> list[RewardFunction]:
     """
 
     def tool_reward(
-        completion_ids: list[list[int]], task: list[str], log_metric: Callable, **given: Any
+        completion_ids: list[list[int]], task: list[int], log_metric: Callable, **given: Any
     ) -> list[float]:
         """Return the shaped reward of each completion: gold's maximum at best, -1.0 at worst."""
         scores = scorer.score(task, completion_ids)
@@ -150,9 +152,7 @@ def make_reward_functions(scorer: CompletionScorer) -> list[RewardFunction]:
                 log_metric(f"resampling/{name}", fmean(given[name]))
         return [score.reward for score in scores]
 
-    def outcome_reward(
-        completion_ids: list[list[int]], task: list[str], **_: Any
-    ) -> list[float]:
+    def outcome_reward(completion_ids: list[list[int]], task: list[int], **_: Any) -> list[float]:
         """Return 1.0 for each completion that leaves the store as gold does, else 0.0."""
         return [score.outcome for score in scorer.score(task, completion_ids)]
 

@@ -224,13 +224,13 @@ def _gold_faults(path: Path, task: Task, db: RetailDatabase) -> list[str]:
     return []
 
 
-def store_rows(rows: Iterable[Mapping[str, str]], folder: Path) -> "Dataset":
+def store_rows(rows: Iterable[Mapping[str, str | int]], folder: Path) -> "Dataset":
     """Write rows to disk, a batch at a time, and return them as a memory-mapped dataset.
 
     What TRL makes of the rows (their tokens) lands in the same folder.
 
     Args:
-        rows: Rows of texts, the same names in each; at least one. Only the main process reads them.
+        rows: At least one, with the same names and types in each. Only the main process reads them.
         folder: Emptied first; `drop_rows` deletes it after training.
 
     Returns:
@@ -263,12 +263,12 @@ def drop_rows(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_arrow(rows: Iterable[Mapping[str, str]], path: Path) -> None:
+def _write_arrow(rows: Iterable[Mapping[str, str | int]], path: Path) -> None:
     import pyarrow as pa
 
     iterator = iter(rows)
     first = next(iterator)
-    schema = pa.schema([(name, pa.string()) for name in first])
+    schema = pa.Table.from_pylist([first]).schema
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         batch = [first]
         for row in iterator:
@@ -281,31 +281,22 @@ def _write_arrow(rows: Iterable[Mapping[str, str]], path: Path) -> None:
 
 
 class TaskLookup:
-    """Finds the task of a prompt among stored rows; 16 bytes a row in memory."""
+    """Finds the number of a prompt's task; 16 bytes a row in memory."""
 
     def __init__(self, rows: "Dataset") -> None:
-        """Read the prompts once.
+        """Read the rows once.
 
         Args:
-            rows: Rows with `prompt` and `task`, as `store_rows` keeps them.
+            rows: Rows of `prompt` and `task`, see `data_reader.grpo_rows`.
         """
-        self.rows = rows
-        digests = array("Q")
-        for batch in rows.select_columns("prompt").iter(batch_size=ROWS_PER_BATCH):
-            digests.extend(_digest(prompt) for prompt in batch["prompt"])
-        unsorted = np.array(digests, np.uint64)
-        # One row for each prompt: the first of equal digests, as the sort is stable.
-        self._digests, self._numbers = np.unique(unsorted, return_index=True)
+        digests, numbers = array("Q"), array("Q")
+        for batch in rows.iter(batch_size=ROWS_PER_BATCH):
+            digests.extend(map(_digest, batch["prompt"]))
+            numbers.extend(batch["task"])
+        # Of equal prompts the first counts.
+        self._digests, first = np.unique(np.array(digests, np.uint64), return_index=True)
+        self._numbers = np.array(numbers, np.uint64)[first]
 
-    def __len__(self) -> int:
-        """Return the number of different prompts."""
-        return len(self._numbers)
-
-    def prompt(self, index: int) -> str:
-        """Return one of the different prompts, in no particular order."""
-        return self.rows[int(self._numbers[index])]["prompt"]
-
-    def task(self, prompt: str) -> str:
-        """Return the task of a prompt as JSON text."""
+    def __getitem__(self, prompt: str) -> int:
         place = np.searchsorted(self._digests, np.uint64(_digest(prompt)))
-        return self.rows[int(self._numbers[place])]["task"]
+        return int(self._numbers[place])
