@@ -1,5 +1,6 @@
 """Write a file of retail tasks: the command over `tasks.generate.pipeline`.
 
+`task_generator.py trajectories` writes conversations about tasks: the one over `agent.trajectories`.
 Left out on purpose: anything about one task (see `tasks/`). The file appears at once and whole: it
 is written beside its place first, so an interrupted run leaves what was there before.
 """
@@ -15,16 +16,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
+from agent.trajectories import write_trajectories
 from common.files import RunError
 from common.outputs import OutputError, add_overwrite, check_files, writing
-from data_reader import Task, task_to_json
+from data_reader import DatasetError, Task, iter_tasks, task_to_json
 from envs.retail import DatabaseError, RetailDatabase
 from envs.retail.store import store_files
+from scoring.reward import GoldError
 from tasks.generate.pipeline import GenerationError, TaskStream, YieldTable
 from tasks.llm.client import LlmError
 from tasks.llm.rewording import add_llm_arguments, apply_llm_steps
 
 COMMAND = "task_generator.py"
+TRAJECTORIES = f"{COMMAND} trajectories"
 EXIT_DATA = 1
 EXIT_USAGE = 2
 PROGRESS_EVERY = 10_000
@@ -70,7 +74,10 @@ def positive_number(text: str) -> int:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command's arguments; ends the process with code 2 when they are wrong."""
-    parser = argparse.ArgumentParser(description="Generate retail tasks as JSON lines.")
+    parser = argparse.ArgumentParser(
+        description="Generate retail tasks as JSON lines.",
+        epilog=f"`{TRAJECTORIES} --help`: conversations about tasks.",
+    )
     parser.add_argument("--num-tasks", type=positive_number, required=True, help="how many tasks")
     parser.add_argument("--seed", type=int, required=True, help="same seed, same file")
     parser.add_argument("--output", type=Path, required=True, help="file to write (JSON lines)")
@@ -81,13 +88,37 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add_overwrite(parser)
     add_llm_arguments(parser)
     arguments = parser.parse_args(argv)
-    output = arguments.output
+    _check_output(parser, arguments.output)
+    return arguments
+
+
+def _check_output(parser: argparse.ArgumentParser, output: Path) -> None:
     if os.path.isdir(output):
         parser.error(f"argument --output: {output} is a folder, name a file in it")
     if not output.parent.is_dir():
         parser.error(f"argument --output: folder {output.parent} does not exist, make it first")
     if not os.access(output.parent, os.W_OK):
         parser.error(f"argument --output: folder {output.parent} is not writable, choose another")
+
+
+def parse_trajectory_arguments(argv: list[str]) -> argparse.Namespace:
+    """Return the arguments of `trajectories`; ends the process with code 2 when they are wrong."""
+    parser = argparse.ArgumentParser(
+        prog=f"{COMMAND} trajectories",
+        description="Let a scripted agent that knows the gold calls talk to scripted customers, and "
+        "write the conversations that end right as JSON lines.",
+    )
+    parser.add_argument("--tasks", type=Path, required=True, metavar="F", help="task file")
+    parser.add_argument("--output", type=Path, required=True, metavar="T", help="file to write")
+    parser.add_argument("--data-dir", type=Path, help="folder of a store; default: the project's")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same file (default: 0)")
+    parser.add_argument(
+        "--customers", type=positive_number, default=1, metavar="N",
+        help="conversations of each task, each with another customer (default: 1)",
+    )
+    add_overwrite(parser)
+    arguments = parser.parse_args(argv)
+    _check_output(parser, arguments.output)
     return arguments
 
 
@@ -96,34 +127,60 @@ def _fail(code: int, message: str) -> NoReturn:
     raise SystemExit(code)
 
 
+def _trajectories(arguments: argparse.Namespace) -> None:
+    output, tasks = arguments.output, arguments.tasks
+    db = RetailDatabase.load(arguments.data_dir)
+    inputs = [tasks, *store_files(arguments.data_dir)]
+    check_files(TRAJECTORIES, [output], inputs, overwrite=arguments.overwrite)
+    counts = write_trajectories(
+        TRAJECTORIES, iter_tasks(tasks), db, output, arguments.seed, arguments.customers
+    )
+    kept = counts.pop("kept")
+    dropped = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+    print(f"wrote {kept} of {kept + counts.total()} conversations to {output}")
+    if dropped:
+        print(f"left out: {dropped}")
+
+
+def _tasks(arguments: argparse.Namespace) -> None:
+    output = arguments.output
+    stream = TaskStream(
+        arguments.num_tasks, arguments.seed, arguments.data_dir, arguments.workers
+    )
+    tasks = apply_llm_steps(stream, arguments, RetailDatabase.load(arguments.data_dir))
+    check_files(
+        COMMAND, [output, yield_path(output)], store_files(arguments.data_dir),
+        overwrite=arguments.overwrite,
+    )
+    table = write_tasks(stream, output, tasks)
+    print(table.as_text())
+    print(f"wrote {table.num_written} tasks to {output}")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command.
 
     Raises:
         SystemExit: Code 1 for a store that will not do, code 2 for arguments that will not do.
     """
-    arguments = parse_arguments(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["trajectories"]:
+        arguments, work = parse_trajectory_arguments(words[1:]), _trajectories
+    else:
+        arguments, work = parse_arguments(words), _tasks
     output = arguments.output
     try:
-        stream = TaskStream(
-            arguments.num_tasks, arguments.seed, arguments.data_dir, arguments.workers
-        )
-        tasks = apply_llm_steps(stream, arguments, RetailDatabase.load(arguments.data_dir))
-        check_files(
-            COMMAND, [output, yield_path(output)], store_files(arguments.data_dir),
-            overwrite=arguments.overwrite,
-        )
-        table = write_tasks(stream, output, tasks)
+        work(arguments)
     except LlmError as error:
         _fail(EXIT_USAGE, str(error))
-    except (DatabaseError, GenerationError, OutputError, RunError) as error:
+    except (
+        DatabaseError, DatasetError, GenerationError, GoldError, OutputError, RunError
+    ) as error:
         _fail(EXIT_DATA, str(error))
     except OSError as error:
         _fail(EXIT_USAGE, f"cannot write {output}: {error.strerror}")
     except KeyboardInterrupt:
         _fail(130, f"interrupted, {output} is as it was")
-    print(table.as_text())
-    print(f"wrote {table.num_written} tasks to {output}")
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ from agent.command import (
     run_agent_evaluation,
     run_tau2_evaluation,
 )
+from agent.trajectories import DEFECTS, audit_conversations
 from common import outputs
 from common.files import RunError
 from common.json_rows import read_rows
-from common.user_error import UserError
+from common.user_error import UserError, shorten
 from data_reader import DatasetError, Task, read_tasks, shown_keys
 from envs.retail import DatabaseError, RetailDatabase
 from envs.retail.store import store_files
@@ -72,6 +73,8 @@ def _run_audit(args: argparse.Namespace) -> int:
     path = _existing_file(args.file)
     from tasks.audit.audit import audit_file
 
+    if args.trajectories is not None:
+        return _audit_trajectories(path, _existing_file(args.trajectories), args)
     against = [_existing_file(other) for other in args.against]
     if args.report is not None:
         _check_kind(args.report)
@@ -89,6 +92,20 @@ def _run_audit(args: argparse.Namespace) -> int:
     else:
         report.print()
     return 0 if report.num_valid == report.num_tasks else INVALID_DATA
+
+
+def _audit_trajectories(path: Path, trajectories: Path, args: argparse.Namespace) -> int:
+    counts, findings = audit_conversations(
+        trajectories, read_tasks(path), RetailDatabase.load(args.data_dir)
+    )
+    report = {"num_conversations": counts.total(), "num_valid": counts.pop("valid", 0)}
+    report |= {f"num_{name}": counts[name] for name in DEFECTS}
+    if args.json:
+        print(json.dumps(report | {"reasons": findings}, indent=2))
+    else:
+        print("\n".join(f"{name:22}{count:8}" for name, count in report.items()))
+        print("\n".join(shorten(findings)), file=sys.stderr, end="\n" if findings else "")
+    return INVALID_DATA if findings else 0
 
 
 def _split_of_run(folder: Path | None) -> dict[str, Any]:
@@ -428,6 +445,10 @@ def build_parser() -> argparse.ArgumentParser:
     audit.add_argument(
         "--run", type=Path, metavar="DIR", dest="run_dir",
         help="split the tasks as the run in this folder does (default: as the presets do)",
+    )
+    audit.add_argument(
+        "--trajectories", type=Path, metavar="T",
+        help="check the conversations of this file about the tasks of F instead of the tasks",
     )
     audit.add_argument("--json", action="store_true", help="print counts and reasons as JSON only")
     audit.add_argument("--report", type=Path, metavar="FILE.md", help="write the reasons here too")

@@ -53,8 +53,13 @@ class Plan:
         """Yield task, trial (from 0) and seed of every episode, in the order of the final file."""
         for task in self.tasks:
             for trial in range(self.num_trials):
-                name = f"{self.seed}:{task.task_id}:{trial}".encode()
-                yield task, trial, int.from_bytes(hashlib.sha256(name).digest()[:4])
+                yield task, trial, episode_seed(self.seed, task, trial)
+
+
+def episode_seed(seed: int, task: Task, trial: int) -> int:
+    """Return the seed of one episode of a task, below 2**32."""
+    name = f"{seed}:{task.task_id}:{trial}".encode()
+    return int.from_bytes(hashlib.sha256(name).digest()[:4])
 
 
 class _Record:
@@ -133,16 +138,24 @@ class _Open:
         self.conversation.step(reply)
         return True
 
-    def row(self, db: RetailDatabase) -> dict[str, Any]:
-        """Return the line of `trajectories.jsonl`; it holds no time, so that it can be repeated."""
-        talk = self.conversation
-        score = score_episode(talk.task, talk.messages, db, talk.termination)
-        return {
-            "task_id": talk.task.task_id, "trial": self.trial, "seed": talk.seed,
-            **score_to_dict(score), "num_tokens": talk.num_tokens,
-            "num_prompt_tokens": self.num_prompt_tokens, "failures": dict(self.failures),
-            "messages": talk.messages,
-        }
+    def row(self) -> dict[str, Any]:
+        """Return the line of `trajectories.jsonl`."""
+        return episode_row(
+            self.conversation, self.trial, num_tokens=self.conversation.num_tokens,
+            num_prompt_tokens=self.num_prompt_tokens, failures=dict(self.failures),
+        )
+
+
+def episode_row(talk: Conversation, trial: int, **figures: Any) -> dict[str, Any]:
+    """Return an ended conversation as a line of `trajectories.jsonl`.
+
+    It holds no time, so that it can be repeated.
+    """
+    score = score_episode(talk.task, talk.messages, talk.db, talk.termination)
+    return {
+        "task_id": talk.task.task_id, "trial": trial, "seed": talk.seed, **score_to_dict(score),
+        **figures, "messages": talk.messages,
+    }
 
 
 class _Player:
@@ -232,7 +245,7 @@ class _Player:
     def _is_finished(self, entry: _Open) -> bool:
         if not entry.conversation.done:
             return False
-        self._record.add(entry.row(self._db))
+        self._record.add(entry.row())
         self._failures_in_a_row = 0
         return True
 

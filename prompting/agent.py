@@ -3,12 +3,17 @@
 The message format is in `prompting/dialogue.py`, the policy's full wording in `envs/retail/wiki.md`.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import cache
 from typing import Any
 
-from envs.retail import TOOL_SCHEMAS
+from envs.retail import ADDRESS_FIELDS, TOOL_SCHEMAS, WRITE_TOOLS
+from prompting.plan import PromptStyle
+
+BRIEF_INSTRUCTIONS = "Serve the customer with the tools."
+"""For a model that learns policy and tools from examples."""
 
 POLICY = """\
 You serve the customers of an online shop by chat. With your tools you look up orders, products and \
@@ -46,11 +51,14 @@ def agent_instructions() -> str:
     return POLICY
 
 
-def with_instructions(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def with_instructions(
+    messages: Sequence[Mapping[str, Any]], style: PromptStyle = "full"
+) -> list[Mapping[str, Any]]:
     """Return a conversation that begins with a system message: its own, else the policy."""
     if messages and messages[0]["role"] == "system":
         return list(messages)
-    return [{"role": "system", "content": agent_instructions()}, *messages]
+    text = BRIEF_INSTRUCTIONS if style == "brief" else agent_instructions()
+    return [{"role": "system", "content": text}, *messages]
 
 
 @cache
@@ -67,3 +75,48 @@ def _short_tools() -> tuple[dict[str, Any], ...]:
 def agent_tools() -> list[dict[str, Any]]:
     """Return the sixteen tools as OpenAI-style schemas whose parameters speak by their names."""
     return deepcopy(list(_short_tools()))
+
+
+def brief_result(name: str, content: str) -> str:
+    """Return a tool's result without its JSON, about a third as long; of a change only the status.
+
+    Args:
+        name: The tool.
+        content: Its result as the store gives it; an error or a plain value stays as it is.
+    """
+    try:
+        value = json.loads(content)
+    except ValueError:
+        return content
+    if not isinstance(value, dict):
+        return content
+    if name in WRITE_TOOLS:
+        return value.get("status", "done")
+    if name == "get_order_details":
+        lines = [f"{value['status']}, {value['user_id']}", _address_line(value["address"])]
+        lines += [f"{_item_line(item)} of {item['product_id']} {item['name']}" for item in value["items"]]
+        paid = dict.fromkeys(p["payment_method_id"] for p in value["payment_history"])
+        return "\n".join([*lines, f"paid by {', '.join(paid)}"])
+    if name == "get_product_details":
+        lines = [
+            _item_line(variant) + ("" if variant["available"] else " out of stock")
+            for variant in value["variants"].values()
+        ]
+        return "\n".join([f"{value['product_id']} {value['name']}", *lines])
+    if name == "get_user_details":
+        methods = [
+            " ".join([key, *(str(v) for k, v in method.items() if k not in ("id", "source"))])
+            for key, method in value["payment_methods"].items()
+        ]
+        lines = [" ".join(value["name"].values()), value["email"], _address_line(value["address"])]
+        return "\n".join([*lines, *methods, " ".join(value["orders"])])
+    return "\n".join(f"{key} {text}" for key, text in value.items())
+
+
+def _address_line(address: Mapping[str, str]) -> str:
+    return ", ".join(address[name] for name in ADDRESS_FIELDS if address.get(name))
+
+
+def _item_line(item: Mapping[str, Any]) -> str:
+    options = ", ".join(f"{name} {value}" for name, value in item["options"].items())
+    return f"{item['item_id']} {item['price']} {options}"

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from prompting.agent import agent_tools, with_instructions
+from prompting.agent import agent_tools, brief_result, with_instructions
 from prompting.harmony import (
     CALL,
     CHANNEL,
@@ -22,6 +22,7 @@ from prompting.harmony import (
     parse_completion,
     render_prompt,
 )
+from prompting.plan import PromptStyle
 
 Message = dict[str, Any]
 """A message in OpenAI's form: role, content, and tool_calls or tool_call_id where they belong."""
@@ -64,9 +65,51 @@ def defuse(text: str) -> str:
 
 def render_call(name: str, arguments: str) -> str:
     """Render a native call as GPT-OSS writes it, from the channel to `<|call|>`."""
-    recipient = _NAME_GAPS.sub("_", name) or "_"
     body = f"{CONSTRAIN}json{MESSAGE}{defuse(arguments)}{CALL}"
-    return f"{CHANNEL}commentary to=functions.{recipient} {body}"
+    return f"{CHANNEL}commentary to=functions.{_recipient(name)} {body}"
+
+
+def render_turn(message: Mapping[str, Any]) -> list[str]:
+    """Render an assistant message as history has it: each call, or the words with `<|end|>`."""
+    calls = [call["function"] for call in message.get("tool_calls") or ()]
+    if calls:
+        return [render_call(call["name"], call["arguments"]) for call in calls]
+    return [f"{CHANNEL}final{MESSAGE}{defuse(message['content'] or '')}{END}"]
+
+
+def render_answers(
+    reply: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], style: PromptStyle = "full"
+) -> str:
+    """Render what follows an assistant message: its calls' results, or the customer's words.
+
+    Args:
+        reply: the assistant message.
+        answers: the messages that follow it; the k-th tool message answers its k-th call.
+        style: "brief" shortens results, see `brief_result`.
+
+    Raises:
+        ValueError: a message has another role, or a tool message answers no call.
+    """
+    awaiting = [call["function"]["name"] for call in reply.get("tool_calls") or ()]
+    parts = []
+    for message in answers:
+        role, content = message["role"], message["content"] or ""
+        if role == "user":
+            parts.append(f"{START}user{MESSAGE}{defuse(content)}{END}")
+        elif role == "tool" and awaiting:
+            name = awaiting.pop(0)
+            content = defuse(brief_result(name, content) if style == "brief" else content)
+            header = f"{START}functions.{_recipient(name)} to=assistant{CHANNEL}commentary{MESSAGE}"
+            parts.append(f"{header}{content}{END}")
+        elif role == "tool":
+            raise ValueError("a tool message answers no call; put it behind its assistant message")
+        else:
+            raise ValueError(f"message role {role!r}: must be user, assistant or tool")
+    return "".join(parts)
+
+
+def _recipient(name: str) -> str:
+    return _NAME_GAPS.sub("_", name) or "_"
 
 
 def render_dialogue(
@@ -75,6 +118,7 @@ def render_dialogue(
     analyses: Mapping[int, str] | None = None,
     reasoning: str = "low",
     date: str = "2025-06-28",
+    style: PromptStyle = "full",
 ) -> str:
     """Render a conversation up to the point where the assistant speaks.
 
@@ -89,6 +133,7 @@ def render_dialogue(
         analyses: thinking by the index of the assistant message that it led to.
         reasoning: reasoning effort named in the system message: low, medium or high.
         date: current date named in the system message, YYYY-MM-DD.
+        style: "brief" shortens results, see `brief_result`.
 
     Returns:
         Text that ends with `<|start|>assistant`.
@@ -103,28 +148,19 @@ def render_dialogue(
     assistant = START + "assistant"
     parts = [render_prompt(first, tools, reasoning, date).removesuffix(assistant)]
     last_words = max((index for index, m in turns if _is_words(m)), default=-1)
-    awaiting: list[str] = []
+    reply: Mapping[str, Any] = {}
+    answers: list[Mapping[str, Any]] = []
     for index, message in turns:
-        role, content = message["role"], defuse(message["content"] or "")
-        if role == "user":
-            parts.append(f"{START}user{MESSAGE}{content}{END}")
-        elif role == "assistant":
-            thinking = (analyses or {}).get(index)
-            if thinking and index > last_words:
-                parts.append(f"{assistant}{CHANNEL}analysis{MESSAGE}{defuse(thinking)}{END}")
-            calls = [call["function"] for call in message.get("tool_calls") or ()]
-            parts += [assistant + render_call(c["name"], c["arguments"]) for c in calls]
-            awaiting = [_NAME_GAPS.sub("_", call["name"]) or "_" for call in calls]
-            if not calls:
-                parts.append(f"{assistant}{CHANNEL}final{MESSAGE}{content}{END}")
-        elif role == "tool" and awaiting:
-            name = awaiting.pop(0)
-            header = f"{START}functions.{name} to=assistant{CHANNEL}commentary{MESSAGE}"
-            parts.append(f"{header}{content}{END}")
-        elif role == "tool":
-            raise ValueError(f"message {index}: answers no call; put it behind its assistant message")
-        else:
-            raise ValueError(f"message role {role!r}: must be user, assistant or tool")
+        if message["role"] != "assistant":
+            answers.append(message)
+            continue
+        parts.append(render_answers(reply, answers, style))
+        reply, answers = message, []
+        thinking = (analyses or {}).get(index)
+        if thinking and index > last_words:
+            parts.append(f"{assistant}{CHANNEL}analysis{MESSAGE}{defuse(thinking)}{END}")
+        parts += [assistant + text for text in render_turn(message)]
+    parts.append(render_answers(reply, answers, style))
     return "".join(parts) + assistant
 
 
@@ -133,11 +169,13 @@ class HarmonyFormat:
 
     Args:
         reasoning: reasoning effort: low, medium or high.
+        style: "full" shows policy, tools and whole results; "brief" one line and short results, for
+            a model that learns the rest from examples.
     """
 
-    def __init__(self, reasoning: str = "low") -> None:
-        self._reasoning = reasoning
-        self._tools = agent_tools()
+    def __init__(self, reasoning: str = "low", style: PromptStyle = "full") -> None:
+        self._reasoning, self.style = reasoning, style
+        self._tools = agent_tools() if style == "full" else []
 
     def render(self, messages: Sequence[Mapping[str, Any]], analyses: Mapping[int, str]) -> str:
         """Return the prompt of a conversation, policy and tools included.
@@ -147,10 +185,10 @@ class HarmonyFormat:
                 policy.
             analyses: thinking by the index of the assistant message that it led to.
         """
-        whole = with_instructions(messages)
+        whole = with_instructions(messages, self.style)
         shift = len(whole) - len(messages)
         shifted = {index + shift: text for index, text in analyses.items()}
-        return render_dialogue(whole, self._tools, shifted, self._reasoning)
+        return render_dialogue(whole, self._tools, shifted, self._reasoning, style=self.style)
 
     def parse(self, completion: str) -> Reply:
         """Read a completion, see `parse_reply`."""

@@ -94,7 +94,7 @@ def test_reasoning_and_date_are_settings():
 
 @pytest.mark.parametrize("messages, error", [
     ([{"role": "narrator", "content": "x"}], "message role 'narrator'"),
-    ([*TALK, tool_message("again")], "message 4: answers no call"),
+    ([*TALK, tool_message("again")], "a tool message answers no call"),
 ])
 def test_wrong_conversations_are_refused(messages, error):
     with pytest.raises(ValueError, match=error):

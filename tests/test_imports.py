@@ -13,7 +13,7 @@ MODULES = {path.stem for path in ROOT.glob("*.py")}
 ALLOWED = {
     "configs": {"common"},
     "data_reader": {"common", "envs", "prompting"},
-    "task_generator": {"common", "data_reader", "envs", "scoring", "tasks"},
+    "task_generator": {"agent", "common", "data_reader", "envs", "scoring", "tasks"},
     "task_tester": (ROOMS | MODULES) - {"task_generator", "train_script"},
     "train_script": (ROOMS | MODULES) - {"task_generator", "task_tester"},
 }
