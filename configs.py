@@ -363,9 +363,6 @@ def stages_of(config: RunConfig) -> dict[str, object]:
 def from_dict(settings: dict) -> RunConfig:
     """Return the settings that `RunConfig.to_json` wrote.
 
-    Args:
-        settings: The parsed JSON.
-
     Raises:
         ConfigError: A value is out of its range, or the fields are not those of this version.
     """
@@ -380,9 +377,6 @@ def from_dict(settings: dict) -> RunConfig:
 
 def read_settings(path: Path) -> RunConfig | None:
     """Return the settings that a run folder's config.json records.
-
-    Args:
-        path: The file.
 
     Returns:
         The settings; None when there is no such file, or one that records no run.
@@ -568,7 +562,6 @@ def with_overrides(config: RunConfig, overrides: dict[str, object]) -> RunConfig
     """Return a copy of the settings with some fields changed.
 
     Args:
-        config: Settings to start from.
         overrides: Dotted field name to value, e.g. {"grpo.learning_rate": "1e-5"}; text is
             converted to the field's type, None keeps the field as it is.
 

@@ -225,7 +225,6 @@ def task_to_json(task: Task, keep_empty: bool = False) -> str:
     """Return the task as one row of a task file; `task_from_json` gives an equal task.
 
     Args:
-        task: The task.
         keep_empty: Write optional fields that are empty, too.
     """
     row: dict[str, Any] = {
@@ -242,7 +241,6 @@ def task_from_json(text: str, line: int = 0) -> Task:
     """Build a task from one row.
 
     Args:
-        text: the row.
         line: its line in its file, from 1; names a task that has no `task_id`.
 
     Raises:
@@ -293,7 +291,6 @@ def split_tasks(
     the same in every file and on every machine.
 
     Args:
-        tasks: the tasks.
         seed: another seed deals the customers out anew.
         fractions: shares of customers for train, validation and test; 0 to 1, summing to 1.
         min_tasks: fewest tasks that each split must hold; not asked of a split with share 0.

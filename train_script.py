@@ -122,12 +122,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def config_from_arguments(arguments: argparse.Namespace) -> configs.RunConfig:
     """Return the settings that the command line asks for.
 
-    Args:
-        arguments: What `parse_arguments` returned.
-
-    Returns:
-        The settings.
-
     Raises:
         ConfigError: The preset or a field is unknown, or a value does not fit.
     """
@@ -208,9 +202,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Args:
         argv: Words after the program's name; None takes those of the process.
-
-    Returns:
-        The exit code.
     """
     arguments = parse_arguments(argv)
     command = arguments.run

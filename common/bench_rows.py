@@ -19,7 +19,6 @@ def own_form(row: Mapping[str, Any], findings: list[str]) -> Mapping[str, Any]:
     """Return a row in this project's form; a row of any other origin comes back as it is.
 
     Args:
-        row: One row of a task file.
         findings: Gets a line for everything that cannot be put into the form.
     """
     if is_tau2_row(row):

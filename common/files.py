@@ -30,7 +30,6 @@ def write_text_atomic(path: Path, text: str) -> None:
 
     Args:
         path: File to write; its folder is created.
-        text: The whole content.
 
     Raises:
         OSError: The disk is full or the folder cannot be written.

@@ -84,9 +84,7 @@ def check_files(
     """Refuse to write files where that would lose what the command did not write.
 
     Args:
-        command: Name of the command.
         paths: The files that it will write.
-        inputs: Files and folders that it reads.
         option: The option that names the files, for the message.
         overwrite: True replaces a stranger's file, but never an input or a file of a run or a
             model; None when the command has no such option.
@@ -117,11 +115,6 @@ def check_files(
 
 def check_folder(command: str, folder: Path, inputs: Sequence[Path] = ()) -> None:
     """Refuse to replace a whole folder unless every file in it is the command's own.
-
-    Args:
-        command: Name of the command.
-        folder: The folder that it will replace.
-        inputs: Files and folders that it reads.
 
     Raises:
         OutputError: Names the folder and the remedy.
@@ -156,7 +149,6 @@ def writing(command: str, *paths: Path) -> Iterator[list[Path]]:
     """Give files to write beside the real ones; they take their places, recorded, when all is done.
 
     Args:
-        command: Name of the command.
         paths: The files; a link keeps pointing at what it names.
 
     Yields:

@@ -67,7 +67,6 @@ def lock_folder(folder: Path, name: str) -> TextIO:
     """Lock a folder, which is made when missing.
 
     Args:
-        folder: The folder of a run or of a sweep.
         name: Name of the lock file; it stays.
 
     Returns:

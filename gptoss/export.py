@@ -143,9 +143,6 @@ def export_model(
 
     Args:
         model: GPT-OSS with or without an adapter; left as it is.
-        tokenizer: Its tokenizer.
-        folder: Where to.
-        stage: The settings the model was loaded with.
         export_format: One of `FORMATS`.
         llama_cpp: Folder of llama.cpp's sources, for gguf.
         card: The model card's text; empty writes none.

@@ -396,11 +396,6 @@ def save_adapter(model: Any, tokenizer: Any, folder: str | Path) -> Path:
 
     Args:
         model: A model with a LoRA adapter.
-        tokenizer: Its tokenizer.
-        folder: Created when missing.
-
-    Returns:
-        The folder.
     """
     folder = Path(folder)
     model.save_pretrained(str(folder), selected_adapters=["default"])
@@ -410,11 +405,6 @@ def save_adapter(model: Any, tokenizer: Any, folder: str | Path) -> Path:
 
 def check_merge_space(model: Any, folder: Path, stage: ModelStage) -> None:
     """Refuse a merge that the disk has no room for.
-
-    Args:
-        model: The model.
-        folder: Where the merged model will be written.
-        stage: The settings the model was loaded with.
 
     Raises:
         ModelError: Says how much is needed and how much is free.
@@ -433,12 +423,7 @@ def merge_and_save(model: Any, tokenizer: Any, folder: str | Path, stage: ModelS
 
     Args:
         model: A model with a LoRA adapter; it is left as it is.
-        tokenizer: Its tokenizer.
         folder: Created when missing; files of an earlier merge are replaced.
-        stage: The settings the model was loaded with.
-
-    Returns:
-        The folder.
 
     Raises:
         ModelError: The disk has too little room.
@@ -458,8 +443,6 @@ def logits_on(model: Any, tokenizer: Any, prompts: list[str]) -> torch.Tensor:
     By fast sampling's forward where that is attached, else by the model's own.
 
     Args:
-        model: Any causal model.
-        tokenizer: Its tokenizer.
         prompts: Texts with special tokens written out.
 
     Returns:

@@ -72,7 +72,6 @@ def next_smaller(config: RunConfig, doing: str) -> dict[str, object]:
     """Return the next setting that takes less GPU memory, the one that costs the least first.
 
     Args:
-        config: The settings that ran out of memory.
         doing: "SFT", "GRPO" or "evaluation".
 
     Returns:
@@ -136,13 +135,7 @@ def _flatten(config: RunConfig) -> dict[str, object]:
 
 
 def keeps_the_steps(name: str, before: RunConfig, after: RunConfig) -> bool:
-    """Tell whether a run can go on with another value of a setting: its steps stay what they are.
-
-    Args:
-        name: The setting, dotted.
-        before: The settings so far.
-        after: The settings to go on with.
-    """
+    """Tell whether a run can go on with another value of a setting: its steps stay what they are."""
     if name == "grpo.generation_batch_size":
         # Checkpoints lie between two generate calls: smaller ones must end there too.
         return before.grpo.steps_per_generation % after.grpo.steps_per_generation == 0
@@ -162,9 +155,6 @@ def smaller_loading(model: ModelStage, with_sampling: bool) -> str:
     Args:
         model: The settings that ran out of memory.
         with_sampling: Whether it was loaded, and fast sampling did not fit beside it.
-
-    Returns:
-        As `smaller_setting`.
     """
     slower = {"fast-resident": "fast", "fast": "plain"}.get(model.sampling)
     if with_sampling and slower:

@@ -35,7 +35,6 @@ def check_checkpoint(
     """Refuse a model folder that lacks a file or holds a truncated one.
 
     Args:
-        folder: The folder.
         weights: Weight file of a checkpoint in one piece; with `.index.json` it lists the shards.
         config: Settings file that must be valid JSON.
 
@@ -140,7 +139,6 @@ def read_json_file(path: Path, *keys: str) -> dict:
     """Return the JSON object of a file of a model folder.
 
     Args:
-        path: The file.
         keys: What the object must have, and not empty.
 
     Raises:
@@ -185,9 +183,6 @@ def check_hub(name: str) -> None:
     """Ask the model hub for a model once, so that a hub that is away costs seconds.
 
     transformers asks five times for each file, 20 s a file, before it gives up.
-
-    Args:
-        name: Hub name.
 
     Raises:
         ModelError: The hub does not know the name, or does not answer and no copy is cached here.

@@ -29,7 +29,6 @@ def check_reload(
     Args:
         reference: What `logits_on` gave for the model in memory.
         folder: final_model/ (adapter) or merged_model/; None where none was written.
-        stage: The settings the model was loaded with.
         prompts: Texts with special tokens written out, as `logits_on` had them.
 
     Returns:

@@ -32,7 +32,6 @@ class TemplateFormat:
     """How a model with a chat template reads and writes conversations.
 
     Args:
-        tokenizer: transformers' tokenizer.
         stop_tokens: tokens that end a reply, as text.
         reasoning: reasoning effort, for templates that take `reasoning_effort`.
 

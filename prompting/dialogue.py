@@ -228,7 +228,6 @@ def assistant_message(content: str, calls: Sequence[tuple[str, str]] = ()) -> Me
     """Return an assistant message in OpenAI's form.
 
     Args:
-        content: words for the customer.
         calls: name and arguments, as JSON text, of each call.
     """
     message: Message = {"role": "assistant", "content": content}

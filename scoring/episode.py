@@ -144,7 +144,6 @@ def score_episode(
     Args:
         task: the task; its gold calls must replay on `db`.
         messages: `Conversation.messages`.
-        db: the store; not changed.
         termination: `Conversation.termination`; recorded, and not scored.
         weights: what each part of the reward counts.
 

@@ -62,7 +62,6 @@ def explain_calls(completion: str, db: RetailDatabase) -> str:
 
     Args:
         completion: Text of the final message.
-        db: The store; not changed.
     """
     calls, parse_error = parse_plan(completion)
     if parse_error is not None:
@@ -82,9 +81,7 @@ def explain_completion(task: Task, completion: str, db: RetailDatabase) -> str:
     """Run and score a completion; describe calls, changes of the store, and reward by part.
 
     Args:
-        task: The task that the completion answers.
         completion: Text of the final message.
-        db: The store; not changed.
     """
     score = score_completion(task, completion, db)
     return f"{explain_calls(completion, db)}\n{format_score(score)}"

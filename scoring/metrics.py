@@ -57,7 +57,6 @@ def estimate_ratios(
         scores: records with a `task_id`, at least one; those of one task are resampled together.
         ratios: by name, what a record adds to a numerator and to its denominator.
         num_bootstrap: number of resamples, at least 1.
-        seed: of the resampling.
 
     Raises:
         ValueError: there are no scores.
@@ -111,8 +110,6 @@ def summarize(
 
     Args:
         scores: one score per answer, at least one.
-        num_bootstrap: number of resamples, at least 1.
-        seed: of the resampling.
 
     Raises:
         ValueError: there are no scores.

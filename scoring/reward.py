@@ -126,7 +126,6 @@ def call_key(name: str, arguments: Mapping[str, Any]) -> tuple:
     one to be replaced (the tools go through the pairs one by one).
 
     Args:
-        name: tool name.
         arguments: arguments that fit the tool's schema: texts and lists of texts only.
     """
     values = dict(arguments)
@@ -361,7 +360,6 @@ def score_completion(
     Args:
         task: the task; its gold calls must replay on `db`.
         completion: text of the final message (`harmony.parse_completion(...).final`).
-        db: the store; not changed.
         weights: what each part of the reward counts.
 
     Returns:

@@ -105,7 +105,6 @@ def replay(messages: Sequence[Mapping[str, Any]], db: RetailDatabase) -> Transcr
     Args:
         messages: as `agent.Conversation.messages` has them. Words beside calls stay with the
             agent: they reach no customer.
-        db: the store; not changed.
     """
     episode = Episode(db)
     events: list[Said | Made] = []

@@ -61,8 +61,6 @@ def summarize_trials(
 
     Args:
         scores: one score per episode, at least one.
-        num_bootstrap: number of resamples, at least 1.
-        seed: of the resampling.
 
     Raises:
         ValueError: there are no scores.
@@ -93,12 +91,6 @@ def compare_trials(
 
     Pairing takes the difficulty of the tasks out of the interval. Tasks that only one run has are
     left out.
-
-    Args:
-        before: scores of the one run.
-        after: scores of the other run.
-        num_bootstrap: number of resamples, at least 1.
-        seed: of the resampling.
 
     Returns:
         The mean difference of each rate with its interval, and `num_tasks`.

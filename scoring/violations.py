@@ -98,7 +98,6 @@ def find_violations(
 
     Args:
         transcript: The conversation, replayed on `db`.
-        db: The store.
         customer_id: Who the customer is; None: whoever is authenticated first.
     """
     found: list[Violation] = []

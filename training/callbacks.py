@@ -42,11 +42,7 @@ class MetricsTable:
     """metrics.csv: one row per stage and logged step, a column per metric."""
 
     def __init__(self, path: Path) -> None:
-        """Read the rows of an earlier part of the run, if there is one.
-
-        Args:
-            path: The CSV file.
-        """
+        """Read the rows of an earlier part of the run, if there is one."""
         self.path = path
         self.rows: list[dict[str, str]] = []
         if path.exists():
@@ -103,7 +99,6 @@ class RunLogger(TrainerCallback):
         """Remember where to write.
 
         Args:
-            config: The run's settings.
             stage: "sft" or "grpo".
         """
         self.folder = Path(config.output_dir)

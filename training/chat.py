@@ -34,8 +34,6 @@ def encode_query(tokenizer: Any, query: str, config: configs.RunConfig) -> torch
     """Return the prompt of a query as token ids, shape `[1, T]`.
 
     Args:
-        tokenizer: The model's tokenizer.
-        query: What the customer writes.
         config: `data.prompt_style`, `model.max_seq_length` and `evaluation.max_new_tokens` are used.
 
     Raises:
@@ -66,8 +64,6 @@ def stream_answer(
     """Answer a prompt greedily, writing the completion as it is decoded.
 
     Args:
-        model: The model.
-        tokenizer: Its tokenizer.
         ids: The prompt of `encode_query`.
         config: `evaluation.max_new_tokens` is used.
         stream: Where the words go.
@@ -102,10 +98,6 @@ def quick_test(
     """Print a query, the model's answer, and what its calls do on the store.
 
     Args:
-        model: The model.
-        tokenizer: Its tokenizer.
-        db: The store; not changed.
-        config: The run's settings.
         query: What the customer writes; empty takes a cancellation that the store accepts.
 
     Raises:
@@ -124,11 +116,7 @@ def run_chat(model_dir: str, lines: Iterable[str] | None = None) -> int:
     """Answer each line of the input until it ends.
 
     Args:
-        model_dir: Model or adapter folder, or a hub name.
         lines: Queries, one a line; empty ones are skipped. None reads standard input.
-
-    Returns:
-        The exit code, 0.
 
     Raises:
         ModelError: The model cannot be loaded.

@@ -57,7 +57,6 @@ class DynamicSampler:
         Args:
             config: `grpo.resample_rounds`, `grpo.num_generations`, `data.prompt_style` and the
                 reward weights are used.
-            scorer: Scores the completions, once each.
             rows: Rows of `prompt` and `task` (its number) that the run shows.
             tasks: Training tasks, from which replacements are drawn.
         """
@@ -73,7 +72,6 @@ class DynamicSampler:
 
         Args:
             prompts: One per completion; the completions of a group stand side by side.
-            trainer: TRL's trainer.
 
         Returns:
             Token ids of prompts and completions, the task of each (the drawn one's where a group

@@ -59,10 +59,6 @@ def choose_tasks(tasks: list[Task], num_tasks: int, seed: int) -> list[Task]:
     Args:
         tasks: Held-out tasks.
         num_tasks: How many at most; 0 takes all.
-        seed: Seed of the sample.
-
-    Returns:
-        The chosen tasks.
     """
     if not num_tasks or num_tasks >= len(tasks):
         return list(tasks)
@@ -76,9 +72,6 @@ def complete_tasks(
     """Decode one completion per task, batch by batch.
 
     Args:
-        model: The model.
-        tokenizer: Its tokenizer.
-        tasks: Tasks to answer.
         config: `evaluation` and `data.prompt_style` are used.
         parts_dir: Folder where finished batches are kept, so that a killed evaluation goes on; None
             keeps nothing and decodes everything on this process.
@@ -134,14 +127,8 @@ def score_texts(
     """Score completions and sum them up.
 
     Args:
-        tasks: The tasks.
         texts: One completion per task, with special tokens.
-        db: The store.
         config: `evaluation.num_bootstrap` and `data.split_seed` are used.
-        label: Name of the stage.
-
-    Returns:
-        The evaluation.
     """
     scores = [
         score_completion(task, harmony.parse_completion(text).final, db)
@@ -170,9 +157,6 @@ def evaluate_model(
 
     Args:
         model: The model.
-        tokenizer: Its tokenizer.
-        tasks: Held-out tasks.
-        db: The store.
         config: The run's settings; files go to `config.output_dir`.
         label: "base", "sft" or "sft_grpo".
 
@@ -246,8 +230,6 @@ def compare_evaluations(
     Args:
         before: Evaluation of the earlier stage.
         after: Evaluation of the later stage, on the same tasks.
-        num_bootstrap: Resamples of the tasks.
-        seed: Seed of the resampling.
 
     Returns:
         For each metric of `PAIRED_METRICS` the mean difference and its 95 % interval.
@@ -364,8 +346,6 @@ def evaluate_model_dir(
 
     Args:
         model: Folder of a model or of an adapter, or a hub name.
-        tasks: Tasks to answer.
-        db: The store.
         output_dir: evaluation.json and completions.jsonl go there, and replace older ones.
         num_trials: Attempts per task; above 1 they are sampled, each trial with its own seed.
         batch_size: Prompts per generate call; None takes that of the model's settings.

@@ -50,7 +50,6 @@ def show_examples(
     Args:
         evaluations: One per stage, of the same tasks.
         tasks: Held-out tasks; those that were not evaluated are passed over.
-        db: The store; not changed.
     """
     places = {row["task_id"]: place for place, row in enumerate(evaluations[-1].completions)}
     chosen = choose_examples([task for task in tasks if task.task_id in places])
@@ -77,10 +76,7 @@ def show_group(
     """Sample one group as GRPO does and print each completion's reward and advantage.
 
     Args:
-        model: The policy.
-        tokenizer: Its tokenizer.
         tasks: Candidates; the first whose rewards differ is shown, the last one otherwise.
-        db: The store; not changed.
         config: `grpo.num_generations`, `grpo.temperature`, the lengths and the seed are used.
     """
     stage = config.grpo

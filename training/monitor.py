@@ -177,10 +177,7 @@ def describe_rollout(task: Task, text: str, score: Score, db: RetailDatabase) ->
     """Return one rollout as readable text: query, completion, calls with results, reward parts.
 
     Args:
-        task: The task.
         text: The completion with special tokens.
-        score: Its score.
-        db: The store.
 
     Returns:
         Markdown.
@@ -267,10 +264,6 @@ class ValidationWatch(TrainerCallback):
 
         Args:
             config: `grpo.eval_steps`, `grpo.num_eval_tasks`, `grpo.early_stopping_patience`.
-            logger: Takes the figures.
-            tokenizer: The model's tokenizer.
-            tasks: Validation tasks.
-            db: The store.
         """
         self.config = config
         self.logger = logger
@@ -351,7 +344,6 @@ def restore_best(folder: Path, model: Any, last_step: int) -> None:
     """Put the best evaluation's adapter into the model.
 
     Args:
-        folder: The run folder.
         model: The trained model; changed in place.
         last_step: The step that training ended at.
     """

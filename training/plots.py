@@ -113,14 +113,7 @@ def _save_curves(figure: Figure, folder: Path, name: str) -> Path:
 
 
 def plot_loss(folder: Path) -> Path:
-    """Draw the SFT loss, the GRPO loss beside it.
-
-    Args:
-        folder: Folder of the run.
-
-    Returns:
-        The PNG.
-    """
+    """Draw the SFT loss, the GRPO loss beside it."""
     figure, (left, right) = _figure(2)
     _curve(left, _rows(folder, "sft"), "loss", "SFT loss", COLORS["sft"])
     _curve(right, _rows(folder, "grpo"), "loss", "GRPO loss", COLORS["sft_grpo"])
@@ -132,14 +125,7 @@ def plot_loss(folder: Path) -> Path:
 
 
 def plot_rewards(folder: Path) -> Path:
-    """Draw the rollouts' reward as a share of each task's maximum, and the validation figures.
-
-    Args:
-        folder: Folder of the run.
-
-    Returns:
-        The PNG.
-    """
+    """Draw the rollouts' reward as a share of each task's maximum, and the validation figures."""
     rows = _rows(folder, "grpo")
     figure, (left, right) = _figure(2)
     _curve(left, rows, "rollouts/reward_share", "sampled: reward / maximum", COLORS["sft"])
@@ -156,14 +142,7 @@ def plot_rewards(folder: Path) -> Path:
 
 
 def plot_health(folder: Path) -> Path:
-    """Draw what tells whether GRPO is healthy: KL, entropy, zero-variance groups, clipping, length.
-
-    Args:
-        folder: Folder of the run.
-
-    Returns:
-        The PNG.
-    """
+    """Draw what tells whether GRPO is healthy: KL, entropy, zero-variance groups, clipping, length."""
     rows = _rows(folder, "grpo")
     figure, (left, right) = _figure(2)
     _curve(left, rows, "kl_to_sft", "KL to the SFT adapter", COLORS["sft_grpo"])
@@ -182,9 +161,6 @@ def plot_health(folder: Path) -> Path:
 
 def plot_evaluation(folder: Path) -> Path | None:
     """Draw the held-out metrics of each stage as bars with their 95 % intervals.
-
-    Args:
-        folder: Folder of the run.
 
     Returns:
         The PNG, None when nothing was evaluated.
@@ -216,9 +192,6 @@ def plot_evaluation(folder: Path) -> Path | None:
 
 def plot_failures(folder: Path) -> Path | None:
     """Draw parse failures by kind and, per tool, the share of correct calls, for each stage.
-
-    Args:
-        folder: Folder of the run.
 
     Returns:
         The PNG, None when nothing was evaluated.
@@ -258,9 +231,6 @@ def plot_failures(folder: Path) -> Path | None:
 
 def plot_all(folder: str | Path) -> list[Path]:
     """Draw everything that the run's files allow.
-
-    Args:
-        folder: Folder of the run.
 
     Returns:
         The PNGs under `plots/`.

@@ -59,7 +59,6 @@ def describe_content(config: configs.RunConfig, db: RetailDatabase) -> Content:
 
     Args:
         config: `data` is used.
-        db: The store.
 
     Returns:
         A part for each task file, by path, and one for the store.
@@ -83,9 +82,7 @@ def check_content(folder: Path, before: Content, now: Content) -> None:
     """Refuse to resume a run on other data than it began with.
 
     Args:
-        folder: The run's folder.
         before: What `describe_content` returned then; empty for a run that did not record it.
-        now: What it returns now.
 
     Raises:
         RunError: Names each part that changed.
@@ -104,10 +101,6 @@ def check_content(folder: Path, before: Content, now: Content) -> None:
 
 def check_difficulties(tasks: Sequence[Task], path: str) -> None:
     """Refuse difficulty tags that the curriculum cannot sort by.
-
-    Args:
-        tasks: Training tasks.
-        path: The file they stand in.
 
     Raises:
         DatasetError: Names the first such line.

@@ -56,12 +56,6 @@ def _locked(folder: Path) -> Iterator[None]:
 def open_study(sweep: Sweep) -> "optuna.Study":
     """Open the study in the output folder, or begin one with the base settings as first trial.
 
-    Args:
-        sweep: The sweep.
-
-    Returns:
-        The study.
-
     Raises:
         RunError: The folder holds a sweep with other settings.
     """
@@ -93,10 +87,6 @@ def open_study(sweep: Sweep) -> "optuna.Study":
 def next_trial(study: "optuna.Study", sweep: Sweep) -> tuple[int, dict[str, Any]] | None:
     """Return number and values of the trial to run now: one that was cut short, or a new one.
 
-    Args:
-        study: The study.
-        sweep: The sweep.
-
     Returns:
         The trial; None when all of them are done.
     """
@@ -123,9 +113,6 @@ def next_trial(study: "optuna.Study", sweep: Sweep) -> tuple[int, dict[str, Any]
 def train_shared_sft(sweep: Sweep) -> None:
     """Train the SFT adapter that all trials start from, or take it up; it also checks the set-up.
 
-    Args:
-        sweep: The sweep.
-
     Raises:
         DatasetError: The task file cannot be used.
         DatabaseError: The store cannot be read.
@@ -146,8 +133,6 @@ def measure_trial(sweep: Sweep, number: int, values: dict[str, Any]) -> dict[str
     """Train with these values, or take the training up, and evaluate on the validation users.
 
     Args:
-        sweep: The sweep.
-        number: Number of the trial.
         values: Swept values by dotted name.
 
     Returns:
@@ -194,11 +179,6 @@ def run_trial(sweep: Sweep, number: int, values: dict[str, Any]) -> dict[str, An
     Values that cannot be trained with (too large for the memory, too long for the model, NaN,
     fields that do not go together) make a failed trial, and the sweep goes on.
 
-    Args:
-        sweep: The sweep.
-        number: Number of the trial.
-        values: Swept values by dotted name.
-
     Returns:
         `value`, `low`, `high` and `seconds` (of the last attempt), or `error`.
 
@@ -233,9 +213,6 @@ def run_trial(sweep: Sweep, number: int, values: dict[str, Any]) -> dict[str, An
 
 def run_study(sweep: Sweep) -> int:
     """Run the trials that are not done, writing the table after each.
-
-    Args:
-        sweep: The sweep.
 
     Returns:
         The exit code: 0, or 1 when no trial came to a figure.

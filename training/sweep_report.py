@@ -21,10 +21,6 @@ Row = dict[str, Any]
 def collect_rows(sweep: "Sweep", study: "optuna.Study") -> list[Row]:
     """Return a row for each trial that is done, in their order.
 
-    Args:
-        sweep: The sweep.
-        study: Its study.
-
     Returns:
         Rows with `trial`, `state` ("done" or "failed"), the objective's value and interval, the
         swept values, `seconds` and `error`.
@@ -112,8 +108,6 @@ def write_report(sweep: "Sweep", study: "optuna.Study", show: bool = False) -> i
     """Write trials.csv from the trials that are done.
 
     Args:
-        sweep: The sweep.
-        study: Its study.
         show: Also draw sweep.png, print the table and say how to train with the best values.
 
     Returns:

@@ -213,12 +213,6 @@ class Sweep:
 def sweep_from_arguments(arguments: argparse.Namespace) -> Sweep:
     """Return the sweep that the command line asks for.
 
-    Args:
-        arguments: What `build_sweep_parser` parsed.
-
-    Returns:
-        The sweep.
-
     Raises:
         ConfigError: A setting or a swept range does not fit.
     """

@@ -164,7 +164,6 @@ def open_splits(
 
     Args:
         path: JSONL file, or a JSON array, which is read into memory.
-        db: The store.
         seed: Seed of the split, see `split_tasks`.
         fractions: Shares of customers in the three splits, see `split_tasks`.
         skip_invalid: Leave faulty rows and failing plans out, and say how many.

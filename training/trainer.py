@@ -31,8 +31,6 @@ def common_arguments(
     """Return the arguments that both of TRL's configurations take.
 
     Args:
-        config: The run's settings.
-        stage: The settings of the stage.
         output_dir: Where its checkpoints go.
         model: Tells the compute type.
 
@@ -99,7 +97,6 @@ def run_trainer(trainer: Any, resume: bool) -> dict[str, float]:
     """Train, going on from the newest whole checkpoint when asked to.
 
     Args:
-        trainer: A TRL trainer.
         resume: False starts over and deletes the stage's checkpoints.
 
     Returns:

@@ -34,9 +34,6 @@ class Episode:
 
     Construction takes constant time, since a record is copied only when it is written. One episode
     belongs to one thread; any number of them may share a database.
-
-    Args:
-        database: The shared, read-only store.
     """
 
     __slots__ = ("_store", "_tools")
@@ -52,7 +49,6 @@ class Episode:
         passes through.
 
         Args:
-            name: Tool name, as the policy wrote it.
             arguments: Arguments, as the policy wrote them; any value is taken.
 
         Returns:

@@ -284,12 +284,6 @@ def dump_records(records: Records) -> str:
 def write_store(seed: int, output_dir: Path, num_users: int, num_orders: int) -> None:
     """Make a store and write it as users.json, orders.json and products.json.
 
-    Args:
-        seed: As in `make_store`.
-        output_dir: Folder to write into; made when it is not there.
-        num_users: As in `make_store`.
-        num_orders: As in `make_store`.
-
     Raises:
         ValueError: A number is too small or too large.
         OutputError: The folder holds a store that was not written here.

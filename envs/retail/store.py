@@ -263,11 +263,7 @@ class ToolRefusal(Exception):
 
 
 class StoreOverlay:
-    """The store as one episode sees it: the shared database under the episode's own records.
-
-    Args:
-        database: The shared, read-only store.
-    """
+    """The store as one episode sees it: the shared database under the episode's own records."""
 
     __slots__ = ("_orders", "_users", "database")
 

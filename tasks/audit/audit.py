@@ -135,8 +135,6 @@ class Audit:
     """Audit rows one by one.
 
     Args:
-        path: Name of the file, for the report.
-        db: The store.
         leakage: Shared with the files that this one is compared with.
     """
 
@@ -271,7 +269,6 @@ def audit_file(
 
     Args:
         path: JSONL, or a JSON array such as tau-bench's own task files.
-        data_dir: Folder of the store; None means the project's own.
         against: Other files; customers and queries in another split there are leaks.
         **split: `seed` and `fractions` of the split, as in training; see `SplitLeakage`.
 

@@ -131,10 +131,7 @@ def check_intent(task: Task, intent: str, index: int, db: RetailDatabase) -> lis
     """Check the call that answers one intent.
 
     Args:
-        task: The task.
-        intent: The intent's name.
         index: Position of its call in gold, from 0.
-        db: The store.
     """
     action = task.gold_actions[index]
     label = call_label(index, action)
@@ -154,10 +151,6 @@ def check_intent(task: Task, intent: str, index: int, db: RetailDatabase) -> lis
 
 def check_conventions(task: Task, db: RetailDatabase) -> list[Finding]:
     """Check the conventions of plan mode, on rows whose tags hold "wishes" (generated rows).
-
-    Args:
-        task: The task, whose calls fit the tool schemas.
-        db: The store it is about.
     """
     if not is_generated(task):
         return []

@@ -183,11 +183,6 @@ class SplitLeakage:
     def add(self, task: Task, path: str, line: int) -> tuple[str, dict[str, Any] | None]:
         """Add one task.
 
-        Args:
-            task: The task.
-            path: Its file.
-            line: Its line.
-
         Returns:
             Its split, and {"line", "of_path", "of_line", "similarity"} when its wording nearly
             repeats that of an earlier task in any of the files.
@@ -250,9 +245,7 @@ def wording_figures(texts: Iterable[str], num_texts: int = 400, seed: int = 0) -
     """Return the wording figures of a random sample of texts.
 
     Args:
-        texts: The texts, such as all queries of a file.
         num_texts: How many of them count, drawn at random; fewer when there are fewer.
-        seed: Decides which ones.
 
     Returns:
         `num_texts`, `distinct_2` to `distinct_4` (0.0 to 1.0, higher is more varied), `openers_4`

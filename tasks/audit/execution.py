@@ -23,11 +23,7 @@ HOUSE_NUMBER = re.compile(r"\d")
 
 
 def check_format(task: Task) -> list[Finding]:
-    """Check that there is a query and that every gold call fits its tool's schema.
-
-    Args:
-        task: The task.
-    """
+    """Check that there is a query and that every gold call fits its tool's schema."""
     findings = []
     if not task.query.strip():
         findings.append(Finding("empty_field", "query is empty"))
@@ -40,10 +36,6 @@ def check_format(task: Task) -> list[Finding]:
 
 def effect_problem(action: dict, record: dict) -> str | None:
     """Say how a record differs from what an accepted write should have made of it.
-
-    Args:
-        action: The write.
-        record: The order or user afterwards.
 
     Returns:
         None when the record is as the call asks.
@@ -73,12 +65,7 @@ def _refusal(index: int, action: dict, content: object, db: RetailDatabase) -> F
 
 
 def check_execution(task: Task, db: RetailDatabase) -> list[Finding]:
-    """Replay gold: every call is accepted and every write changes the store as it says.
-
-    Args:
-        task: The task, whose calls fit the tool schemas.
-        db: The store it is about.
-    """
+    """Replay gold: every call is accepted and every write changes the store as it says."""
     episode = Episode(db)
     findings = []
     for index, action in enumerate(task.gold_actions):
@@ -127,11 +114,7 @@ def shown_values(episode: Episode, action: dict) -> set[str]:
 
 
 class RowChecks:
-    """Check rows against one store.
-
-    Args:
-        db: The store.
-    """
+    """Check rows against one store."""
 
     def __init__(self, db: RetailDatabase) -> None:
         self._db = db
@@ -150,9 +133,6 @@ class RowChecks:
         A scenario row is judged as its source means it: the agent sees the scenario and the
         customer's records, not ids in a message; `gold_final` is not part of it; and gold need not
         authenticate unless some call of it does, `user_id` being the customer.
-
-        Args:
-            task: A task whose calls fit the tool schemas.
         """
         db, scenario = self._db, is_scenario(task)
         authenticates = any(a["name"] in AUTHENTICATION_TOOLS for a in task.gold_actions)

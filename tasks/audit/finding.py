@@ -22,7 +22,6 @@ def call_label(index: int, action: dict) -> str:
 
     Args:
         index: Position in gold, from 0.
-        action: The call, `{"name", "arguments"}`.
     """
     return f"call {index + 1} ({action['name']})"
 

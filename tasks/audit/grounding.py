@@ -62,7 +62,6 @@ def find_value(text: str, value: str, start: int = 0) -> int:
     A longer number, word, id or email around it does not count.
 
     Args:
-        text: The text to search.
         value: The value; "" is never found.
         start: Where to begin, in characters.
     """
@@ -105,11 +104,7 @@ class SearchText:
     """A text prepared for searching values."""
 
     def __init__(self, text: str):
-        """Keep the text as a reader sees it, with and without letter case.
-
-        Args:
-            text: The query, or any other text.
-        """
+        """Keep the text as a reader sees it, with and without letter case."""
         self.text = plain(text)
         self.folded = folded(text)
 
@@ -302,7 +297,6 @@ def check_grounding(task: Task, db: RetailDatabase) -> list[Finding]:
     Calls must fit the tool schemas (`check_format` first).
 
     Args:
-        task: The task.
         db: The store; not read here, the query alone counts.
     """
     words = SearchText(task.query)
@@ -327,11 +321,7 @@ class Shown:
     """What a careful agent has seen so far: the customer's records and what calls returned."""
 
     def __init__(self, db: RetailDatabase):
-        """Begin with the catalogue, which is open to everybody.
-
-        Args:
-            db: The store.
-        """
+        """Begin with the catalogue, which is open to everybody."""
         self.db = db
         self._values: set[str] = set()
         self.add({p["name"]: product_id for product_id, p in db.products.items()})
@@ -389,8 +379,6 @@ def check_agent_grounding(task: Task, db: RetailDatabase, scenario: bool = False
     unless the row is a scenario. Rows without an instruction have no findings here.
 
     Args:
-        task: The task.
-        db: The store that the lookups read.
         scenario: The row is a scenario for a simulated customer, as tau-bench's: the records of its
             `user_id` show what that customer knows, and what "my other address" is.
     """

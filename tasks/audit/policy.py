@@ -35,7 +35,6 @@ class PolicyReplay:
         """Start at the untouched store.
 
         Args:
-            db: The store.
             user_id: The customer as the row names it; None when it does not.
             require_authentication: False for sources without authentication calls.
         """
@@ -183,8 +182,6 @@ def check_policy(task: Task, db: RetailDatabase, require_authentication: bool = 
     authenticate the customer.
 
     Args:
-        task: The task.
-        db: The store it is about.
         require_authentication: False for sources without any authentication call (tau-bench's own
             task files); `task.user_id` is the customer there and the other rules still hold.
     """

@@ -106,7 +106,6 @@ def analysis_text(reports: Sequence[AuditReport], command: str, plots: Sequence[
 
     Args:
         reports: Audits of the files, compared with each other.
-        command: The command that writes this text.
         plots: Links of the plots, relative to the text.
     """
     names = _names(reports)
@@ -225,7 +224,6 @@ def draw_plots(reports: Sequence[AuditReport], folder: Path, stem: str) -> list[
     """Draw the mix of the files as small PNGs.
 
     Args:
-        reports: Audits of the files.
         folder: Where the plots go; made when missing.
         stem: Beginning of their names.
     """
@@ -290,7 +288,6 @@ def write_report(
 
     Args:
         reports: Audits of the files, compared with each other.
-        path: The Markdown file.
         command: The command that writes it; None names an audit of the first file.
     """
     path = Path(path)

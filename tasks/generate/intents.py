@@ -269,8 +269,6 @@ def other_methods(draw: Draw, order_id: str, enough: bool) -> list[str]:
     """Return the methods that could pay an order instead of the present one.
 
     Args:
-        draw: The task's state.
-        order_id: The order.
         enough: True for methods that can carry the amount, False for gift cards that cannot.
     """
     payments = draw.view.db.orders[order_id]["payment_history"]

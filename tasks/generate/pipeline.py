@@ -153,9 +153,7 @@ class Drafter:
         """Index the store once.
 
         Args:
-            db: The store.
             seed: First part of every draft's random stream.
-            mix: What tasks are drawn by.
         """
         self.db = db
         self.seed = seed
@@ -360,7 +358,6 @@ class TaskStream:
             seed: Decides every task together with the store and the mix.
             data_dir: Folder of the store; None for the project's own.
             num_workers: Processes that draft; the tasks do not depend on it.
-            mix: What tasks are drawn by.
 
         Raises:
             DatabaseError: The store cannot be read.

@@ -46,7 +46,6 @@ class BlueprintSampler:
         """Find which customers can have which intent.
 
         Args:
-            view: The store's indexes.
             mix: The shares to draw by; intents that nobody in the store can have are skipped.
         """
         self.view = view

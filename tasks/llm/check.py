@@ -27,11 +27,6 @@ FACT_PATTERN = re.compile(
 def rewording_findings(task: Task, query: str, db: RetailDatabase) -> list[Finding]:
     """Check `query` as new words for `task`.
 
-    Args:
-        task: The task with its own words.
-        query: The new words.
-        db: The store, for the checks on gold.
-
     Returns:
         Findings; empty when the new words may be kept.
     """

@@ -155,7 +155,6 @@ class ChatClient:
     """Ask one endpoint within bounds; safe to share between threads.
 
     Args:
-        config: Endpoint and bounds.
         sleep: Replaced in tests to see the waits.
 
     Raises:

@@ -87,7 +87,6 @@ class LlmSteps:
     """Rewords and reviews single tasks; safe to call from several threads.
 
     Args:
-        client: The endpoint.
         db: The store that gold is checked on.
         num_reviewers: Votes for a review, odd, >= 1.
         review_models: Models of the committee, taken in turn; empty means the client's own.
@@ -128,7 +127,6 @@ class LlmSteps:
         """Put the task before the committee; after a rejection, once more in new words.
 
         Args:
-            task: The task to review.
             original: The task before rewording, kept when the committee rejects the new words.
 
         Returns:
@@ -270,8 +268,6 @@ def apply_llm_steps(
 
     Args:
         tasks: Tasks whose own words pass the checks.
-        args: Parsed options of `add_llm_arguments`.
-        db: The store.
 
     Raises:
         LlmError: At the call for a wrong setting or missing package; later, when the endpoint

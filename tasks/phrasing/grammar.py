@@ -41,7 +41,6 @@ class Grammar:
         """Hold what expansion needs.
 
         Args:
-            rng: The stream every choice comes from.
             phrases: Alternatives by name.
         """
         self.rng = rng
@@ -125,7 +124,6 @@ def add_slips(rng: Random, text: str, num_slips: int) -> str:
     """Misspell some words that are neither facts nor tied to an argument.
 
     Args:
-        rng: The stream the choices come from.
         text: Text with marked facts.
         num_slips: How many words to misspell, if there are as many.
     """

@@ -153,8 +153,6 @@ def write_instruction(rng: Random, blueprint: Blueprint, persona: str) -> str:
     """Write the scenario for a simulated customer.
 
     Args:
-        rng: The stream every choice comes from.
-        blueprint: What the customer wants.
         persona: A name of `tasks.mix.PERSONAS`.
     """
     who = f"{blueprint.first_name} {blueprint.last_name}"

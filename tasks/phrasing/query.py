@@ -80,13 +80,7 @@ class Writer:
     """Write one query."""
 
     def __init__(self, rng: Random, mix: TaskMix, blueprint: Blueprint):
-        """Draw who writes and how.
-
-        Args:
-            rng: The stream every choice comes from.
-            mix: Shares of channels and typing slips.
-            blueprint: What the query has to say.
-        """
+        """Draw who writes and how."""
         self.rng = rng
         self.mix = mix
         self.blueprint = blueprint
@@ -356,12 +350,6 @@ class Writer:
 
 
 def word(rng: Random, mix: TaskMix, blueprint: Blueprint) -> Wording:
-    """Write the query of a blueprint.
-
-    Args:
-        rng: The stream every choice comes from.
-        mix: Shares of channels and typing slips.
-        blueprint: What the query has to say.
-    """
+    """Write the query of a blueprint."""
     writer = Writer(rng, mix, blueprint)
     return Wording(writer.query(), writer.channel, writer.persona)
