@@ -171,18 +171,14 @@ def scan_tasks(
         if task is not None and check_ids:
             earlier = lines_by_id.setdefault(task.task_id, place)
             if earlier != place:
-                findings.append(
-                    f"task_id: {task.task_id!r} is at {earlier} too; name each task once"
-                )
+                findings.append(f"task_id: {task.task_id!r} is at {earlier} too; name each task once")
                 task = None
         yield ScannedRow(line, task, [f"{place}: {text}" for text in findings], number)
     if num_rows == 0:
         raise DatasetError([f"{path}: holds no task; write one JSON object a line"])
 
 
-def read_tasks(
-    path: str | Path, skip_invalid: bool = False, may_be_empty: bool = False
-) -> list[Task]:
+def read_tasks(path: str | Path, skip_invalid: bool = False, may_be_empty: bool = False) -> list[Task]:
     """Read a whole task file.
 
     >>> tasks = read_tasks("dataset.jsonl")
@@ -321,15 +317,12 @@ def split_number(
 
 
 def check_split_sizes(
-    splits: Splits, fractions: tuple[float, float, float],
-    min_tasks: tuple[int, int, int] = (1, 1, 1),
+    splits: Splits, fractions: tuple[float, float, float], min_tasks: tuple[int, int, int] = (1, 1, 1),
 ) -> None:
     """Raise a DatasetError that names each split smaller than asked; see `split_tasks`."""
     short = [
         f"{name} split: {len(part)} tasks, at least {least} asked ({share:g} of the customers)"
-        for name, part, share, least in zip(
-            Splits._fields, splits, fractions, min_tasks, strict=True
-        )
+        for name, part, share, least in zip(Splits._fields, splits, fractions, min_tasks, strict=True)
         if share > 0 and len(part) < least
     ]
     if short:
@@ -370,9 +363,7 @@ def gold_completion(task: Task) -> str:
     >>> gold_completion(Task("What is 1 + 2?", [call], "3", "sum"))
     '{"tool_calls":[{"name":"calculate","arguments":{"expression":"1 + 2"}}]}'
     """
-    calls = [
-        {"name": action["name"], "arguments": action["arguments"]} for action in task.gold_actions
-    ]
+    calls = [{"name": action["name"], "arguments": action["arguments"]} for action in task.gold_actions]
     return json.dumps({"tool_calls": calls}, ensure_ascii=False, separators=(",", ":"))
 
 

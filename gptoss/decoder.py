@@ -125,9 +125,7 @@ class _Layer:
         )
         experts = Experts(layer.mlp.experts)
         self.num_experts, self.limit, self.alpha = experts.num_experts, experts.limit, experts.alpha
-        self.gate_up, self.down = (
-            _Projection(experts, kind, resident, decoder) for kind in KINDS
-        )
+        self.gate_up, self.down = (_Projection(experts, kind, resident, decoder) for kind in KINDS)
 
     def refresh(self) -> None:
         """Take over the present LoRA values of every projection."""
@@ -161,9 +159,7 @@ class Decoder:
         dtype: Type of products and caches: bfloat16 on a GPU, the weights' own on a CPU.
     """
 
-    def __init__(
-        self, model: Any, resident: bool = False, dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, model: Any, resident: bool = False, dtype: torch.dtype | None = None) -> None:
         """Prepare a decoder.
 
         Args:

@@ -165,9 +165,7 @@ def load_for_evaluation(
         stage, model_name=base, lora_rank=config["r"], lora_alpha=config["lora_alpha"],
         lora_reach=reach,
     )
-    model, tokenizer = load_model(
-        stage, adapter_dir=name_or_dir, trainable=False, any_model=any_model
-    )
+    model, tokenizer = load_model(stage, adapter_dir=name_or_dir, trainable=False, any_model=any_model)
     return model.eval(), tokenizer
 
 

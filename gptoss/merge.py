@@ -28,9 +28,7 @@ INDEX_NAME = "model.safetensors.index.json"
 
 
 @torch.no_grad()
-def write_merged(
-    model: Any, folder: Path, dtype: torch.dtype, pack_experts: bool = False
-) -> None:
+def write_merged(model: Any, folder: Path, dtype: torch.dtype, pack_experts: bool = False) -> None:
     """Write `config.json`, `generation_config.json` and one weight file per layer.
 
     Args:

@@ -93,9 +93,7 @@ def _codes(scaled: torch.Tensor) -> torch.Tensor:
 
 def dequantize(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Return the float32 matrix `[rows, columns]` that `quantize` packed."""
-    table = torch.tensor(
-        [*MAGNITUDES, *(-magnitude for magnitude in MAGNITUDES)], device=blocks.device
-    )
+    table = torch.tensor([*MAGNITUDES, *(-magnitude for magnitude in MAGNITUDES)], device=blocks.device)
     codes = torch.stack([blocks & 15, blocks >> 4], dim=-1).int()
     values = table[codes].flatten(-2) * _power_of_two(scales.int()[..., None] - EXPONENT_BIAS)
     return values.flatten(-2)

@@ -76,9 +76,7 @@ def pack_checkpoint(folder: Path) -> Path:
             "or copy the checkpoint to another folder"
         )
     needed = sum(size for size, _ in source.values()) * PACKED_SHARE
-    check_disk_space(
-        target, needed, "the 4-bit copy", "or use --set model.load_in_4bit=false"
-    )
+    check_disk_space(target, needed, "the 4-bit copy", "or use --set model.load_in_4bit=false")
     print(f"{folder}: 16-bit experts, packing them to 4-bit once, into {target.name}")
     try:
         build_folder(target, lambda part: _write_packed(folder, files, part, source))

@@ -18,9 +18,7 @@ START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>"
 END, RETURN, CALL = "<|end|>", "<|return|>", "<|call|>"
 START_OF_TEXT, END_OF_TEXT = "<|startoftext|>", "<|endoftext|>"
 
-SPECIAL_TOKENS = (
-    START_OF_TEXT, END_OF_TEXT, RETURN, CONSTRAIN, CHANNEL, START, END, MESSAGE, CALL,
-)
+SPECIAL_TOKENS = (START_OF_TEXT, END_OF_TEXT, RETURN, CONSTRAIN, CHANNEL, START, END, MESSAGE, CALL)
 """Every control token that the format uses, as text."""
 
 STOP_TOKENS = (RETURN, CALL)
@@ -34,9 +32,7 @@ _HEADER = re.compile(
 """Role, channel, recipient in either place, content type; anything else or a repetition fails."""
 _TOOL_PREFIX = "functions."
 _SPLIT = re.compile("(" + "|".join(re.escape(token) for token in SPECIAL_TOKENS) + ")")
-_IDENTITY = (
-    "You are ChatGPT, a large language model trained by OpenAI.\nKnowledge cutoff: 2024-06\n"
-)
+_IDENTITY = "You are ChatGPT, a large language model trained by OpenAI.\nKnowledge cutoff: 2024-06\n"
 _VALID_CHANNELS = (
     "# Valid channels: analysis, commentary, final. Channel must be included for every message."
 )

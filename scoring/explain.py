@@ -20,9 +20,7 @@ def _short(value: object) -> str:
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
 
 
-def describe_changes(
-    db: RetailDatabase, changed_records: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
+def describe_changes(db: RetailDatabase, changed_records: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return one line per changed field: record, field, value before, value after (or added).
 
     Args:

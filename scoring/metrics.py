@@ -118,9 +118,7 @@ def summarize(
     return {**estimates, "num_tasks": num_tasks}
 
 
-def summarize_outcome(
-    scores: Iterable[Score], num_bootstrap: int = 1000, seed: int = 0
-) -> Estimate:
+def summarize_outcome(scores: Iterable[Score], num_bootstrap: int = 1000, seed: int = 0) -> Estimate:
     """Return the mean outcome (share of answers that solve their task) with its interval.
 
     Raises:
@@ -138,9 +136,7 @@ def per_tool_table(scores: Iterable[Score]) -> dict[str, dict[str, int]]:
     table: dict[str, Counter] = {}
     for score in scores:
         for call in score.calls:
-            row = table.setdefault(
-                call.name if call.name in TOOL_SCHEMAS else UNKNOWN_TOOL, Counter()
-            )
+            row = table.setdefault(call.name if call.name in TOOL_SCHEMAS else UNKNOWN_TOOL, Counter())
             row["called"] += 1
             row["correct"] += call.correct
             row["wrong_arguments"] += call.kind == "wrong_arguments"

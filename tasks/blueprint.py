@@ -1,7 +1,5 @@
 """A task before it has words: the customer, how to authenticate, and the intents with their calls."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The shares by which tasks are drawn, as one declared table; shares are of tasks unless noted."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType

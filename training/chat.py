@@ -18,9 +18,7 @@ from gptoss.memory import LARGER_GPU
 from prompting import harmony
 from scoring.explain import explain_calls
 
-EXAMPLE_QUERY = (
-    "Hi, I need to cancel my order {order_id}, I no longer need it. My email is {email}."
-)
+EXAMPLE_QUERY = "Hi, I need to cancel my order {order_id}, I no longer need it. My email is {email}."
 
 
 def example_query(db: RetailDatabase) -> str:

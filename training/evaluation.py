@@ -138,9 +138,7 @@ def score_texts(
         scores, num_bootstrap=config.evaluation.num_bootstrap, seed=config.data.split_seed
     )
     rows = [_completion_row(label, *row) for row in zip(tasks, texts, scores, strict=True)]
-    return Evaluation(
-        label, metrics, per_tool_table(scores), parse_failure_table(scores), scores, rows
-    )
+    return Evaluation(label, metrics, per_tool_table(scores), parse_failure_table(scores), scores, rows)
 
 
 def evaluate_model(
@@ -171,9 +169,7 @@ def evaluate_model(
     if done:
         rows = [row for row in _read_rows(folder) if row["stage"] == label]
         if [row["task_id"] for row in rows] != [task.task_id for task in tasks]:
-            raise RunError(
-                f"{folder}: {label} was evaluated on other tasks; use another --output-dir"
-            )
+            raise RunError(f"{folder}: {label} was evaluated on other tasks; use another --output-dir")
         texts = [row["raw"] for row in rows]
     else:
         parts_dir = folder / "evaluation_parts" / label
@@ -280,9 +276,7 @@ def print_table(output_dir: str | Path) -> None:
     for pair, figures in differences.items():
         for name in ("exact_match_rate", "db_match_rate"):
             gain = figures[name]
-            print(
-                f"{pair}, {name}: {format_estimate(gain, '+')} (paired): {_verdict(gain)}"
-            )
+            print(f"{pair}, {name}: {format_estimate(gain, '+')} (paired): {_verdict(gain)}")
 
 
 def _verdict(gain: dict[str, float]) -> str:

@@ -40,9 +40,7 @@ def choose_examples(tasks: Sequence[Task]) -> dict[str, Task]:
     return chosen or {f"request {n}": task for n, task in enumerate(tasks[: len(KINDS)], start=1)}
 
 
-def show_examples(
-    evaluations: Sequence[Evaluation], tasks: Sequence[Task], db: RetailDatabase
-) -> None:
+def show_examples(evaluations: Sequence[Evaluation], tasks: Sequence[Task], db: RetailDatabase) -> None:
     """Print each request, each stage's verdict, and what the last stage's calls did.
 
     A request is right when every call was accepted and the store ended as gold leaves it.

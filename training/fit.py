@@ -30,8 +30,7 @@ class Demand(NamedTuple):
 
 
 def run_demands(
-    config: configs.RunConfig, train: Sequence[Task], validation: Sequence[Task],
-    test: Sequence[Task],
+    config: configs.RunConfig, train: Sequence[Task], validation: Sequence[Task], test: Sequence[Task],
 ) -> list[Demand]:
     """Return what the stages of a run demand of its tasks."""
     data, stage = config.data, config.grpo

@@ -209,9 +209,7 @@ class SampleRollouts(TrainerCallback):
         every = max(1, state.max_steps // 10)
         if state.global_step % every or not self.scorer.scores:
             return
-        order = sorted(
-            range(len(self.scorer.scores)), key=lambda i: (self.scorer.scores[i].reward, i)
-        )
+        order = sorted(range(len(self.scorer.scores)), key=lambda i: (self.scorer.scores[i].reward, i))
         for name, index in (("worst", order[0]), ("best", order[-1])):
             text = describe_rollout(
                 self.scorer.tasks[index], self.scorer.texts[index], self.scorer.scores[index],

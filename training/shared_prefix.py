@@ -90,9 +90,7 @@ def pack_rows(
     """
     kept = attention_mask[:, -num_kept:].bool()
     firsts = [sum(groups[:row]) for row in range(len(groups))]
-    prompts = [
-        input_ids[row, :-num_kept][attention_mask[row, :-num_kept].bool()] for row in firsts
-    ]
+    prompts = [input_ids[row, :-num_kept][attention_mask[row, :-num_kept].bool()] for row in firsts]
     lengths = [kept[first : first + size].sum(1).tolist()
                for first, size in zip(firsts, groups, strict=True)]
     width = max(map(len, prompts))
@@ -288,8 +286,6 @@ class SharedPrefixTrainer(GRPOTrainer):
             count = len(batch["prompt_ids"])
             order = torch.randperm(count // self.num_generations)
             rows = torch.arange(count).view(-1, self.num_generations)[order].flatten()
-            batch = {
-                name: value[rows] if value.ndim else value for name, value in batch.items()
-            }
+            batch = {name: value[rows] if value.ndim else value for name, value in batch.items()}
             self._buffered_inputs = split_tensor_dict(batch, steps)
         return self._buffered_inputs[self._step % steps]

@@ -46,9 +46,7 @@ def _locked(folder: Path) -> Iterator[None]:
     known = (folder / "sweep.lock").exists()
     for name in (*MODEL_MARKS, LOCK_NAME, *(() if known else RESULTS)):
         if (folder / name).exists():
-            raise RunError(
-                f"{folder}: holds {name}, which no sweep wrote; choose another --output-dir"
-            )
+            raise RunError(f"{folder}: holds {name}, which no sweep wrote; choose another --output-dir")
     with lock_folder(folder, "sweep.lock"):
         yield
 

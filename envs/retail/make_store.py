@@ -124,11 +124,7 @@ def _make_products(rng: random.Random, seed: int, words: Record) -> Records:
                 "price": price,
             }
         product_id = str(ids.draw())
-        products[product_id] = {
-            "name": line["name"],
-            "product_id": product_id,
-            "variants": variants,
-        }
+        products[product_id] = {"name": line["name"], "product_id": product_id, "variants": variants}
     return products
 
 
@@ -233,12 +229,7 @@ def _make_fulfillments(rng: random.Random, items: list[Record]) -> list[Record]:
 
 
 def _make_orders(
-    rng: random.Random,
-    seed: int,
-    words: Record,
-    users: Records,
-    products: Records,
-    num_orders: int,
+    rng: random.Random, seed: int, words: Record, users: Records, products: Records, num_orders: int,
 ) -> Records:
     ids = _Ids(rng, seed, 7)
     user_ids = list(users)

@@ -155,18 +155,14 @@ def _read_file(path: Path) -> dict[str, Record]:
         raise DatabaseError(f"{path}: cannot be read ({error.strerror}); check it") from error
     except json.JSONDecodeError as error:
         where = f"{path}:{error.lineno}"
-        raise DatabaseError(
-            f"{where}: not valid JSON ({error.msg}); {_remedy(path.parent)}"
-        ) from error
+        raise DatabaseError(f"{where}: not valid JSON ({error.msg}); {_remedy(path.parent)}") from error
     except UnicodeDecodeError as error:
         where = f"{path}:{raw[: error.start].count(10) + 1}"
         raise DatabaseError(f"{where}: not UTF-8; save the file as UTF-8") from error
     except RecursionError as error:
         raise DatabaseError(f"{path}: not a JSON text file; {_remedy(path.parent)}") from error
     if not isinstance(records, dict):
-        raise DatabaseError(
-            f"{path}: must be one JSON object of records by id; {_remedy(path.parent)}"
-        )
+        raise DatabaseError(f"{path}: must be one JSON object of records by id; {_remedy(path.parent)}")
     return records
 
 

@@ -3,8 +3,6 @@
 One pass; memory grows by hashes and signatures (about 2 KB a row) and by the findings.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 import textwrap

@@ -4,8 +4,6 @@ Kinds: call_count, first_call, authentication_method, tool_of_wish, wish_order, 
 expression_form, transfer_subject, refusal_not_needed.
 """
 
-from __future__ import annotations
-
 import re
 
 from data_reader import Task

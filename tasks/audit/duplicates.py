@@ -6,8 +6,6 @@ candidates, and a query is tied to one earlier query at most. Ids, emails and nu
 first, so that wordings are compared and not customers.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from hashlib import blake2b

@@ -5,8 +5,6 @@ empty_field, schema, refused_call, no_effect, wrong_effect, unfounded_output, un
 other_user_id, address_shape.
 """
 
-from __future__ import annotations
-
 import re
 
 from data_reader import Task

@@ -1,7 +1,5 @@
 """The record that every check returns; a task with any finding is invalid."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from envs.retail import RetailDatabase

@@ -11,8 +11,6 @@
 Kinds: ungrounded, address_scattered, name_scattered, swapped_pair, reason_contradicts.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterator

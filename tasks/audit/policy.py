@@ -9,8 +9,6 @@ uneven_items, item_not_in_order, unknown_item, same_item, other_product, unavail
 unknown_payment_method, refund_to_other_method, same_payment_method, gift_card_short.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 
 from data_reader import Task

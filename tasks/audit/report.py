@@ -4,8 +4,6 @@ The text holds nothing but what the audits counted, so the same files give the s
 report is made by `python -m tasks.audit.report`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re
@@ -281,9 +279,7 @@ def plot_links(reports: Sequence[AuditReport], stem: str) -> list[str]:
     return [f"plots/{stem}_{kind}.png" for kind in PLOT_KINDS if has_wishes or kind != "wishes"]
 
 
-def write_report(
-    reports: Sequence[AuditReport], path: str | Path, command: str | None = None
-) -> None:
+def write_report(reports: Sequence[AuditReport], path: str | Path, command: str | None = None) -> None:
     """Write the analysis, and its plots into `plots/` beside it.
 
     Args:
@@ -325,9 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command += f" {shlex.join(args.files)} --output {shlex.quote(str(args.output))}"
     inputs = [*map(Path, files), *store_files(args.data_dir)]
     try:
-        outputs.check_files(
-            REPORT_COMMAND, report_files(args.output), inputs, overwrite=args.overwrite
-        )
+        outputs.check_files(REPORT_COMMAND, report_files(args.output), inputs, overwrite=args.overwrite)
         reports = audit_files(files, args.data_dir)
         write_report(reports, args.output, command)
     except (outputs.OutputError, RunError) as error:

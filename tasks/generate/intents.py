@@ -3,8 +3,6 @@
 A sampler returns None when the customer's records do not allow the intent; the caller draws again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random

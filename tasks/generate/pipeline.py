@@ -4,8 +4,6 @@ Every draft has its own random stream, made of seed, task number and attempt, so
 give the same file whatever the number of workers.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -4,8 +4,6 @@ A refusal's facts hold what forbids it (a status, another owner, a stock level, 
 words say so; gold reads the record that shows it.
 """
 
-from __future__ import annotations
-
 from envs.retail import Episode
 from tasks.audit.conventions import TRANSFER_SUBJECTS
 from tasks.audit.grounding import NOT_NEEDED

@@ -1,7 +1,5 @@
 """Draw blueprints from a store by a mix."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from random import Random
 

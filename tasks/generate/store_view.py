@@ -3,8 +3,6 @@
 A view is built once and read by every draft; nothing in it is random.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from typing import Any
 

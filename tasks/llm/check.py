@@ -1,7 +1,5 @@
 """Decide by code whether a reworded query still means the same task."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from dataclasses import replace

@@ -4,8 +4,6 @@ The `openai` package is optional and imported only when a client is made. Its ow
 here they also cover broken and empty answers, and they obey the rate limit and the budget.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -82,7 +80,7 @@ class LlmConfig:
             raise LlmError("max_cost needs input_price or output_price, or nothing is counted")
 
     @classmethod
-    def from_environment(cls, **overrides: Any) -> LlmConfig:
+    def from_environment(cls, **overrides: Any) -> "LlmConfig":
         """Read base URL, key and model from the environment where `overrides` has None.
 
         Args:

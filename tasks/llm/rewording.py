@@ -5,8 +5,6 @@ same order, and every check of a generated task passes; otherwise the task keeps
 the reason is counted. Without `--reword` and `--review` nothing here runs.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import threading
@@ -201,9 +199,7 @@ class LlmSteps:
         return 2 * num_accepts > len(votes), tally, against
 
 
-def in_order(
-    step: Callable[[Task], Task], tasks: Iterable[Task], num_workers: int
-) -> Iterator[Task]:
+def in_order(step: Callable[[Task], Task], tasks: Iterable[Task], num_workers: int) -> Iterator[Task]:
     """Apply a step in threads, in order; hold at most 2 x num_workers tasks, repeat no query."""
     seen: set[int] = set()
     pending: deque = deque()

@@ -4,8 +4,6 @@ A fact (an id, a name, a price) is put between marks while sentences are built, 
 typing slips and punctuation rules leave it alone; `finish` removes the marks.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from random import Random

@@ -5,8 +5,6 @@ ids stay, since customers have them in a confirmation. The simulated customer ma
 talk.
 """
 
-from __future__ import annotations
-
 from random import Random
 from typing import Any
 

@@ -4,8 +4,6 @@ Every value that an argument is read from comes out between fact marks; option v
 another spelling of their unit, since ids alone identify items.
 """
 
-from __future__ import annotations
-
 import re
 from random import Random
 from typing import Any

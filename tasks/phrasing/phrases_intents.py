@@ -4,8 +4,6 @@
 customer). Verb phrases (`do_...`) begin with a bare verb.
 """
 
-from __future__ import annotations
-
 FRAMES: dict[str, tuple[str, ...]] = {
     "first_do": (
         "please {vp}.", "could you {vp}?", "can you {vp}?", "would you {vp}, please?", "I'd like to {vp}.",

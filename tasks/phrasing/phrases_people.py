@@ -1,7 +1,5 @@
 """Table of phrases: who is writing, thanks, sign-offs, and the frame of forms and call notes."""
 
-from __future__ import annotations
-
 CLOSINGS: dict[str, tuple[str, ...]] = {
     "closing_polite": (
         "{thanks}!", "{thanks}, {wish_well}.", "{thank_you} for {helping}.", "{wish_well}!",

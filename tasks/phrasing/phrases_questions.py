@@ -3,8 +3,6 @@
 Questions (`know_...`) fit after "tell me", verb phrases (`do_...`) begin with a bare verb.
 """
 
-from __future__ import annotations
-
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "know_order_status": (
         "what the status of {order_ref} is", "where {order_ref} stands", "how far along {order_ref} is",

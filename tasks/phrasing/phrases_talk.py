@@ -4,8 +4,6 @@ Alternatives by name: `{name}` is another name or a fact, `{an}` is "a" or "an".
 sentences get their capitals later.
 """
 
-from __future__ import annotations
-
 GREETINGS: dict[str, tuple[str, ...]] = {
     "hello": (
         "hi", "hello", "hey", "hi there", "hello there", "hey there", "good morning", "good afternoon",

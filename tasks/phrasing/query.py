@@ -3,8 +3,6 @@
 Each intent gets a passage of its own, in the order of the intents, with all of its argument values.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from random import Random
 

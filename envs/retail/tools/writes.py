@@ -135,14 +135,7 @@ class WriteTools:
 
     @write
     def modify_user_address(
-        self,
-        user_id: str,
-        address1: str,
-        address2: str,
-        city: str,
-        state: str,
-        country: str,
-        zip: str,
+        self, user_id: str, address1: str, address2: str, city: str, state: str, country: str, zip: str,
     ) -> Record:
         """Change a user's default address; orders already placed keep theirs.
 
