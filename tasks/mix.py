@@ -5,30 +5,16 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 WRITE_INTENTS = (
-    "cancel",
-    "return",
-    "exchange",
-    "change_items",
-    "change_address",
-    "change_payment",
+    "cancel", "return", "exchange", "change_items", "change_address", "change_payment",
     "change_profile_address",
 )
 QUESTION_INTENTS = (
-    "ask_order",
-    "ask_product",
-    "ask_product_types",
-    "ask_account",
-    "calculate_sum",
+    "ask_order", "ask_product", "ask_product_types", "ask_account", "calculate_sum",
     "calculate_difference",
 )
 REFUSED_INTENTS = (
-    "refuse_cancel",
-    "refuse_order_change",
-    "refuse_return",
-    "refuse_other_customer",
-    "refuse_unavailable",
-    "refuse_gift_card",
-    "transfer",
+    "refuse_cancel", "refuse_order_change", "refuse_return", "refuse_other_customer",
+    "refuse_unavailable", "refuse_gift_card", "transfer",
 )
 CHANNELS = ("chat", "email", "form", "call_note")
 PERSONAS = ("polite", "brisk", "chatty", "annoyed", "anxious", "formal")
@@ -104,12 +90,8 @@ class TaskMix:
             if abs(sum(getattr(self, name)) - 1.0) > 1e-9:
                 raise ValueError(f"TaskMix.{name}: shares must sum to 1")
         for name in (
-            "email_share",
-            "refused_share_alone",
-            "refused_share_among_others",
-            "distractor_share",
-            "empty_address2_share",
-            "typo_share",
+            "email_share", "refused_share_alone", "refused_share_among_others", "distractor_share",
+            "empty_address2_share", "typo_share",
         ):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"TaskMix.{name}: must be between 0 and 1")

@@ -5,13 +5,6 @@ from envs.retail.store import ADDRESS_FIELDS, DatabaseError, RetailDatabase
 from envs.retail.tools import READ_TOOLS, TOOL_SCHEMAS, WRITE_TOOLS, check_arguments
 
 __all__ = [
-    "ADDRESS_FIELDS",
-    "READ_TOOLS",
-    "TOOL_SCHEMAS",
-    "WRITE_TOOLS",
-    "DatabaseError",
-    "Episode",
-    "Observation",
-    "RetailDatabase",
-    "check_arguments",
+    "ADDRESS_FIELDS", "READ_TOOLS", "TOOL_SCHEMAS", "WRITE_TOOLS", "DatabaseError", "Episode",
+    "Observation", "RetailDatabase", "check_arguments",
 ]

@@ -294,10 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Make a retail store of invented records.")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="default: %(default)s")
     parser.add_argument(
-        "--output-dir",
-        type=Path,
-        default=Path(__file__).parent / "data",
-        help="default: %(default)s",
+        "--output-dir", type=Path, default=Path(__file__).parent / "data", help="default: %(default)s",
     )
     parser.add_argument("--num-users", type=int, default=500, help="default: %(default)s")
     parser.add_argument("--num-orders", type=int, default=1000, help="default: %(default)s")

@@ -36,13 +36,7 @@ CHUNK_SIZE = 100
 CHUNKS_AHEAD_PER_WORKER = 3
 # The steps in the order in which a draft meets them.
 STEPS = (
-    "sampling",
-    "format",
-    "execution",
-    "policy",
-    "grounding",
-    "uniqueness",
-    "wording",
+    "sampling", "format", "execution", "policy", "grounding", "uniqueness", "wording",
     "words_grounding",
 )
 

@@ -46,9 +46,7 @@ VERB_PHRASES = {
     "refuse_return": "do_refuse_return",
 }
 ASPECT_PHRASES = {
-    "ask_order": "know_order_{}",
-    "ask_product": "know_product_{}",
-    "ask_account": "know_account_{}",
+    "ask_order": "know_order_{}", "ask_product": "know_product_{}", "ask_account": "know_account_{}",
 }
 # How often an intent comes with a reason that no argument depends on.
 WHY_SHARE = 0.35
