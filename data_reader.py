@@ -28,7 +28,6 @@ class Task:
     """What a customer asks for and the calls that serve it."""
 
     query: str
-    """The customer's message."""
     gold_actions: list[dict]
     """Reference calls in order, each `{"name", "arguments"}`; none only in a task of tau2-bench
     that asks for words alone, or where a caller of `read_tasks` allows it. Read-only."""
@@ -37,7 +36,6 @@ class Task:
     task_id: str
     """Unique in its file; `line-<n>` for a row that names none (the item number in an array)."""
     user_id: str | None = None
-    """The customer's user id."""
     instruction: str | None = None
     """The same intents as a scenario for a simulated customer."""
     outputs: list[str] = field(default_factory=list)

@@ -3,7 +3,6 @@
 The weights are the trained model's own tensors; the LoRA factors are copied by `refresh`, which
 takes milliseconds, and are applied beside the base weights as in training, never merged into them.
 The residual stream is float32, norms and softmax too, products run in `dtype`.
-Left out on purpose: training, beam search, sliding-window layers of other models.
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,6 @@
 With a CUDA GPU and Unsloth installed the base weights are 4-bit and Unsloth trains them; anywhere
 else plain transformers and PEFT do the same in 32 bit. `training/__init__.py` has imported
 Unsloth before this module, so the imports below are already patched where they need to be.
-Left out on purpose: full fine-tuning, 8-bit weights, pushing to a hub.
 """
 
 import contextlib

@@ -2,7 +2,7 @@
 
 Weights are unpacked and merged one layer at a time, so memory stays at about one layer (2.4 GiB
 for 20 B parameters) whatever the size of the model. On request the merged experts are rounded to
-MXFP4, as in the released model. Left out on purpose: merging back into NF4, which no server reads.
+MXFP4, as in the released model.
 """
 
 import json

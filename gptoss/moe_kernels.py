@@ -2,8 +2,7 @@
 
 On a GPU they are Triton kernels that a CUDA graph can record, one of them reading NF4 weights as
 they are stored (4.25 bits a weight instead of 16). On a CPU, and as the reference that the tests
-compare with, the same functions run in plain torch. Left out on purpose: backward passes; bfloat16
-on GPUs older than compute capability 8.0, which lack it.
+compare with, the same functions run in plain torch.
 """
 
 from dataclasses import dataclass, field

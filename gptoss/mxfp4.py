@@ -2,8 +2,8 @@
 
 A block of 32 neighbours along the input dimension shares one power of two; each value is one of 15
 (0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives) times it. Format: OCP Microscaling Formats (MX)
-Specification 1.0; layout of the tensors: `openai/gpt-oss-20b`. Left out: kernels that compute with
-packed weights, and calibration; every block is rounded by itself.
+Specification 1.0; layout of the tensors: `openai/gpt-oss-20b`. Every block
+is rounded by itself.
 """
 
 import torch

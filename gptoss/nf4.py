@@ -4,7 +4,7 @@ That is the layout of `unsloth/gpt-oss-20b-unsloth-bnb-4bit`, the only one whose
 trains at 4-bit and that `gptoss.moe_kernels` reads: a checkpoint of transformers' own layout (all
 experts of a projection in one 3-D tensor), such as a merged model, is packed once and kept. Layer
 by layer, so memory stays at about two layers (3.5 GiB for 20 B parameters).
-Left out on purpose: MXFP4 checkpoints, which Unsloth loads itself.
+Unsloth loads MXFP4 checkpoints itself.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 `gptoss/export.py` runs this file as a program: where a GPU is, the process that exports has
 Unsloth's patches in transformers, and users load an exported model without them. So nothing of this
-project is imported here. Left out: adapters and NF4 weights, which plain users cannot serve as is.
+project is imported here.
 """
 
 import json

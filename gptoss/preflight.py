@@ -1,7 +1,6 @@
 """Check what a run stands on before time is spent: model folders, package versions, hardware.
 
-Left out on purpose: checksums of the weights (minutes for 20 B parameters); a truncated file is
-found by its length, which the safetensors header gives.
+A truncated weight file is found by its length, which the safetensors header gives.
 """
 
 import json

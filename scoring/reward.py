@@ -68,7 +68,6 @@ class CallScore(NamedTuple):
     """What became of one predicted call."""
 
     name: str
-    """Tool name as written."""
     ok: bool
     """The store accepted the call."""
     correct: bool

@@ -12,7 +12,6 @@ class Intent:
     kind: str
     """A name of `tasks.mix`."""
     action: dict
-    """The gold call."""
     facts: dict[str, Any]
     """What the words are made of; holds every argument value."""
     outcome: str
@@ -40,15 +39,11 @@ class Blueprint:
     """Everything that a task means."""
 
     user_id: str
-    """The customer."""
     authentication: str
     """How the customer is found: "email" or "name_zip"."""
     first_name: str
-    """The customer's first name."""
     last_name: str
-    """The customer's last name."""
     email: str
-    """The customer's email."""
     zip: str
     """The zip code of the customer's address on file."""
     intents: tuple[Intent, ...]

@@ -1,6 +1,6 @@
 """What every stage's trainer is given: metrics.csv, TensorBoard, and whole checkpoints.
 
-What only GRPO is given stands in `watch.py`. Left out on purpose: online trackers.
+What only GRPO is given is in `monitor.py`.
 """
 
 import csv

@@ -2,7 +2,7 @@
 
 Each batch of completions is written as it is done, so an evaluation that was killed goes on where
 it stopped and ends with the same figures. Under torchrun the batches are shared out among the
-processes through the output folder. Left out on purpose: agent mode.
+processes through the output folder.
 """
 
 import json

@@ -1,7 +1,4 @@
-"""Draw a run from the files in its folder; a plot never sees the trainer's memory.
-
-Left out on purpose: interactive plots. The PNGs go into the notebook and the README as they are.
-"""
+"""Draw a run from the files in its folder; a plot never sees the trainer's memory."""
 
 from pathlib import Path
 from typing import Any

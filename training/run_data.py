@@ -1,7 +1,4 @@
-"""The tasks of a run: read strictly, replayed on the store, split by user, known by their content.
-
-Left out on purpose: the audit's questions about wording and policy (`task_tester.py audit`).
-"""
+"""The tasks of a run: read strictly, replayed on the store, split by user, known by their content."""
 
 import hashlib
 import json

@@ -3,7 +3,7 @@
 A padded pass reads the prompt once per completion. Here a row is the prompt followed by the
 completions of its group; attention keeps the completions apart, and the positions of each go on from
 the prompt. Values and gradients are those of the padded pass up to rounding, so loss, clipping and
-KL stay TRL's. Left out on purpose: Unsloth, whose trainer computes log-probabilities its own way.
+KL stay TRL's. Unsloth's trainer computes log-probabilities its own way.
 """
 
 from dataclasses import dataclass

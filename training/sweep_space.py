@@ -1,8 +1,4 @@
-"""What a sweep varies (fields with a range or a list of values), and its command line.
-
-Left out on purpose: ranges that depend on each other. Values that do not go together make a trial
-that fails with the reason.
-"""
+"""What a sweep varies (fields with a range or a list of values), and its command line."""
 
 import argparse
 import json
@@ -39,11 +35,8 @@ class Parameter:
     kind: str
     """"log", "range" or "choice"."""
     low: float = 0.0
-    """Least value of a range."""
     high: float = 0.0
-    """Greatest value of a range."""
     choices: tuple[str | float | int | bool, ...] = ()
-    """Values of a choice."""
     is_whole: bool = False
     """Whether a range holds whole numbers only."""
 
@@ -178,11 +171,8 @@ class Sweep:
     space: tuple[Parameter, ...]
     """What varies."""
     objective: str
-    """Metric to maximise."""
     num_trials: int
-    """Trials in all."""
     folder: Path
-    """Where everything is written."""
     words: tuple[str, ...] = ()
     """Words of the command line that make the base settings, for the closing advice."""
 

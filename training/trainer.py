@@ -1,7 +1,4 @@
-"""What the SFT and the GRPO stage share: trainer arguments, and running with checkpoints.
-
-Left out on purpose: hub uploads and trackers other than TensorBoard and metrics.csv.
-"""
+"""What the SFT and the GRPO stage share: trainer arguments, and running with checkpoints."""
 
 import gc
 import math

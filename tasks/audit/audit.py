@@ -36,9 +36,7 @@ class Reason:
     check: str
     """Which question it fails: one of `CHECKS`."""
     kind: str
-    """Short name, as in `Finding.kind`."""
     reason: str
-    """One line for people."""
 
 
 @dataclass
@@ -46,7 +44,6 @@ class AuditReport:
     """Counts, findings and mix of one file."""
 
     path: str
-    """The file."""
     num_tasks: int = 0
     """Rows, unreadable ones too."""
     num_valid: int = 0

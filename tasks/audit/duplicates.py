@@ -147,9 +147,7 @@ class Place(NamedTuple):
     """Where a task is."""
 
     path: str
-    """Its file."""
     line: int
-    """Its line."""
     split: str
     """The split that training puts it into."""
 

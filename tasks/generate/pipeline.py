@@ -56,7 +56,6 @@ class Draft:
     key: int = 0
     """64 bits of what the task means; 0 when it did not get as far as the uniqueness check."""
     task: Task | None = None
-    """The task when it passed."""
 
 
 @dataclass

@@ -53,7 +53,6 @@ class LlmReport:
     counts: Counter = field(default_factory=Counter)
     """Outcomes and how often each came, e.g. "reworded", "original kept: facts changed"."""
     last_failure: str = ""
-    """The endpoint's last failure, in words."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, outcome: str) -> None:

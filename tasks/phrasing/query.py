@@ -65,7 +65,6 @@ class Wording:
     """A worded query and the choices that shaped it."""
 
     query: str
-    """The customer's message."""
     channel: str
     """A name of `tasks.mix.CHANNELS`."""
     persona: str
