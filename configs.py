@@ -82,14 +82,21 @@ class ModelStage:
     num_threads: int = 0
     """CPU threads of torch, 0 leaves torch's choice. Fixed so that two runs agree bitwise."""
     sampling: str = "plain"
-    """"plain" (transformers' generate), "fast" (gptoss/engine.py), or "fast-resident", which
-    also keeps 16-bit copies of 4-bit experts: 38 GiB more on 20 B, faster from 64 rows."""
+    """"plain" (transformers' generate), "fast" (gptoss/engine.py), "fast-resident", which also keeps
+    16-bit copies of 4-bit experts (38 GiB more on 20 B, faster from 64 rows), or "vllm"
+    (gptoss/vllm_engine.py), which falls back to "fast" where vLLM does not start."""
     sampling_rows: int = 128
-    """Completions that fast sampling decodes at once; more are done in turns."""
+    """Completions decoded at once; more are done in turns."""
+    vllm_model: str = ""
+    """What vLLM samples from, a hub name or folder in MXFP4 or 16 bit; empty is the model itself, and
+    openai/gpt-oss-20b for a 4-bit checkpoint of it."""
+    vllm_kv_gib: float = 10.0
+    """GiB of vLLM's key-value cache: 128 sequences of 1,500 tokens; its weights take 13 GiB more."""
 
     def __post_init__(self) -> None:
         _check_positive("model", self, "max_seq_length", "lora_rank", "lora_alpha", "sampling_rows")
-        _check_choice("model", self, "sampling", ("plain", "fast", "fast-resident"))
+        _check_positive("model", self, "vllm_kv_gib")
+        _check_choice("model", self, "sampling", ("plain", "fast", "fast-resident", "vllm"))
         _check_choice("model", self, "dtype", ("auto", "float32", "float16", "bfloat16"))
         _check_choice("model", self, "device", ("auto", "cpu", "cuda"))
         _check_choice("model", self, "lora_reach", ("attention", "attention+experts"))

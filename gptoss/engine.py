@@ -100,18 +100,20 @@ class _Batch:
         shape = (rows, sampling.max_new_tokens)
         self.output = torch.full(shape, sampling.pad_id, dtype=torch.long, device=device)
         self._stops = torch.tensor(sampling.stop_ids, dtype=torch.long, device=device)
+        self.log_probs = torch.zeros(shape, device=device)
         self.entropy = torch.zeros((), device=device)
         self.num_tokens = torch.zeros((), dtype=torch.long, device=device)
 
     def accept(self, logits: torch.Tensor) -> None:
         """Choose a token per row and record it; ended rows get padding."""
+        scores = (logits / (self._sampling.temperature or 1.0)).log_softmax(-1)
         if self._sampling.temperature:
-            scores = (logits / self._sampling.temperature).log_softmax(-1)
             live = ~self.ended
             self.entropy -= ((scores.exp() * scores).sum(-1) * live).sum()
             self.num_tokens += live.sum()
         draws = None if self._draws is None else self._draws[:, int(self.column)]
         chosen = choose_tokens(logits, self._sampling, draws)
+        self.log_probs[self.rows, self.column] = scores.gather(-1, chosen[:, None])[:, 0]
         chosen = torch.where(self.ended, self._sampling.pad_id, chosen)
         self.output[self.rows, self.column] = chosen
         self.ended |= (chosen[:, None] == self._stops).any(-1)
@@ -147,8 +149,8 @@ class _Batch:
     def state(self) -> tuple[torch.Tensor, ...]:
         """Return what a step changes besides the cache, to undo warm-up steps."""
         return (
-            self.tokens, self.positions, self.ended, self.column, self.output, self.entropy,
-            self.num_tokens,
+            self.tokens, self.positions, self.ended, self.column, self.output, self.log_probs,
+            self.entropy, self.num_tokens,
         )
 
 
@@ -164,6 +166,8 @@ class FastGenerate:
             only, as a CUDA graph draws for all rows at once; None draws from torch's own generator.
         mean_entropy: Nats per token of the last call that sampled, at its temperature; greedy
             calls leave it as it is.
+        log_probs: Nats of the last call's tokens `[B, n]`, at its temperature and before top_k and
+            top_p; without meaning behind a stop token.
     """
 
     def __init__(
@@ -179,6 +183,7 @@ class FastGenerate:
         self.use_graphs = on_gpu if use_graphs is None else use_graphs
         self.row_seeds: list[int] | None = None
         self.mean_entropy: float | None = None
+        self.log_probs: torch.Tensor | None = None
 
     @torch.no_grad()
     def __call__(
@@ -213,6 +218,7 @@ class FastGenerate:
         order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), prompts[row]))
         width = sampling.max_new_tokens
         completions = input_ids.new_full((len(prompts), width), sampling.pad_id)
+        log_probs = torch.zeros(len(prompts), width)
         used, num_tokens, entropy = 0, 0, 0.0
         for begin in range(0, len(order), self.max_rows):
             part = order[begin : begin + self.max_rows]
@@ -220,9 +226,11 @@ class FastGenerate:
             batch, length = self._decode([prompts[row] for row in part], sampling, some, streamer)
             rows = torch.tensor(part, device=input_ids.device)
             completions[rows] = batch.output.to(input_ids.device)
+            log_probs[part] = batch.log_probs.cpu()
             used = max(used, length)
             num_tokens += int(batch.num_tokens)
             entropy += float(batch.entropy)
+        self.log_probs = log_probs[:, :used]
         if num_tokens:
             self.mean_entropy = entropy / num_tokens
         if streamer is not None:

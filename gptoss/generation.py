@@ -1,14 +1,41 @@
-"""Decode completions for a list of prompts, in batches of about the same length.
+"""One way to sample for all callers: prompts of token ids in, completions with log-probabilities out.
 
-Left out on purpose: sampling for GRPO, which is the trainer's own (`grpo.py`).
+GRPO, evaluation and the agent's turns call `complete` and do not know what samples: transformers'
+generate, `gptoss.engine` or `gptoss.vllm_engine`, whichever `load_model` put on the model.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
 from gptoss.engine import FastGenerate
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was sampled for one prompt."""
+
+    ids: list[int]
+    """Up to and including the stop token."""
+    log_probs: list[float]
+    """Nats of each token, at the sampling temperature (at 1 for the likeliest token)."""
+
+
+class Engine(Protocol):
+    """What samples; the adapter's present weights are used in every call."""
+
+    differs: bool
+    """Whether its probabilities differ from the trainer's by more than rounding."""
+    mean_entropy: float | None
+    """Nats per token of the last call that sampled, at its temperature; None if unknown."""
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int,
+        temperature: float | None = None, seeds: Sequence[int] | None = None,
+    ) -> list[Completion]:
+        """Complete prompts, see `complete`."""
 
 
 def split_batches(lengths: list[int], batch_size: int) -> list[list[int]]:
@@ -25,69 +52,105 @@ def split_batches(lengths: list[int], batch_size: int) -> list[list[int]]:
     return [order[start:start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-class _SeededDraws:
-    """Logits processor that turns the likeliest token into a draw, from one generator a row."""
+class _Draws:
+    """Logits processor that turns the likeliest token into a draw, and notes its log-probability."""
 
-    def __init__(self, seeds: Sequence[int], temperature: float) -> None:
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    def __init__(self, temperature: float | None, seeds: Sequence[int] | None) -> None:
         self._temperature = temperature
+        self._generators = seeds and [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.log_probs: list[torch.Tensor] = []
 
     def __call__(self, _input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        noise = torch.empty(scores.shape)
-        for row, generator in zip(noise, self._generators, strict=True):
-            row.exponential_(generator=generator)
-        # argmax(logit - log E) with E ~ Exp(1) is a draw from softmax(logits).
-        return scores.float() / self._temperature - noise.clamp_(min=1e-30).log_().to(scores.device)
+        drawn = scores = scores.float() / (self._temperature or 1.0)
+        if self._temperature:
+            if self._generators:
+                noise = torch.empty(scores.shape)
+                for row, generator in zip(noise, self._generators, strict=True):
+                    row.exponential_(generator=generator)
+            else:
+                noise = torch.empty_like(scores).exponential_()
+            # argmax(logit - log E) with E ~ Exp(1) is a draw from softmax(logits).
+            drawn = scores - noise.clamp_(min=1e-30).log_().to(scores.device)
+        chosen = drawn.argmax(-1, keepdim=True)
+        self.log_probs.append(scores.log_softmax(-1).gather(-1, chosen)[:, 0])
+        return drawn
 
 
-@torch.no_grad()
-def generate_ids(
+class ModelEngine:
+    """The model's own `generate`: transformers', or fast sampling where that is attached."""
+
+    differs = False
+
+    def __init__(self, model: Any) -> None:
+        """Sample from a model whose `generation_config` holds the stop and padding tokens."""
+        self._model = model
+
+    @property
+    def mean_entropy(self) -> float | None:
+        """As fast sampling measures it; transformers' generate does not."""
+        return getattr(self._model.generate, "mean_entropy", None)
+
+    @torch.no_grad()
+    def complete(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int,
+        temperature: float | None = None, seeds: Sequence[int] | None = None,
+    ) -> list[Completion]:
+        """Complete prompts, see `complete`."""
+        model = self._model
+        width, pad_id = max(map(len, prompts)), model.generation_config.pad_token_id
+        ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in prompts])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
+        fast = model.generate if isinstance(model.generate, FastGenerate) else None
+        draws = _Draws(temperature, seeds)
+        sampling: dict[str, Any] = {"do_sample": False}
+        if fast is None:
+            sampling["logits_processor"] = [draws]
+        elif temperature:
+            sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+            fast.row_seeds = seeds and list(seeds)
+        was_training = model.training
+        model.eval()
+        output = model.generate(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
+            max_new_tokens=max_new_tokens, pad_token_id=pad_id, use_cache=True, **sampling,
+        )
+        model.train(was_training)
+        log_probs = fast.log_probs if fast else torch.stack(draws.log_probs, dim=1)
+        stop_ids = model.generation_config.eos_token_id
+        stops = set(stop_ids if isinstance(stop_ids, list) else [stop_ids])
+        found = []
+        for row, values in zip(output[:, width:].tolist(), log_probs.tolist(), strict=True):
+            end = next((i for i, token in enumerate(row) if token in stops), len(row) - 1)
+            found.append(Completion(row[:end + 1], values[:end + 1]))
+        return found
+
+
+def engine_of(model: Any) -> Engine:
+    """Return what samples for a model."""
+    return getattr(model, "engine", None) or ModelEngine(model)
+
+
+def complete(
     model: Any,
-    tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     temperature: float | None = None,
     seeds: Sequence[int] | None = None,
-) -> list[list[int]]:
-    """Complete a batch of prompts.
+) -> list[Completion]:
+    """Complete prompts with the model's present weights, by the engine it has.
 
     Args:
-        model: A causal model whose `generation_config` holds the stop tokens.
-        tokenizer: Its tokenizer, with a padding token.
-        prompts: Token ids.
+        model: A causal model as `load_model` returns it.
+        prompts: Token ids; equal ones are read once where the engine can.
         max_new_tokens: Tokens per completion at most.
         temperature: Sampling temperature; None takes the likeliest token each time.
         seeds: One a prompt: what it draws does not depend on the prompts beside it (fast sampling
-            on a GPU draws for all together). None draws from torch's own generator.
+            on a GPU draws for all together). None draws from the engine's own generator.
 
     Returns:
-        Token ids of the completions, up to and including the stop token.
+        One completion a prompt.
     """
-    width = max(map(len, prompts))
-    pad_id = tokenizer.pad_token_id
-    ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in prompts])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature is not None and (seeds is None or isinstance(model.generate, FastGenerate)):
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        if seeds is not None:
-            model.generate.row_seeds = list(seeds)
-    elif temperature is not None:
-        sampling["logits_processor"] = [_SeededDraws(seeds, temperature)]
-    was_training = model.training
-    model.eval()
-    output = model.generate(
-        input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
-        max_new_tokens=max_new_tokens, pad_token_id=pad_id, use_cache=True, **sampling,
-    )
-    model.train(was_training)
-    stop_ids = model.generation_config.eos_token_id
-    stops = set(stop_ids if isinstance(stop_ids, list) else [stop_ids])
-    found = []
-    for row in output[:, width:].tolist():
-        end = next((i for i, token in enumerate(row) if token in stops), len(row) - 1)
-        found.append(row[:end + 1])
-    return found
+    return engine_of(model).complete(prompts, max_new_tokens, temperature, seeds)
 
 
 def generate_batch(
@@ -97,11 +160,11 @@ def generate_batch(
     max_new_tokens: int,
     temperature: float | None = None,
 ) -> list[str]:
-    """Complete a batch of prompts, as `generate_ids` does.
+    """Complete a batch of texts.
 
     Args:
         model: A causal model whose `generation_config` holds the stop tokens.
-        tokenizer: Its tokenizer, with a padding token.
+        tokenizer: Its tokenizer.
         prompts: Texts with special tokens written out.
         max_new_tokens: Tokens per completion at most.
         temperature: Sampling temperature; None takes the likeliest token each time.
@@ -110,5 +173,5 @@ def generate_batch(
         Completions with special tokens, up to and including the stop token.
     """
     rows = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    found = generate_ids(model, tokenizer, rows, max_new_tokens, temperature)
-    return [tokenizer.decode(ids, skip_special_tokens=False) for ids in found]
+    found = complete(model, rows, max_new_tokens, temperature)
+    return [tokenizer.decode(one.ids, skip_special_tokens=False) for one in found]

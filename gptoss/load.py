@@ -33,6 +33,7 @@ from gptoss.preflight import (
     list_tensor_names,
     read_json_file,
 )
+from gptoss.vllm_engine import start_vllm
 from prompting.harmony import STOP_TOKENS
 
 ATTENTION_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -82,6 +83,7 @@ def load_model(
         torch.set_num_threads(stage.num_threads)
     _check_hardware(stage)
     _check_4bit_packages(stage)
+    asked = stage
     folder = Path(stage.model_name)
     if folder.is_dir():
         check_checkpoint(folder)
@@ -115,6 +117,9 @@ def load_model(
         try:
             with memory_guard("fast sampling", smaller_loading(stage, with_sampling=True)):
                 attach_fast_generate(model, stage.sampling_rows, resident)
+                if stage.sampling == "vllm":
+                    # Beside it fast sampling goes on to stream chats, and to stand in.
+                    model.engine = start_vllm(model, asked)
         except (TypeError, ValueError) as error:
             raise ModelError(f"{error}; use --set model.sampling=plain") from error
     trained, total = count_trainable(model)

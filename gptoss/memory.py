@@ -22,7 +22,7 @@ NOT_COMPARED = {"output_dir", "show_progress", "merge_model", "preset"}
 """Settings that say nothing about the steps of a run."""
 FREE_ON_RESUME = (
     "model.sampling", "model.sampling_rows", "model.gradient_checkpointing",
-    "model.offload_embedding", "evaluation.batch_size",
+    "model.offload_embedding", "model.vllm_model", "model.vllm_kv_gib", "evaluation.batch_size",
 )
 """Settings that change how much memory is taken, and neither the steps nor the weights."""
 LARGER_GPU = "a GPU with more memory"
@@ -79,6 +79,8 @@ def next_smaller(config: RunConfig, doing: str) -> dict[str, object]:
         a larger GPU is left.
     """
     model = config.model
+    if model.sampling == "vllm":
+        return {"model.sampling": "fast"}
     if doing == "SFT":
         return _smaller_batch("sft", config.sft) or _smaller_model(model)
     if model.sampling == "fast-resident":
@@ -156,7 +158,7 @@ def smaller_loading(model: ModelStage, with_sampling: bool) -> str:
         model: The settings that ran out of memory.
         with_sampling: Whether it was loaded, and fast sampling did not fit beside it.
     """
-    slower = {"fast-resident": "fast", "fast": "plain"}.get(model.sampling)
+    slower = {"vllm": "fast", "fast-resident": "fast", "fast": "plain"}.get(model.sampling)
     if with_sampling and slower:
         return _options({"model.sampling": slower})
     changes = _smaller_model(model)

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-import torch
-
-from gptoss.generation import generate_ids, split_batches
+from gptoss.generation import complete, split_batches
 from gptoss.preflight import ModelError
 from prompting.chat_template import TemplateError, TemplateFormat
 from prompting.dialogue import HarmonyFormat, Message, Reply
@@ -44,7 +42,7 @@ class SampledTurn:
     completion_ids: list[int]
     """Up to and including the stop token."""
     log_probs: list[float]
-    """Nats of each completion token, at temperature 1, under the weights that sampled it."""
+    """Nats of each completion token, as it was sampled (at temperature 1 for the likeliest)."""
 
 
 @dataclass
@@ -116,19 +114,20 @@ class ModelPolicy:
         for batch in split_batches([len(prompts[index]) for index in fitting], self._batch_size):
             rows = [fitting[index] for index in batch]
             seeds = [_turn_seed(conversations[row]) for row in rows]
-            completions = generate_ids(
-                self._model, self._tokenizer, [prompts[row] for row in rows],
-                self._max_new_tokens, self._temperature, seeds,
+            completions = complete(
+                self._model, [prompts[row] for row in rows], self._max_new_tokens,
+                self._temperature, seeds,
             )
-            for row, ids in zip(rows, completions, strict=True):
+            for row, completion in zip(rows, completions, strict=True):
+                ids = completion.ids
                 reply = self._format.parse(self._tokenizer.decode(ids, skip_special_tokens=False))
                 index = len(conversations[row].messages)
                 memories[row].analyses[index] = reply.analysis
                 if reply.failure:
                     self.failures[reply.failure] += 1
                 if self._keep_turns:
-                    log_probs = completion_log_probs(self._model, prompts[row], ids)
-                    memories[row].turns.append(SampledTurn(index, prompts[row], ids, log_probs))
+                    turn = SampledTurn(index, prompts[row], ids, completion.log_probs)
+                    memories[row].turns.append(turn)
                 replies[row] = {
                     **reply.message, "num_prompt_tokens": len(prompts[row]), "num_tokens": len(ids),
                     "failure": reply.failure,
@@ -175,15 +174,6 @@ def join_turns(turns: Sequence[SampledTurn]) -> list[tuple[list[int], list[int],
         mask += [0] * len(given) + [1] * len(turn.completion_ids)
         log_probs += [0.0] * len(given) + turn.log_probs
     return rows
-
-
-@torch.no_grad()
-def completion_log_probs(model: Any, prompt_ids: list[int], completion_ids: list[int]) -> list[float]:
-    """Return the log-probability of each completion token, in nats, by one forward pass."""
-    ids = torch.tensor([prompt_ids + completion_ids], device=model.device)
-    logits = model(input_ids=ids).logits[0, len(prompt_ids) - 1 : -1].float()
-    chosen = ids[0, len(prompt_ids):, None]
-    return logits.log_softmax(-1).gather(-1, chosen)[:, 0].tolist()
 
 
 def _turn_seed(conversation: ConversationLike) -> int:

@@ -202,6 +202,9 @@ CASES = {
     "parse_rate_falls": (
         steps(rollouts__parsed=[0.9] * 5 + [0.7] * 5), steps(rollouts__parsed=[0.9] * 5 + [0.85] * 5)
     ),
+    "sampler_apart": (
+        steps(sampling__kl=[0.01, 0.1, 0.2, 0.1]), steps(sampling__kl=[0.9, 0.01, 0.2, 0.05]),
+    ),
 }
 
 
@@ -216,7 +219,7 @@ def test_each_warning_comes_when_it_should_and_only_then(kind):
     found = find_warnings(bad)
     assert [finding.kind for finding in found] == [kind]
     message = found[0].message
-    assert "\n" not in message and ("grpo." in message or "SFT" in message)
+    assert "\n" not in message and any(w in message for w in ("grpo.", "model.", "SFT"))
     assert find_warnings(good) == []
 
 

@@ -1,4 +1,4 @@
-"""Dynamic sampling: replace zero-variance groups, whose equal rewards teach nothing.
+"""The rollouts of GRPO, and dynamic sampling: zero-variance groups, which teach nothing, are replaced.
 
 TRL trains such a group with loss 0 and says nothing. Here another task is drawn in its place and
 sampled, a few rounds long, before the trainer sees the batch. Left out on purpose: dropping the
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import configs
 from data_reader import Task, plan_prompt
-from gptoss.engine import FastGenerate
+from gptoss.generation import complete
 from training.rewards import CompletionScorer, weighted_reward
 from training.task_store import TaskLookup
 
@@ -28,6 +28,7 @@ class Group(NamedTuple):
 
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
+    logprobs: list[list[float]]
     task: list[int]
     """The task's number, once per completion."""
     rewards: list[float]
@@ -44,8 +45,7 @@ class DynamicSampler:
 
     Whether a completion's group had variance, before and after, goes with it to the reward functions,
     which log the shares. All draws depend on the seed, the step and the place in the batch of all
-    processes: a resumed run, and any number of processes, draw alike (completions on a CPU with
-    fast sampling only, see `FastGenerate.row_seeds`).
+    processes: a resumed run, and any number of processes, draw alike (completions on a CPU only).
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class DynamicSampler:
             "task": [number for group in groups for number in group.task],
             "useful_before": useful_before,
             "useful_after": _useful(groups),
-            "logprobs": None,
+            "logprobs": [values for group in groups for values in group.logprobs],
         }
 
     def _sample(
@@ -115,14 +115,18 @@ class DynamicSampler:
         stage = self.config.grpo
         size = stage.num_generations
         prompt_ids = trainer.processing_class(text=prompts)["input_ids"]
-        generate = trainer.model.generate
-        if isinstance(generate, FastGenerate):
+        seeds = None
+        if trainer.model.device.type == "cpu":
             draws = [random.Random(name) for name in names]
-            generate.row_seeds = [draw.getrandbits(63) for draw in draws for _ in range(size)]
-        completion_ids, _ = trainer._generate_single_turn(prompt_ids, None, {}, size)
+            seeds = [draw.getrandbits(63) for draw in draws for _ in range(size)]
+        completions = complete(
+            trainer.model, prompt_ids, stage.max_completion_length, stage.temperature, seeds
+        )
+        completion_ids = [completion.ids for completion in completions]
+        log_probs = [completion.log_probs for completion in completions]
         scores = self.scorer.score(tasks, completion_ids)
         rewards = [weighted_reward(stage, score) for score in scores]
-        columns = (prompt_ids, completion_ids, tasks, rewards)
+        columns = (prompt_ids, completion_ids, log_probs, tasks, rewards)
         return [
             Group(*(column[start:start + size] for column in columns))
             for start in range(0, len(prompts), size)

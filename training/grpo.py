@@ -2,8 +2,8 @@
 
 The order of the tasks is laid out here for the whole run, as one epoch of the trainer: TRL's own
 shuffle starts over after a resume in a later epoch. The reference policy of the KL term is the
-adapter as SFT left it (TRL keeps a frozen copy named "ref"). Left out on purpose: vLLM, which has
-no path for GPT-OSS with Unsloth, and reward models.
+adapter as SFT left it (TRL keeps a frozen copy named "ref"). Left out on purpose: TRL's own use of
+vLLM, which Unsloth has no path for with GPT-OSS (`gptoss.vllm_engine` has), and reward models.
 """
 
 import math
@@ -19,10 +19,12 @@ import configs
 from common.files import SettingsError
 from data_reader import Task, grpo_rows
 from envs.retail import RetailDatabase
+from gptoss.generation import engine_of
 from gptoss.load import uses_unsloth
 from gptoss.memory import limit_forward_rows
 from training.callbacks import CheckpointMarker, RunLogger
 from training.dynamic_sampling import DynamicSampler
+from training.importance import MAX_WEIGHT, weigh_tokens
 from training.monitor import (
     SampleRollouts,
     SamplingEntropy,
@@ -147,6 +149,9 @@ def build_grpo_trainer(
         mask_truncated_completions=False,
         epsilon_high=0.2,
         scale_rewards=stage.scale_rewards,
+        vllm_importance_sampling_correction=True,
+        vllm_importance_sampling_mode="token_truncate",
+        vllm_importance_sampling_clip_max=MAX_WEIGHT,
         reward_weights=[stage.tool_reward_weight, stage.outcome_reward_weight],
         remove_unused_columns=False,
     )
@@ -157,17 +162,15 @@ def build_grpo_trainer(
         callbacks.append(ValidationWatch(config, logger, tokenizer, validation_tasks, db))
     # The marker comes last: a checkpoint is whole only when everything about its step is written.
     callbacks += [Watchdog(config, logger), CheckpointMarker()]
-    sampler = None
-    # On a CPU it also seeds the draws, so that two processes sample what one would.
-    if stage.resample_rounds or model.device.type == "cpu":
-        sampler = DynamicSampler(config, scorer, rows, tasks)
     trainer = GRPOTrainer(
         model=model, args=arguments, train_dataset=rows.select(order), processing_class=tokenizer,
-        reward_funcs=make_rewards(scorer), rollout_func=sampler,
-        callbacks=callbacks,
+        reward_funcs=make_rewards(scorer), callbacks=callbacks,
+        rollout_func=DynamicSampler(config, scorer, rows, tasks),
     )
     if uses_unsloth(config.model):
         limit_forward_rows(trainer, stage.per_device_train_batch_size)
+    if engine_of(model).differs:
+        weigh_tokens(trainer)
     return trainer
 
 

@@ -26,6 +26,7 @@ from common.files import (
 )
 from data_reader import Task
 from envs.retail import Episode, RetailDatabase
+from gptoss.generation import engine_of
 from gptoss.load import load_adapter, save_adapter
 from prompting import harmony
 from scoring.parse import parse_plan
@@ -37,6 +38,8 @@ from training.rewards import CompletionScorer
 BEST_NAME = "best_adapter"
 QUIET_STEPS = 20
 """A warning of one kind is not repeated within this many steps."""
+MAX_SAMPLER_KL = 0.1
+"""Nats a token between the sampler and the trainer above which importance weights are mostly noise."""
 Row = dict[str, float]
 
 
@@ -148,6 +151,17 @@ def _parse_rate_falls(rows: list[Row]) -> str | None:
     return None
 
 
+def _sampler_apart(rows: list[Row]) -> str | None:
+    last = _column(rows, "sampling/kl")[-3:]
+    if len(last) == 3 and fmean(last) > MAX_SAMPLER_KL:
+        return (
+            f"what samples and what trains are {fmean(last):.2f} nats a token apart (KL), more than "
+            "rounding explains: set model.vllm_model to the weights that model.model_name was made "
+            "from, or model.sampling=fast"
+        )
+    return None
+
+
 RULES: dict[str, Callable[[list[Row]], str | None]] = {
     "dead_groups": _dead_groups,
     "clipping": _clipping,
@@ -157,6 +171,7 @@ RULES: dict[str, Callable[[list[Row]], str | None]] = {
     "reward_without_result": _reward_without_result,
     "result_falls": _result_falls,
     "parse_rate_falls": _parse_rate_falls,
+    "sampler_apart": _sampler_apart,
 }
 
 
@@ -221,12 +236,12 @@ class SampleRollouts(TrainerCallback):
 class SamplingEntropy(TrainerCallback):
     """Adds the policy's entropy to the log row where the trainer leaves it out, as Unsloth's does.
 
-    It is that of the tokens as they were sampled, which fast sampling measures on its way.
+    It is that of the tokens as they were sampled, as the engine knows it.
     """
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict, model: Any, **_: Any) -> None:
         """Add the entropy; the row goes to the logger next."""
-        entropy = getattr(model.generate, "mean_entropy", None)
+        entropy = engine_of(model).mean_entropy
         if entropy is not None and "train_runtime" not in logs:
             logs.setdefault("entropy", entropy)
 
