@@ -163,7 +163,7 @@ def export_model(
         if card:
             write_text_atomic(part / "README.md", card)
         if export_format == "gguf":
-            _convert_to_gguf(part, Path(llama_cpp, CONVERTER))
+            _convert_to_gguf(part, Path(llama_cpp))
         record("export", part.rglob("*"))
 
     try:
@@ -177,12 +177,14 @@ def export_model(
         raise ModelError(f"{folder}: cannot be written ({reason}); choose another --output") from error
 
 
-def _convert_to_gguf(part: Path, converter: Path) -> None:
-    command = [sys.executable, converter, part, "--outfile", part / "model.gguf"]
+def _convert_to_gguf(part: Path, llama_cpp: Path) -> None:
+    program = Path(__file__).with_name("to_gguf.py")
+    # -P keeps this folder off the import path, as in `reload_logits`.
+    command = [sys.executable, "-P", program, llama_cpp, part, part / "model.gguf"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode or not (part / "model.gguf").is_file():
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ModelError(f"{converter}: failed: {reason}; use --format mxfp4")
+        raise ModelError(f"{llama_cpp / CONVERTER}: failed: {reason}; use --format mxfp4")
 
 
 def export_bytes(model: Any, dtype: torch.dtype, packed: bool) -> float:

@@ -26,6 +26,8 @@ RELEASED = "openai/gpt-oss-20b"
 """The released MXFP4 weights, which Unsloth's checkpoints are packed from."""
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks of adapter slots that vLLM knows."""
+SMALL_SHARE = 0.05
+"""Share of memory that vLLM wants free at its start; what it takes is set in bytes."""
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, beside the trainer's tensors
     "VLLM_USE_FLASHINFER_SAMPLER": "0",  # its first call compiles for minutes
@@ -170,10 +172,11 @@ class VllmEngine:
             model=weights_for(stage), dtype="bfloat16", max_model_len=stage.max_seq_length,
             max_num_seqs=stage.sampling_rows, skip_tokenizer_init=True, seed=0,
             kv_cache_memory_bytes=int(stage.vllm_kv_gib * 2**30), enable_prefix_caching=True,
+            gpu_memory_utilization=SMALL_SHARE,
             logprobs_mode="processed_logprobs", disable_log_stats=True,
             enable_flashinfer_autotune=False,
-            # CUDA graphs of the decode steps without torch.compile, which takes minutes.
-            compilation_config={"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}, **adapter,
+            # Without torch.compile adapters do not run on experts that are padded to tiles.
+            compilation_config={"cudagraph_mode": "FULL_DECODE_ONLY"}, **adapter,
         )
         self._request = self._register() if factors else None
 

@@ -28,6 +28,8 @@ from gptoss.load import (
 )
 from gptoss.plain import plain_logits
 from gptoss.preflight import ModelError, holds_mxfp4_experts, read_json_file
+from gptoss.to_gguf import name_tokenizer
+from tests.tiny_random import make_tokenizer
 
 PROMPTS = ["<|start|>user<|message|>cancel #W12", "<|start|>assistant", "7"]
 
@@ -140,6 +142,22 @@ def test_gguf_is_made_by_the_converter_of_llama_cpp(trained, stage, tmp_path: Pa
     with pytest.raises(ModelError, match="named gguf; use --format mxfp4$"):
         export_model(*trained, tmp_path / "other", stage, "gguf", str(tmp_path))
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(("model", "named"), [("models/tiny-gpt-oss", True), ("random", False)])
+def test_a_vocabulary_that_cuts_text_as_gpt_oss_does_is_named_to_llama_cpp(tmp_path, model, named):
+    class TextModel:
+        def get_vocab_base_pre(self, tokenizer):
+            raise NotImplementedError
+
+    if model == "random":
+        make_tokenizer().save_pretrained(tmp_path)
+    name_tokenizer(TextModel, tmp_path if model == "random" else Path(model))
+    if named:
+        assert TextModel().get_vocab_base_pre(None) == "gpt-4o"
+    else:
+        with pytest.raises(NotImplementedError):
+            TextModel().get_vocab_base_pre(None)
 
 
 def test_gguf_without_llama_cpp_is_told_before_anything_is_loaded(tmp_path, capsys):

@@ -1,5 +1,7 @@
 """GRPO: rewards from one scoring, order of tasks, reference policy, resampling, a step that learns."""
 
+from types import SimpleNamespace
+
 import pytest
 import resume_run
 import tiny_random
@@ -7,6 +9,7 @@ import torch
 from datasets import Dataset
 
 from data_reader import Task, gold_completion, grpo_rows, plan_prompt
+from gptoss.generation import Completion
 from gptoss.load import load_model
 from prompting.harmony import render_completion
 from task_tester import score_completion
@@ -164,23 +167,22 @@ def test_equal_rewards_change_nothing_but_for_the_kl(folder, db):
 
 
 class FakeTrainer:
-    """Stands in for TRL's trainer: completions are written down beforehand."""
+    """Stands in for TRL's trainer and the engine: completions are written down beforehand."""
 
     def __init__(self, tokenizer, answers: dict[str, list[str]]) -> None:
         self.processing_class = tokenizer
         self.answers = answers
-        self.accelerator = type("Accelerator", (), {"process_index": 0})
-        self.state = type("State", (), {"global_step": 0})
-        self.num_sampled = 0
-        self.model = type("Model", (), {"generate": None})
+        self.accelerator = SimpleNamespace(process_index=0)
+        self.state = SimpleNamespace(global_step=0)
+        self.model = SimpleNamespace(device=torch.device("cpu"), engine=self)
 
-    def _generate_single_turn(self, prompt_ids, images, fields, num_generations):
-        texts = []
-        for index, ids in enumerate(prompt_ids):
-            prompt = self.processing_class.decode(ids)
-            texts.append(self.answers[prompt][index % num_generations])
-        self.num_sampled += len(texts)
-        return [self.processing_class(text)["input_ids"] for text in texts], None
+    def complete(self, prompts, max_new_tokens, temperature, seeds) -> list[Completion]:
+        found = []
+        for index, ids in enumerate(prompts):
+            text = self.answers[self.processing_class.decode(ids)][index % 2]
+            ids = self.processing_class(text)["input_ids"]
+            found.append(Completion(ids, [-0.5] * len(ids)))
+        return found
 
 
 def test_groups_without_spread_are_replaced(folder, db):
@@ -207,11 +209,11 @@ def test_groups_without_spread_are_replaced(folder, db):
     assert logged["resampling/useful_before"] == 0.5 and logged["resampling/useful_after"] == 1.0
     assert output["task"] == [0] * 4, "the dead group's task is the drawn one's"
     assert tokenizer.decode(output["prompt_ids"][2]) == prompts[0]
-    assert len(output["completion_ids"]) == 4 and output["logprobs"] is None
+    assert output["logprobs"] == [[-0.5] * len(ids) for ids in output["completion_ids"]]
     again = DynamicSampler(config, CompletionScorer(tokenizer, db, tasks), shown, tasks)
     assert again(batch, FakeTrainer(tokenizer, answers)) == output
 
 
 def test_spread_of_a_group():
-    assert Group([], [], [], [1.0, 0.0]).has_variance
-    assert not Group([], [], [], [0.3, 0.3]).has_variance
+    assert Group([], [], [], [], [1.0, 0.0]).has_variance
+    assert not Group([], [], [], [], [0.3, 0.3]).has_variance
