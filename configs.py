@@ -23,6 +23,7 @@ dataset_path = "dataset.jsonl"
 TINY_MODEL_PATH = "models/tiny-gpt-oss"
 SCHEDULES = ("cosine", "linear", "constant_with_warmup", "constant")
 PRESET_NAMES = ("auto", "cpu", "t4", "24gb", "80gb")
+MODES = ("plan", "agent")
 
 
 class ConfigError(UserError, ValueError):
@@ -313,6 +314,27 @@ class EvaluationStage:
 
 
 @dataclass(frozen=True)
+class AgentStage:
+    """Conversations with a scripted customer; used when the run's `mode` is "agent"."""
+
+    trajectories_path: str = ""
+    """Conversations for SFT, from `task_generator.py trajectories`; empty has the oracle play the
+    training tasks."""
+    customers_per_task: int = 1
+    """Conversations that the oracle plays for each training task, each with another customer."""
+    max_turns: int = 20
+    """Messages of the agent in one conversation; one more ends it."""
+    max_turn_tokens: int = 256
+    """Tokens of one message of the agent; longer ones are cut and end the conversation."""
+    num_trials: int = 1
+    """Evaluation episodes of each held-out task, each with another customer."""
+
+    def __post_init__(self) -> None:
+        names = ("customers_per_task", "max_turns", "max_turn_tokens", "num_trials")
+        _check_positive("agent", self, *names)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything one run needs, saved with it as config.json."""
 
@@ -321,6 +343,9 @@ class RunConfig:
     sft: SftStage = field(default_factory=SftStage)
     grpo: GrpoStage = field(default_factory=GrpoStage)
     evaluation: EvaluationStage = field(default_factory=EvaluationStage)
+    agent: AgentStage = field(default_factory=AgentStage)
+    mode: str = "plan"
+    """"plan" (one answer of tool calls) or "agent" (a conversation with tools and a customer)."""
     output_dir: str = "outputs/tau_bench_rl"
     """Folder of the run; created when missing."""
     seed: int = 3407
@@ -338,6 +363,9 @@ class RunConfig:
         _check(0 <= self.seed < 2**31, "run", "seed", self.seed, "from 0 to 2147483647")
         for name, stage in stages_of(self).items():
             _check_finite(name, stage)
+        _check_choice("run", self, "mode", MODES)
+        _check(self.agent.max_turn_tokens < self.model.max_seq_length, "agent", "max_turn_tokens",
+               self.agent.max_turn_tokens, f"below model.max_seq_length ({self.model.max_seq_length})")
         longest = self.grpo.max_completion_length
         _check(longest < self.model.max_seq_length, "grpo", "max_completion_length", longest,
                f"below model.max_seq_length ({self.model.max_seq_length})")
@@ -504,7 +532,26 @@ _PRESETS = {
 }
 
 
-def get_preset(name: str) -> RunConfig:
+_AGENT_GPU = {
+    # The prompt takes 1,141 tokens, a conversation of the oracle 2,400 more in the mean.
+    "model.max_seq_length": 8192, "sft.per_device_train_batch_size": 1,
+    "sft.gradient_accumulation_steps": 16, "grpo.per_device_train_batch_size": 1,
+    "grpo.gradient_accumulation_steps": 16, "grpo.generation_batch_size": 0,
+    "evaluation.batch_size": 32, "agent.max_turn_tokens": 512,
+}
+_AGENT = {
+    "cpu": {
+        "model.max_seq_length": 1024, "agent.max_turn_tokens": 200, "agent.customers_per_task": 2,
+        "grpo.max_completion_length": 200, "grpo.shared_prefix": False,
+        "grpo.per_device_train_batch_size": 8, "grpo.gradient_accumulation_steps": 4,
+        "evaluation.num_tasks": 128, "evaluation.batch_size": 64, "grpo.num_eval_tasks": 64,
+    },
+    "t4": _AGENT_GPU, "24gb": _AGENT_GPU, "80gb": _AGENT_GPU,
+}
+"""What agent mode changes of each preset."""
+
+
+def get_preset(name: str, mode: str = "plan") -> RunConfig:
     """Return the settings of a preset.
 
     >>> get_preset("cpu").preset
@@ -512,6 +559,7 @@ def get_preset(name: str) -> RunConfig:
 
     Args:
         name: One of `PRESET_NAMES`; "auto" picks by the memory of the GPU.
+        mode: "plan" or "agent".
 
     Returns:
         The frozen settings; `RunConfig.preset` is the name after "auto" was resolved.
@@ -521,7 +569,10 @@ def get_preset(name: str) -> RunConfig:
     """
     if name not in PRESET_NAMES:
         raise ConfigError(f"unknown preset {name!r}; choose one of " + ", ".join(PRESET_NAMES))
-    return _PRESETS[pick_preset()[0] if name == "auto" else name]
+    name = pick_preset()[0] if name == "auto" else name
+    if mode == "plan":
+        return _PRESETS[name]
+    return with_overrides(_PRESETS[name], {"mode": mode} | _AGENT[name])
 
 
 def config_of_model(model: str) -> RunConfig:

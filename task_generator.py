@@ -73,7 +73,13 @@ def positive_number(text: str) -> int:
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the command's arguments; ends the process with code 2 when they are wrong."""
+    """Return the command's arguments; ends the process with code 2 when they are wrong.
+
+    `work` is the function that does it.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["trajectories"]:
+        return _parse_trajectories(words[1:])
     parser = argparse.ArgumentParser(
         description="Generate retail tasks as JSON lines.",
         epilog=f"`{TRAJECTORIES} --help`: conversations about tasks.",
@@ -87,7 +93,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_overwrite(parser)
     add_llm_arguments(parser)
-    arguments = parser.parse_args(argv)
+    parser.set_defaults(work=_tasks)
+    arguments = parser.parse_args(words)
     _check_output(parser, arguments.output)
     return arguments
 
@@ -101,8 +108,7 @@ def _check_output(parser: argparse.ArgumentParser, output: Path) -> None:
         parser.error(f"argument --output: folder {output.parent} is not writable, choose another")
 
 
-def parse_trajectory_arguments(argv: list[str]) -> argparse.Namespace:
-    """Return the arguments of `trajectories`; ends the process with code 2 when they are wrong."""
+def _parse_trajectories(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=f"{COMMAND} trajectories",
         description="Let a scripted agent that knows the gold calls talk to scripted customers, and "
@@ -117,7 +123,8 @@ def parse_trajectory_arguments(argv: list[str]) -> argparse.Namespace:
         help="conversations of each task, each with another customer (default: 1)",
     )
     add_overwrite(parser)
-    arguments = parser.parse_args(argv)
+    parser.set_defaults(work=_trajectories)
+    arguments = parser.parse_args(words)
     _check_output(parser, arguments.output)
     return arguments
 
@@ -163,14 +170,10 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         SystemExit: Code 1 for a store that will not do, code 2 for arguments that will not do.
     """
-    words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["trajectories"]:
-        arguments, work = parse_trajectory_arguments(words[1:]), _trajectories
-    else:
-        arguments, work = parse_arguments(words), _tasks
+    arguments = parse_arguments(argv)
     output = arguments.output
     try:
-        work(arguments)
+        arguments.work(arguments)
     except LlmError as error:
         _fail(EXIT_USAGE, str(error))
     except (

@@ -18,6 +18,7 @@ from common.user_error import UserError, print_error
 
 EPILOG = """examples:
   python train_script.py --preset cpu
+  python train_script.py --preset cpu --mode agent --output-dir outputs/agent
   python train_script.py --preset 24gb --dataset my_tasks.jsonl --set grpo.learning_rate=1e-5
   python train_script.py --preset cpu --output-dir outputs/run2 --resume
   torchrun --nproc_per_node=2 train_script.py --preset 80gb
@@ -49,6 +50,10 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
     options.add_argument(
         "--preset", default="auto", metavar="P",
         help="auto (default, by the GPU's memory), cpu, t4, 24gb or 80gb",
+    )
+    options.add_argument(
+        "--mode", choices=configs.MODES, default="plan",
+        help="plan: one answer with all calls (default); agent: conversations with a customer",
     )
     options.add_argument("--dataset", metavar="F", help="JSONL tasks to train and to evaluate on")
     options.add_argument("--output-dir", metavar="D", help="run folder (outputs/tau_bench_rl)")
@@ -136,7 +141,7 @@ def config_from_arguments(arguments: argparse.Namespace) -> configs.RunConfig:
         if not separator:
             raise configs.ConfigError(f"--set {text}: write STAGE.FIELD=VALUE")
         overrides[path] = value
-    return configs.with_overrides(configs.get_preset(arguments.preset), overrides)
+    return configs.with_overrides(configs.get_preset(arguments.preset, arguments.mode), overrides)
 
 
 def train(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """Agent mode for people: one conversation as text, and success rates of several policies."""
 
-import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from agent.conversation import Conversation, Limits, Policy, play
 from agent.customers import ScriptedCustomer
@@ -13,6 +13,24 @@ from scoring.metrics import format_estimate
 from scoring.trials import summarize_trials
 
 _MAX_SHOWN = 160
+_SPEAKERS = {"user": "customer  ", "tool": "  result  "}
+
+
+def describe_conversation(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return what was said and done, a line a message; longer texts are cut.
+
+    Args:
+        messages: `Conversation.messages`.
+    """
+    lines = []
+    for message in messages:
+        for call in message.get("tool_calls") or []:
+            lines.append(f"  call      {call['function']['name']} {call['function']['arguments']}")
+        if message.get("content") and message["role"] != "system":
+            text = message["content"]
+            shown = text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
+            lines.append(_SPEAKERS.get(message["role"], "agent     ") + shown)
+    return "\n".join(lines)
 
 
 def show_conversation(task: Task, db: RetailDatabase, seed: int = 0) -> None:
@@ -25,14 +43,7 @@ def show_conversation(task: Task, db: RetailDatabase, seed: int = 0) -> None:
     """
     talk = Conversation(task, db, ScriptedCustomer(task, seed), seed=seed)
     play([talk], scripted_policy("oracle"))
-    for message in talk.messages:
-        for call in message.get("tool_calls") or []:
-            print(f"  call      {call['function']['name']} {call['function']['arguments']}")
-        if message.get("content") and message["role"] != "system":
-            content = message["content"]
-            text = content if isinstance(content, str) else json.dumps(content)
-            shown = text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
-            print({"user": "customer  ", "tool": "  result  "}.get(message["role"], "agent     ") + shown)
+    print(describe_conversation(talk.messages))
     score = score_episode(task, talk.messages, db, talk.termination)
     print(f"ended: {talk.termination}; success {score.success}, reward {score.reward:g}")
 

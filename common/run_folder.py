@@ -22,7 +22,7 @@ except ImportError:  # Windows: nothing is locked there
 
 ARTIFACTS = (
     "metrics.csv", "evaluation.json", "evaluation_details.json", "completions.jsonl",
-    "warnings.jsonl", "evaluation_parts", "sft", "grpo_rows", "best_adapter", "final_model",
+    "trajectories.jsonl", "warnings.jsonl", "evaluation_parts", "sft", "grpo_rows", "best_adapter", "final_model",
     "merged_model", "plots/loss.png", "plots/rewards.png", "plots/health.png",
     "plots/evaluation.png", "plots/failures.png", "tensorboard", "config.json",
 )

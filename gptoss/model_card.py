@@ -10,7 +10,10 @@ from scoring.metrics import format_estimate
 STAGE_NAMES = {"base": "base", "sft": "SFT", "sft_grpo": "SFT+GRPO"}
 ROWS = {
     "exact_match_rate": "exact match",
+    "success_rate": "success",
     "db_match_rate": "store as gold leaves it (db match)",
+    "outputs_told_rate": "every answer said",
+    "violation_rate": "violations of the policy",
     "action_f1": "action F1",
     "json_parse_success": "JSON parse success",
 }
@@ -28,11 +31,12 @@ def _evaluation(metrics: dict[str, Any], differences: dict[str, Any]) -> list[st
         "| metric | " + " | ".join(STAGE_NAMES[stage] for stage in stages) + " |",
         "|---" * (len(stages) + 1) + "|",
     ]
-    for name, title in ROWS.items():
+    known = [name for name in ROWS if name in metrics[stages[0]]]
+    for name in known:
         cells = [format_estimate(metrics[stage][name]) for stage in stages]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+        lines.append(f"| {ROWS[name]} | " + " | ".join(cells) + " |")
     for pair, figures in differences.items():
-        gains = [f"{ROWS[name]} {format_estimate(figures[name], '+')}" for name in list(ROWS)[:2]]
+        gains = [f"{ROWS[name]} {format_estimate(figures[name], '+')}" for name in known[:2]]
         lines += ["", f"{pair}, task by task: {', '.join(gains)}."]
     return lines
 

@@ -205,6 +205,23 @@ CASES = {
     "sampler_apart": (
         steps(sampling__kl=[0.01, 0.1, 0.2, 0.1]), steps(sampling__kl=[0.9, 0.01, 0.2, 0.05]),
     ),
+    "talks_for_ever": tuple(
+        steps(endings__turn_limit=[0.2, *last], endings__call_limit=[0.1] * 4,
+              endings__customer_gave_up=[0.2] * 4)
+        for last in ([0.2, 0.3, 0.2], [0.3, 0.1, 0.3])
+    ),
+    "never_writes": (
+        steps(episodes__writes_per_gold=[0.9, 0.05, 0.0, 0.09]),
+        steps(episodes__writes_per_gold=[0.0, 0.0, 0.2]),
+    ),
+    "always_transfers": (
+        steps(episodes__needless_transfers=[0.0, 0.5, 0.9, 0.6]),
+        steps(episodes__needless_transfers=[0.9, 0.9, 0.1]),
+    ),
+    "confirms_nothing": (
+        steps(episodes__unconfirmed_writes=[0.0, 0.5, 1.0, 0.6]),
+        steps(episodes__unconfirmed_writes=[1.0, 0.4, 0.6]),
+    ),
 }
 
 

@@ -41,7 +41,8 @@ SHORT_SETTINGS = {
     "grpo.per_device_train_batch_size": 4, "grpo.gradient_accumulation_steps": 1,
     "grpo.num_generations": 4, "grpo.max_completion_length": 8, "grpo.num_eval_tasks": 2,
     "evaluation.num_tasks": 2, "evaluation.max_new_tokens": 8, "evaluation.num_bootstrap": 50,
-    "sft.logging_steps": 1, "model.num_threads": 1, "show_progress": "false",
+    "sft.logging_steps": 1, "model.num_threads": 1, "show_progress": "false", "agent.max_turns": 2,
+    "agent.customers_per_task": 1,
 }
 
 GPU = "needs a GPU and the 20B weights"
@@ -242,12 +243,18 @@ def run_tester(words: list[str], capsys: pytest.CaptureFixture) -> None:
             assert set(found) == metric_keys()
         else:
             assert found["num_valid"] == found["num_tasks"] > 0
+    if "--trajectories" in words:
+        assert re.search(r"num_valid +200\n", output)
     for name in ("--report", "--output"):
         assert name not in words or Path(option(words, name)).exists()
 
 
 def run_generator(words: list[str], capsys: pytest.CaptureFixture) -> None:
     count = 60
+    if words[0] == "trajectories":
+        task_generator.main(words)
+        assert "wrote 200 of 200 conversations" in capsys.readouterr().out
+        return
     if "--reword" in words:
         count = 1
         # Both steps understand a refusal; what they do with real answers is tests/test_llm.py's.

@@ -7,7 +7,7 @@ group without a replacement, which would shrink the batch and change the step si
 
 import random
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import configs
@@ -18,6 +18,8 @@ from training.task_store import TaskLookup
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from training.episode_rewards import EpisodeScorer
 
 ZERO_VARIANCE = 1e-6
 """Rewards that differ by less count as equal."""
@@ -32,7 +34,9 @@ class Group(NamedTuple):
     task: list[int]
     """The task's number, once per completion."""
     rewards: list[float]
-    """Weighted sum of the two rewards, per completion."""
+    """What is compared within the group, per completion."""
+    extra: Mapping[str, list] = {}
+    """More columns for the trainer and the reward functions, a value per completion."""
 
     @property
     def has_variance(self) -> bool:
@@ -49,8 +53,8 @@ class DynamicSampler:
     """
 
     def __init__(
-        self, config: configs.RunConfig, scorer: CompletionScorer, rows: "Dataset",
-        tasks: Sequence[Task],
+        self, config: configs.RunConfig, scorer: "CompletionScorer | EpisodeScorer",
+        rows: "Dataset", tasks: Sequence[Task],
     ) -> None:
         """Remember the tasks to draw from.
 
@@ -99,7 +103,11 @@ class DynamicSampler:
             for index, group in zip(dead, fresh, strict=True):
                 if group.has_variance:
                     groups[index] = group
-        return {
+        extra = {
+            name: [value for group in groups for value in group.extra[name]]
+            for name in groups[0].extra
+        }
+        return extra | {
             "prompt_ids": [ids for group in groups for ids in group.prompt_ids],
             "completion_ids": [ids for group in groups for ids in group.completion_ids],
             "task": [number for group in groups for number in group.task],

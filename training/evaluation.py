@@ -16,6 +16,7 @@ import torch
 
 import configs
 from accelerate import PartialState
+from agent.evaluation import score_of_row
 from common.files import RunError, read_json, write_json_atomic, write_text_atomic
 from data_reader import DatasetError, Task, plan_prompt
 from envs.retail import RetailDatabase
@@ -23,16 +24,25 @@ from gptoss.generation import generate_batch, split_batches
 from gptoss.memory import LARGER_GPU
 from gptoss.model_card import STAGE_NAMES
 from prompting import harmony
+from scoring.episode import EpisodeScore
 from scoring.metrics import format_estimate, parse_failure_table, per_tool_table, summarize
 from scoring.reward import Score, score_completion
+from scoring.trials import compare_trials, summarize_trials
+from training.agent_evaluation import count_failures, play_tasks
 from training.fit import Demand, describe_long_tasks
 
+ROWS_NAMES = {"plan": "completions.jsonl", "agent": "trajectories.jsonl"}
+"""File of the evaluated tasks, by mode."""
 PAIRED_METRICS = {
     "exact_match_rate": lambda score: float(score.exact_match),
     "db_match_rate": lambda score: float(score.db_match),
     "mean_reward": lambda score: float(score.reward),
     "json_parse_success": lambda score: float(score.parse_error is None),
 }
+
+
+HEADLINES = ("exact_match_rate", "success_rate", "db_match_rate")
+"""Metrics whose paired differences are printed, those that the run's mode has."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +54,14 @@ class Evaluation:
     metrics: dict[str, Any]
     """Metric name to {"value", "low", "high"}, and `num_tasks`."""
     per_tool: Any
-    """Per tool: called, correct, wrong arguments, refused."""
+    """Per tool: called, correct, wrong arguments, refused; empty in agent mode."""
     parse_failures: Any
-    """Number of completions that fail to parse, by kind."""
-    scores: list[Score]
-    """One per task, in the order of the tasks."""
+    """Number of completions, in agent mode of turns, that fail to parse, by kind."""
+    scores: list[Score] | list[EpisodeScore]
+    """One per task, in agent mode one per episode, in the order of the tasks."""
     completions: list[dict]
-    """One row per task: `task_id`, `completion`, `raw` text and the score's figures."""
+    """One row per task: `task_id`, `completion`, `raw` text and the score's figures. In agent mode
+    one per episode, a line of trajectories.jsonl and its stage."""
 
 
 def choose_tasks(tasks: list[Task], num_tasks: int, seed: int) -> list[Task]:
@@ -141,6 +152,20 @@ def score_texts(
     return Evaluation(label, metrics, per_tool_table(scores), parse_failure_table(scores), scores, rows)
 
 
+def score_rows(rows: list[dict], config: configs.RunConfig, label: str) -> Evaluation:
+    """Sum up the episodes of agent mode.
+
+    Args:
+        rows: Lines of trajectories.jsonl.
+        config: `evaluation.num_bootstrap` and `data.split_seed` are used.
+        label: Name of the stage.
+    """
+    scores = [score_of_row(row) for row in rows]
+    metrics = summarize_trials(scores, config.evaluation.num_bootstrap, config.data.split_seed)
+    marked = [{"stage": label} | row for row in rows]
+    return Evaluation(label, metrics, {}, count_failures(rows), scores, marked)
+
+
 def evaluate_model(
     model: Any,
     tokenizer: Any,
@@ -150,6 +175,8 @@ def evaluate_model(
     label: str,
 ) -> Evaluation:
     """Evaluate a model and add the result to evaluation.json and completions.jsonl.
+
+    In agent mode the tasks are talked through, and the rows go to trajectories.jsonl.
 
     A stage that is in evaluation.json already is read from there.
 
@@ -164,28 +191,33 @@ def evaluate_model(
     Raises:
         RunError: The folder holds this stage's evaluation on other tasks, or a damaged file.
     """
-    folder = Path(config.output_dir)
+    folder, is_agent = Path(config.output_dir), config.mode == "agent"
+    parts_dir = folder / "evaluation_parts" / label
     done = label in read_json(folder / "evaluation.json", {})
     if done:
-        rows = [row for row in _read_rows(folder) if row["stage"] == label]
-        if [row["task_id"] for row in rows] != [task.task_id for task in tasks]:
+        rows = [row for row in _read_rows(folder / ROWS_NAMES[config.mode]) if row["stage"] == label]
+        trials = config.agent.num_trials if is_agent else 1
+        if [row["task_id"] for row in rows] != [t.task_id for t in tasks for _ in range(trials)]:
             raise RunError(f"{folder}: {label} was evaluated on other tasks; use another --output-dir")
-        texts = [row["raw"] for row in rows]
+    elif is_agent:
+        rows = play_tasks(model, tokenizer, tasks, db, config, parts_dir)
+    if is_agent:
+        evaluation = score_rows(rows, config, label)
     else:
-        parts_dir = folder / "evaluation_parts" / label
-        texts = complete_tasks(model, tokenizer, tasks, config, parts_dir)
-    evaluation = score_texts(tasks, texts, db, config, label)
+        texts = [row["raw"] for row in rows] if done else complete_tasks(
+            model, tokenizer, tasks, config, parts_dir
+        )
+        evaluation = score_texts(tasks, texts, db, config, label)
     state = PartialState()
     state.wait_for_everyone()
     if state.is_main_process and not done:
-        _write_evaluation(folder, evaluation)
+        _write_evaluation(folder, evaluation, ROWS_NAMES[config.mode])
         shutil.rmtree(folder / "evaluation_parts", ignore_errors=True)
     state.wait_for_everyone()
     return evaluation
 
 
-def _read_rows(folder: Path) -> list[dict]:
-    path = folder / "completions.jsonl"
+def _read_rows(path: Path) -> list[dict]:
     if not path.exists():
         return []
     rows = []
@@ -201,12 +233,14 @@ def _read_rows(folder: Path) -> list[dict]:
     return rows
 
 
-def _write_evaluation(folder: Path, evaluation: Evaluation) -> None:
+def _write_evaluation(
+    folder: Path, evaluation: Evaluation, rows_name: str = ROWS_NAMES["plan"]
+) -> None:
     """Add one stage to the files; evaluation.json comes last and says that the rest is there."""
-    label = evaluation.label
-    rows = [row for row in _read_rows(folder) if row["stage"] != label] + evaluation.completions
+    label, path = evaluation.label, folder / rows_name
+    rows = [row for row in _read_rows(path) if row["stage"] != label] + evaluation.completions
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    write_text_atomic(folder / "completions.jsonl", "".join(lines))
+    write_text_atomic(path, "".join(lines))
     details = read_json(folder / "evaluation_details.json", {})
     details.setdefault("per_tool", {})[label] = evaluation.per_tool
     details.setdefault("parse_failures", {})[label] = evaluation.parse_failures
@@ -228,9 +262,14 @@ def compare_evaluations(
         after: Evaluation of the later stage, on the same tasks.
 
     Returns:
-        For each metric of `PAIRED_METRICS` the mean difference and its 95 % interval.
+        For each metric of `PAIRED_METRICS`, in agent mode for each rate, the mean difference and its
+        95 % interval.
     """
     import numpy as np
+
+    if isinstance(before.scores[0], EpisodeScore):
+        found = compare_trials(before.scores, after.scores, num_bootstrap, seed)
+        return {name: gain for name, gain in found.items() if name != "num_tasks"}
 
     generator = np.random.default_rng(seed)
     num_tasks = len(before.scores)
@@ -247,7 +286,7 @@ def compare_evaluations(
 def format_table(metrics_by_stage: dict[str, dict[str, Any]]) -> str:
     """Return the base / SFT / SFT+GRPO table as text, each figure with its 95 % interval."""
     stages = list(metrics_by_stage)
-    names = [n for n, v in metrics_by_stage[stages[0]].items() if isinstance(v, dict)]
+    names = [n for n, v in metrics_by_stage[stages[0]].items() if isinstance(v, dict) and "low" in v]
     lines = ["metric".ljust(22) + "".join(STAGE_NAMES.get(s, s).rjust(26) for s in stages)]
     for name in names:
         cells = []
@@ -274,9 +313,9 @@ def print_table(output_dir: str | Path) -> None:
     print(format_table(metrics))
     differences = read_json(folder / "evaluation_details.json", {}).get("differences", {})
     for pair, figures in differences.items():
-        for name in ("exact_match_rate", "db_match_rate"):
-            gain = figures[name]
-            print(f"{pair}, {name}: {format_estimate(gain, '+')} (paired): {_verdict(gain)}")
+        for name in HEADLINES:
+            if gain := figures.get(name):
+                print(f"{pair}, {name}: {format_estimate(gain, '+')} (paired): {_verdict(gain)}")
 
 
 def _verdict(gain: dict[str, float]) -> str:

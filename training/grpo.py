@@ -10,6 +10,7 @@ import math
 import random
 from array import array
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,15 @@ from gptoss.load import uses_unsloth
 from gptoss.memory import limit_forward_rows
 from training.callbacks import CheckpointMarker, RunLogger
 from training.dynamic_sampling import DynamicSampler
+from training.episode_rewards import EpisodeScorer, make_episode_rewards
+from training.episode_sampling import EpisodeSampler
 from training.importance import MAX_WEIGHT, weigh_tokens
 from training.monitor import (
     SampleRollouts,
     SamplingEntropy,
     ValidationWatch,
     Watchdog,
+    describe_completion,
     restore_best,
 )
 from training.rewards import CompletionScorer, RewardFunction, make_reward_functions
@@ -39,6 +43,8 @@ from training.task_store import drop_rows, select_tasks, store_rows
 from training.trainer import common_arguments, round_up, run_trainer, world_size
 
 REFERENCE_ADAPTER = "ref"
+MakeRewards = Callable[[CompletionScorer], list[RewardFunction]]
+"""Makes the reward functions from the scorer, in agent mode from an `EpisodeScorer`."""
 
 
 def difficulty(task: Task) -> int:
@@ -88,7 +94,7 @@ def build_grpo_trainer(
     db: RetailDatabase,
     config: configs.RunConfig,
     validation_tasks: Sequence[Task],
-    make_rewards: Callable[[CompletionScorer], list[RewardFunction]],
+    make_rewards: MakeRewards | None = None,
 ) -> Any:
     """Return TRL's trainer for this stage, ready to train.
 
@@ -99,7 +105,7 @@ def build_grpo_trainer(
         db: The store on which completions are run.
         config: The run's settings.
         validation_tasks: Tasks of the validation evaluations.
-        make_rewards: Makes the two reward functions from the scorer.
+        make_rewards: Makes other reward functions than the mode's own, for controls and tests.
 
     Returns:
         The trainer.
@@ -109,7 +115,7 @@ def build_grpo_trainer(
     """
     from trl import GRPOConfig, GRPOTrainer
 
-    stage = config.grpo
+    stage, is_agent = config.grpo, config.mode == "agent"
     if stage.shared_prefix:
         if uses_unsloth(config.model):
             raise SettingsError(
@@ -152,20 +158,28 @@ def build_grpo_trainer(
         vllm_importance_sampling_correction=True,
         vllm_importance_sampling_mode="token_truncate",
         vllm_importance_sampling_clip_max=MAX_WEIGHT,
-        reward_weights=[stage.tool_reward_weight, stage.outcome_reward_weight],
+        reward_weights=(
+            None if is_agent else [stage.tool_reward_weight, stage.outcome_reward_weight]
+        ),
         remove_unused_columns=False,
     )
-    scorer = CompletionScorer(tokenizer, db, tasks)
+    scorer: Any
+    if is_agent:
+        scorer, make_own = EpisodeScorer(db, tasks), make_episode_rewards
+        describe = scorer.describe
+    else:
+        scorer, make_own = CompletionScorer(tokenizer, db, tasks), make_reward_functions
+        describe = partial(describe_completion, scorer)
     logger = RunLogger(config, "grpo")
-    callbacks = [SamplingEntropy(), logger, SampleRollouts(scorer, logger)]
+    callbacks = [SamplingEntropy(), logger, SampleRollouts(scorer, logger, describe)]
     if stage.eval_steps:
         callbacks.append(ValidationWatch(config, logger, tokenizer, validation_tasks, db))
     # The marker comes last: a checkpoint is whole only when everything about its step is written.
     callbacks += [Watchdog(config, logger), CheckpointMarker()]
+    sampler = (EpisodeSampler if is_agent else DynamicSampler)(config, scorer, rows, tasks)
     trainer = GRPOTrainer(
         model=model, args=arguments, train_dataset=rows.select(order), processing_class=tokenizer,
-        reward_funcs=make_rewards(scorer), callbacks=callbacks,
-        rollout_func=DynamicSampler(config, scorer, rows, tasks),
+        reward_funcs=(make_rewards or make_own)(scorer), callbacks=callbacks, rollout_func=sampler,
     )
     if uses_unsloth(config.model):
         limit_forward_rows(trainer, stage.per_device_train_batch_size)
@@ -182,7 +196,7 @@ def run_grpo(
     config: configs.RunConfig,
     validation_tasks: Sequence[Task] | None = None,
     resume: bool = False,
-    make_rewards: Callable[[CompletionScorer], list[RewardFunction]] = make_reward_functions,
+    make_rewards: MakeRewards | None = None,
 ) -> dict[str, float]:
     """Improve the adapter by GRPO.
 
@@ -195,7 +209,7 @@ def run_grpo(
         config: The run's settings.
         validation_tasks: Tasks of the validation evaluations; may be empty when `grpo.eval_steps` is 0.
         resume: Go on from the newest whole checkpoint, if there is one.
-        make_rewards: Makes the reward functions; another one serves controls and tests.
+        make_rewards: As `build_grpo_trainer`.
 
     Returns:
         The trainer's closing figures (`train_runtime` in seconds, ...).

@@ -43,9 +43,10 @@ def weigh_tokens(trainer: Any) -> None:
 
     def prepare_and_log(inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = prepare(inputs)
-        columns = ("old_per_token_logps", "sampling_per_token_logps", "completion_mask")
         mode = "train" if trainer.model.training else "eval"
-        kl = sampler_kl(*(batch[name] for name in columns))
+        # In a conversation the model wrote a part of the completion alone.
+        mask = batch["completion_mask"] * batch.get("tool_mask", 1)
+        kl = sampler_kl(batch["old_per_token_logps"], batch["sampling_per_token_logps"], mask)
         trainer._metrics[mode]["sampling/kl"].append(kl)
         return batch
 

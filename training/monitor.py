@@ -31,7 +31,9 @@ from gptoss.load import load_adapter, save_adapter
 from prompting import harmony
 from scoring.parse import parse_plan
 from scoring.reward import Score, score_completion
+from training.agent_evaluation import play_tasks
 from training.callbacks import MetricsTable, RunLogger
+from training.episode_rewards import EpisodeScorer
 from training.evaluation import choose_tasks, complete_tasks
 from training.rewards import CompletionScorer
 
@@ -40,6 +42,8 @@ QUIET_STEPS = 20
 """A warning of one kind is not repeated within this many steps."""
 MAX_SAMPLER_KL = 0.1
 """Nats a token between the sampler and the trainer above which importance weights are mostly noise."""
+FIGURES = {"plan": ("db_match", "exact_match"), "agent": ("success", "reward_share")}
+"""Figures of a validation evaluation, by mode."""
 Row = dict[str, float]
 
 
@@ -66,11 +70,53 @@ def _dead_groups(rows: list[Row]) -> str | None:
 
 
 def _clipping(rows: list[Row]) -> str | None:
-    last = _column(rows, "completions/clipped_ratio")[-3:]
-    if len(last) == 3 and min(last) >= 0.5:
+    if _lasts(rows, 0.5, "completions/clipped_ratio"):
         return (
-            "half of the completions or more are cut at grpo.max_completion_length: raise it, or "
-            "train SFT longer so that answers end"
+            "half of the completions or more are cut at grpo.max_completion_length (in agent mode at "
+            "agent.max_turn_tokens): raise it, or train SFT longer so that answers end"
+        )
+    return None
+
+
+def _lasts(rows: list[Row], least: float, *names: str) -> bool:
+    """Return whether columns sum to `least` or more in each of the last three rows that have them."""
+    last = [sum(row[name] for name in names) for row in rows if names[0] in row][-3:]
+    return len(last) == 3 and min(last) >= least
+
+
+def _talks_for_ever(rows: list[Row]) -> str | None:
+    if _lasts(rows, 0.5, "endings/turn_limit", "endings/call_limit", "endings/customer_gave_up"):
+        return (
+            "half of the conversations or more end at agent.max_turns or with a customer who lost "
+            "patience: read the sample conversations, and train SFT longer"
+        )
+    return None
+
+
+def _never_writes(rows: list[Row]) -> str | None:
+    last = _column(rows, "episodes/writes_per_gold")[-3:]
+    if len(last) == 3 and max(last) < 0.1:
+        return (
+            "conversations make less than one change for ten that are asked for: train SFT longer, or "
+            "lower grpo.learning_rate"
+        )
+    return None
+
+
+def _always_transfers(rows: list[Row]) -> str | None:
+    if _lasts(rows, 0.5, "episodes/needless_transfers"):
+        return (
+            "half of the conversations or more are handed to a person who is not needed: lower "
+            "grpo.learning_rate, or train SFT longer"
+        )
+    return None
+
+
+def _confirms_nothing(rows: list[Row]) -> str | None:
+    if _lasts(rows, 0.5, "episodes/unconfirmed_writes"):
+        return (
+            "half of the changes or more are made without the customer's yes: lower "
+            "grpo.learning_rate, and read the violations in trajectories.jsonl"
         )
     return None
 
@@ -110,8 +156,8 @@ def _kl_blow_up(rows: list[Row]) -> str | None:
     return None
 
 
-def _fall_of_db_match(rows: list[Row]) -> float:
-    figures = _column(rows, "heldout/db_match")
+def _fall_of_results(rows: list[Row]) -> float:
+    figures = _column(rows, "heldout/db_match") or _column(rows, "heldout/success")
     return max(figures) - figures[-1] if figures else 0.0
 
 
@@ -121,10 +167,10 @@ def _reward_rises(rows: list[Row]) -> bool:
 
 
 def _reward_without_result(rows: list[Row]) -> str | None:
-    fell = _fall_of_db_match(rows)
+    fell = _fall_of_results(rows)
     if fell >= 0.05 and _reward_rises(rows):
         return (
-            f"the reward rises while held-out db match fell by {fell:.2f} from its best: read the "
+            f"the reward rises while held-out results fell by {fell:.2f} from its best: read the "
             "sample rollouts for what is rewarded, and set grpo.early_stopping_patience=3"
         )
     return None
@@ -132,10 +178,10 @@ def _reward_without_result(rows: list[Row]) -> str | None:
 
 def _result_falls(rows: list[Row]) -> str | None:
     # A small fall alone may be noise: 0.15 is 2.5 standard errors of a share of 64 tasks.
-    fell = _fall_of_db_match(rows)
+    fell = _fall_of_results(rows)
     if fell >= 0.15 and not _reward_rises(rows):
         return (
-            f"held-out db match fell by {fell:.2f} from its best: lower grpo.learning_rate, and "
+            f"held-out results fell by {fell:.2f} from its best: lower grpo.learning_rate, and "
             "set grpo.early_stopping_patience=3"
         )
     return None
@@ -172,6 +218,10 @@ RULES: dict[str, Callable[[list[Row]], str | None]] = {
     "result_falls": _result_falls,
     "parse_rate_falls": _parse_rate_falls,
     "sampler_apart": _sampler_apart,
+    "talks_for_ever": _talks_for_ever,
+    "never_writes": _never_writes,
+    "always_transfers": _always_transfers,
+    "confirms_nothing": _confirms_nothing,
 }
 
 
@@ -186,6 +236,13 @@ def find_warnings(rows: list[Row]) -> list[Finding]:
     """
     found = ((kind, rule(rows)) for kind, rule in RULES.items())
     return [Finding(kind, message) for kind, message in found if message]
+
+
+def describe_completion(scorer: CompletionScorer, index: int) -> str:
+    """Return one completion of the last batch as readable text, see `describe_rollout`."""
+    return describe_rollout(
+        scorer.tasks[index], scorer.texts[index], scorer.scores[index], scorer.db
+    )
 
 
 def describe_rollout(task: Task, text: str, score: Score, db: RetailDatabase) -> str:
@@ -214,10 +271,14 @@ def describe_rollout(task: Task, text: str, score: Score, db: RetailDatabase) ->
 class SampleRollouts(TrainerCallback):
     """Writes the best and the worst rollout of a batch to TensorBoard, ten times a run."""
 
-    def __init__(self, scorer: CompletionScorer, logger: RunLogger) -> None:
-        """Remember where rollouts come from and go to."""
+    def __init__(
+        self, scorer: CompletionScorer | EpisodeScorer, logger: RunLogger,
+        describe: Callable[[int], str],
+    ) -> None:
+        """Remember where rollouts come from and go to, and what shows one by its number."""
         self.scorer = scorer
         self.logger = logger
+        self.describe = describe
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write two rollouts when it is time."""
@@ -226,11 +287,7 @@ class SampleRollouts(TrainerCallback):
             return
         order = sorted(range(len(self.scorer.scores)), key=lambda i: (self.scorer.scores[i].reward, i))
         for name, index in (("worst", order[0]), ("best", order[-1])):
-            text = describe_rollout(
-                self.scorer.tasks[index], self.scorer.texts[index], self.scorer.scores[index],
-                self.scorer.db,
-            )
-            self.logger.text(f"rollouts/{name}", text, state.global_step)
+            self.logger.text(f"rollouts/{name}", self.describe(index), state.global_step)
 
 
 class SamplingEntropy(TrainerCallback):
@@ -250,17 +307,18 @@ class Validation(NamedTuple):
     """Figures of one validation evaluation."""
 
     step: int
-    db_match: float
-    exact_match: float
+    figures: dict[str, float]
+    """What is compared, in order; of equal ones the first stays."""
 
-    @property
-    def figures(self) -> tuple[float, float]:
-        """What is compared: db match, then exact match; of equal ones the first stays."""
-        return self.db_match, self.exact_match
+    def is_better_than(self, other: "Validation | None") -> bool:
+        """Return whether this one's adapter takes the place of the other's."""
+        return other is None or list(self.figures.values()) > list(other.figures.values())
 
 
 class ValidationWatch(TrainerCallback):
     """Evaluates validation tasks every N steps, keeps the best adapter, stops when it gets no better.
+
+    Compared are db match, then exact match; in agent mode success, then the share of the reward.
 
     Attributes:
         steps: Steps of all evaluations, oldest first.
@@ -301,14 +359,14 @@ class ValidationWatch(TrainerCallback):
             self.steps = [int(row["step"]) for row in rows if "heldout/db_match" in row]
             self.best = self._read_best()
         if self.best is None:
-            self._look(model, state.global_step)
+            self._evaluate(model, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> Any:
         """Evaluate every `eval_steps`; stop after `patience` evaluations without improvement."""
         step = state.global_step
         if step % self.config.grpo.eval_steps and step != state.max_steps:
             return control
-        self._look(model, step)
+        self._evaluate(model, step)
         patience = self.config.grpo.early_stopping_patience
         if patience and sum(step > self.best.step for step in self.steps) >= patience:
             control.should_training_stop = True
@@ -319,38 +377,48 @@ class ValidationWatch(TrainerCallback):
     def _read_best(self) -> Validation | None:
         folder = self.folder / BEST_NAME
         facts = read_json(folder / "step.json", {}) if is_complete(folder) else {}
-        return Validation(**facts) if facts.keys() == set(Validation._fields) else None
+        step = facts.pop("step", None)
+        known = facts.keys() == set(FIGURES[self.config.mode])
+        return Validation(step, facts) if step is not None and known else None
 
-    def _look(self, model: Any, step: int) -> None:
+    def _evaluate(self, model: Any, step: int) -> None:
         parts_dir = self.folder / "evaluation_parts" / f"grpo-step-{step}"
-        texts = complete_tasks(model, self.tokenizer, self.tasks, self.config, parts_dir)
-        scores = [
-            score_completion(task, harmony.parse_completion(text).final, self.db)
-            for task, text in zip(self.tasks, texts, strict=True)
-        ]
-        found = Validation(
-            step, fmean(score.db_match for score in scores),
-            fmean(score.exact_match for score in scores),
-        )
+        found = Validation(step, self._measure(model, parts_dir))
         state = PartialState()
         state.wait_for_everyone()
         # The adapter comes before the row: an evaluation whose row is there is not repeated.
-        if self.best is None or found.figures > self.best.figures:
+        if found.is_better_than(self.best):
             self.best = found
             if state.is_main_process:
                 best_dir = self.folder / BEST_NAME
                 build_folder(best_dir, lambda part: self._save_best(model, part, found))
         self.steps.append(step)
-        self.logger.record(
-            {"heldout/db_match": found.db_match, "heldout/exact_match": found.exact_match}, step
-        )
+        self.logger.record({f"heldout/{n}": value for n, value in found.figures.items()}, step)
         if state.is_main_process:
             shutil.rmtree(parts_dir)
         state.wait_for_everyone()
 
+    def _measure(self, model: Any, parts_dir: Path) -> dict[str, float]:
+        """Return the figures of `FIGURES`."""
+        given = (model, self.tokenizer, self.tasks)
+        if self.config.mode == "agent":
+            rows = play_tasks(*given, self.db, self.config, parts_dir)
+            values = [
+                fmean(row["success"] for row in rows),
+                fmean(row["reward"] / row["max_reward"] for row in rows),
+            ]
+        else:
+            texts = complete_tasks(*given, self.config, parts_dir)
+            scores = [
+                score_completion(task, harmony.parse_completion(text).final, self.db)
+                for task, text in zip(self.tasks, texts, strict=True)
+            ]
+            values = [fmean(s.db_match for s in scores), fmean(s.exact_match for s in scores)]
+        return dict(zip(FIGURES[self.config.mode], values, strict=True))
+
     def _save_best(self, model: Any, folder: Path, found: Validation) -> None:
         save_adapter(model, self.tokenizer, folder)
-        write_json_atomic(folder / "step.json", found._asdict())
+        write_json_atomic(folder / "step.json", {"step": found.step} | found.figures)
 
 
 def restore_best(folder: Path, model: Any, last_step: int) -> None:

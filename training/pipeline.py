@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -45,10 +45,10 @@ from gptoss.load import (
 )
 from gptoss.memory import changed_fields, keeps_the_steps, report_peak, smaller_setting
 from gptoss.model_card import write_model_cards
+from training.conversations import agent_rows
 from training.evaluation import Evaluation, evaluate_model, print_table, record_differences
 from training.fit import describe_long_tasks, run_demands
-from training.grpo import run_grpo
-from training.rewards import CompletionScorer, RewardFunction, make_reward_functions
+from training.grpo import MakeRewards, run_grpo
 from training.run_data import Content, check_content, describe_content, load_tasks
 from training.sft import run_sft
 
@@ -240,9 +240,11 @@ def load_run_model(run: Run) -> tuple[Any, Any]:
     """
     set_seed(run.config.seed)
     model, tokenizer = load_model(run.config.model)
-    demands = run_demands(run.config, run.train, run.validation, run.test)
-    if fault := describe_long_tasks(demands, model, tokenizer, run.config):
-        raise SettingsError(fault)
+    # In agent mode a conversation that outgrows the model ends, and one for SFT is left out.
+    if run.config.mode == "plan":
+        demands = run_demands(run.config, run.train, run.validation, run.test)
+        if fault := describe_long_tasks(demands, model, tokenizer, run.config):
+            raise SettingsError(fault)
     merged_dir = run.folder / "merged_model"
     if run.config.merge_model and not is_complete(merged_dir):
         check_merge_space(model, merged_dir, run.config.model)
@@ -296,13 +298,17 @@ def train_sft(run: Run, model: Any, tokenizer: Any) -> Path:
     Raises:
         ModelError: The GPU's memory is too small for the batch.
         RunError: A row is too long, or the disk is full.
+        DatasetError: In agent mode the conversations cannot be used.
     """
     folder = run.folder / "sft" / "adapter"
     if is_complete(folder):
         load_adapter(model, folder)
         return folder
+    rows = None
+    if run.config.mode == "agent" and run.config.sft.max_steps:
+        rows = agent_rows(tokenizer, run.train, run.db, run.config)
     with memory_guard("SFT", smaller_setting(run.config, "SFT")), report_peak("SFT"):
-        run_sft(model, tokenizer, run.train, run.config, resume=run.resume)
+        run_sft(model, tokenizer, run.train, run.config, resume=run.resume, rows=rows)
     _save_stage_adapter(run, model, tokenizer, folder)
     return folder
 
@@ -311,7 +317,7 @@ def train_grpo(
     run: Run,
     model: Any,
     tokenizer: Any,
-    make_rewards: Callable[[CompletionScorer], list[RewardFunction]] = make_reward_functions,
+    make_rewards: MakeRewards | None = None,
 ) -> Path:
     """Run the GRPO stage, or restore its result; the adapter goes to final_model/.
 
@@ -319,7 +325,7 @@ def train_grpo(
         run: The run.
         model: Model with the SFT adapter; holds the final adapter afterwards.
         tokenizer: Its tokenizer.
-        make_rewards: Makes the reward functions; another one serves controls and tests.
+        make_rewards: Makes other reward functions than the mode's own, for controls and tests.
 
     Returns:
         The folder of the final adapter.

@@ -17,9 +17,11 @@ SMALL = 9
 """Points of legends and of crowded tick labels; the rest has matplotlib's 10 and 12."""
 DPI = 110
 RATES = (
-    "exact_match_rate", "db_match_rate", "action_precision", "action_recall", "action_f1",
-    "json_parse_success", "ordering_accuracy", "completeness_score",
+    "success_rate", "exact_match_rate", "db_match_rate", "outputs_told_rate", "violation_rate",
+    "action_precision", "action_recall", "action_f1", "json_parse_success", "ordering_accuracy",
+    "completeness_score",
 )
+"""Metrics that are drawn, those that the run's mode has."""
 
 
 def _rows(folder: Path, stage: str) -> list[dict[str, float]]:
@@ -128,11 +130,15 @@ def plot_rewards(folder: Path) -> Path:
     _curve(left, rows, "rollouts/reward_share", "sampled: reward / maximum", COLORS["sft"])
     _band(left, rows, "rollouts/reward_share", COLORS["sft"])
     _held_out(left, rows, "heldout/exact_match", "held out: exact match")
+    _held_out(left, rows, "heldout/reward_share", "held out: reward / maximum")
     left.set_title("Reward earned, share of gold's")
     left.set_ylabel("share")
     _curve(right, rows, "rewards/outcome_reward/mean", "sampled: outcome", COLORS["sft"])
     _band(right, rows, "rewards/outcome_reward/mean", COLORS["sft"])
     _held_out(right, rows, "heldout/db_match", "held out: db match")
+    _curve(right, rows, "episodes/success", "sampled: success", COLORS["sft"])
+    _band(right, rows, "episodes/success", COLORS["sft"])
+    _held_out(right, rows, "heldout/success", "held out: success")
     right.set_title("Does the store end as gold leaves it?")
     right.set_ylabel("share of completions")
     return _save_curves(figure, folder, "rewards")
@@ -167,18 +173,19 @@ def plot_evaluation(folder: Path) -> Path | None:
         return None
     figure, (axis,) = _figure()
     width = 0.8 / len(metrics)
+    rates = [name for name in RATES if all(name in figures for figures in metrics.values())]
     for position, (stage, figures) in enumerate(metrics.items()):
-        estimates = [figures[name] for name in RATES]
+        estimates = [figures[name] for name in rates]
         values = [estimate["value"] for estimate in estimates]
         # A percentile interval may leave out the value itself by a rounding error.
         below = [max(0.0, e["value"] - e["low"]) for e in estimates]
         above = [max(0.0, e["high"] - e["value"]) for e in estimates]
-        places = [index + position * width for index in range(len(RATES))]
+        places = [index + position * width for index in range(len(rates))]
         axis.bar(places, values, width, yerr=[below, above], capsize=2, color=COLORS.get(stage),
                  label=STAGE_NAMES.get(stage, stage), error_kw={"linewidth": 1})
     middle = width * (len(metrics) - 1) / 2
-    axis.set_xticks([index + middle for index in range(len(RATES))])
-    names = [name.replace("_", "\n", 1).replace("_", " ") for name in RATES]
+    axis.set_xticks([index + middle for index in range(len(rates))])
+    names = [name.replace("_", "\n", 1).replace("_", " ") for name in rates]
     axis.set_xticklabels(names, fontsize=SMALL)
     axis.set_ylim(0, 1.02)
     axis.set_ylabel("rate, 0 to 1")
@@ -213,7 +220,7 @@ def plot_failures(folder: Path) -> Path | None:
         right.barh([index + shift for index in range(len(tools))], shares, height, color=color)
     middle = height * (len(per_tool) - 1) / 2
     left.set_yticks([index + middle for index in range(len(kinds))], kinds, fontsize=SMALL)
-    left.set_title("Answers that are no plan" if kinds else "Every answer is a plan")
+    left.set_title("Answers that cannot be read" if kinds else "Every answer can be read")
     left.set_xlabel("answers")
     names = [f"{name} ({last[name]['called']})" for name in tools]
     right.set_yticks([index + middle for index in range(len(tools))], names, fontsize=SMALL)

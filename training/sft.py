@@ -1,8 +1,9 @@
-"""Supervised warm-up on gold tool calls, through TRL's SFTTrainer.
+"""Supervised warm-up on gold tool calls, or on conversations, through TRL's SFTTrainer.
 
 Prompts and completions are plain text in harmony format, so no chat template runs and nothing is
 added to them: the loss sees the completion's tokens, its final `<|return|>` included, and no other.
-Left out on purpose: packing. It would mix tasks in one row, and the rows are short.
+Of a conversation it sees the agent's tokens (`conversations.py`). Left out on purpose: packing. It
+would mix tasks in one row, and the rows are short.
 """
 
 import math
@@ -33,7 +34,9 @@ class Block(NamedTuple):
 
 
 def row_lengths(tokenizer: Any, rows: Any) -> Sequence[int]:
-    """Return the tokens of each row of a dataset: its `prompt`, and `completion` if it has one."""
+    """Return the tokens of each row of a dataset: `input_ids`, else its `prompt` and `completion`."""
+    if "input_ids" in rows.column_names:
+        return array("I", (len(row["input_ids"]) for row in rows))
     names = [name for name in ("prompt", "completion") if name in rows.column_names]
     lengths = array("I")
     for batch in rows.iter(batch_size=ROWS_PER_BATCH):
@@ -126,7 +129,7 @@ def rows_dir(config: configs.RunConfig) -> Path:
 
 
 def build_sft_trainer(
-    model: Any, tokenizer: Any, tasks: Sequence[Task], config: configs.RunConfig
+    model: Any, tokenizer: Any, tasks: Sequence[Task], config: configs.RunConfig, rows: Any = None
 ) -> Any:
     """Return TRL's trainer for this stage, ready to train.
 
@@ -135,6 +138,8 @@ def build_sft_trainer(
         tokenizer: Its tokenizer; `<|return|>` is its end-of-sequence token.
         tasks: Training tasks.
         config: The run's settings.
+        rows: Stored rows of `input_ids` and `labels` that are trained on in place of the tasks'
+            gold plans.
 
     Returns:
         The trainer.
@@ -142,14 +147,18 @@ def build_sft_trainer(
     from trl import SFTConfig, SFTTrainer
 
     stage = config.sft
-    steps = count_steps(stage, len(tasks), world_size())
+    num_rows = len(tasks if rows is None else rows)
+    steps = count_steps(stage, num_rows, world_size())
     # One batch of the order is what all processes take at a time, so the rows of a step depend on
     # the batch of all of them alone, not on their number.
     batch_size = world_size() * stage.per_device_train_batch_size
     num_batches = stage.gradient_accumulation_steps * steps
-    shown, blocks = choose_rows(len(tasks), batch_size, num_batches, config.seed)
-    chosen = select_tasks(tasks, shown)
-    rows = store_rows(sft_rows(chosen, config.data.prompt_style), rows_dir(config))
+    shown, blocks = choose_rows(num_rows, batch_size, num_batches, config.seed)
+    if rows is None:
+        chosen = select_tasks(tasks, shown)
+        rows = store_rows(sft_rows(chosen, config.data.prompt_style), rows_dir(config))
+    else:
+        rows = rows.select(shown)
     lengths = row_lengths(tokenizer, rows)
     order = order_rows(blocks, lengths, batch_size, num_batches)
 
@@ -180,8 +189,9 @@ def run_sft(
     tasks: Sequence[Task],
     config: configs.RunConfig,
     resume: bool = False,
+    rows: Any = None,
 ) -> dict[str, float]:
-    """Train the adapter on gold completions.
+    """Train the adapter on gold completions, or on rows of tokens.
 
     Args:
         model: Model with a LoRA adapter; trained in place.
@@ -189,6 +199,7 @@ def run_sft(
         tasks: Training tasks.
         config: The run's settings.
         resume: Go on from the newest whole checkpoint, if there is one.
+        rows: As `build_sft_trainer`.
 
     Returns:
         The trainer's closing figures (`train_loss`, `train_runtime` in seconds, ...).
@@ -198,7 +209,7 @@ def run_sft(
     """
     if config.sft.max_steps == 0:
         return {}
-    trainer = build_sft_trainer(model, tokenizer, tasks, config)
+    trainer = build_sft_trainer(model, tokenizer, tasks, config, rows)
     figures = run_trainer(trainer, resume)
     drop_rows(rows_dir(config))
     model.eval()

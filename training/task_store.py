@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -223,7 +223,7 @@ def _gold_faults(path: Path, task: Task, db: RetailDatabase) -> list[str]:
     return []
 
 
-def store_rows(rows: Iterable[Mapping[str, str | int]], folder: Path) -> "Dataset":
+def store_rows(rows: Iterable[Mapping[str, Any]], folder: Path) -> "Dataset":
     """Write rows to disk, a batch at a time, and return them as a memory-mapped dataset.
 
     What TRL makes of the rows (their tokens) lands in the same folder.
@@ -262,7 +262,7 @@ def drop_rows(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_arrow(rows: Iterable[Mapping[str, str | int]], path: Path) -> None:
+def _write_arrow(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     import pyarrow as pa
 
     iterator = iter(rows)

@@ -1,0 +1,108 @@
+"""Episodes of held-out tasks in agent mode, played batch by batch by the model that is trained.
+
+As in plan mode each finished batch is a file, so that a killed evaluation goes on with the same
+batches and ends with the same episodes, and processes share the batches out. Left out: metrics
+(`scoring/trials.py`), and models behind endpoints (`task_tester.py evaluate --mode agent`).
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import configs
+from accelerate import PartialState
+from agent.conversation import Conversation, Limits
+from agent.customers import ScriptedCustomer
+from agent.evaluation import Plan, episode_row
+from common.files import read_json, write_json_atomic
+from data_reader import Task
+from envs.retail import RetailDatabase
+from prompting.dialogue import HarmonyFormat
+from training.conversations import RolloutPolicy
+
+
+def conversation_limits(config: configs.RunConfig) -> Limits:
+    """Return the limits of a run's conversations: its turns; tokens are bounded by the context."""
+    turns = config.agent.max_turns
+    return Limits(max_turns=turns, max_calls=turns, max_tokens=config.model.max_seq_length * 8)
+
+
+def rollout_policy(
+    model: Any, tokenizer: Any, config: configs.RunConfig, temperature: float | None,
+    batch_size: int,
+) -> RolloutPolicy:
+    """Return a model as the agent of a run's conversations."""
+    return RolloutPolicy(
+        model, tokenizer, HarmonyFormat(style=config.data.prompt_style),
+        config.agent.max_turn_tokens, config.model.max_seq_length, temperature, batch_size,
+    )
+
+
+def start_conversation(
+    task: Task, db: RetailDatabase, config: configs.RunConfig, customer_seed: int, seed: int
+) -> Conversation:
+    """Return a conversation with a scripted customer; `seed` is for the draws of the agent."""
+    customer = ScriptedCustomer(task, customer_seed)
+    return Conversation(task, db, customer, conversation_limits(config), seed)
+
+
+def play_all(conversations: Iterable[Conversation], policy: RolloutPolicy) -> None:
+    """Play conversations to their ends, all open ones a turn at a time.
+
+    One that has outgrown the model's context ends with `policy_error`.
+    """
+    waiting = [talk for talk in conversations if not talk.done]
+    while waiting:
+        for talk, message in zip(waiting, policy.reply(waiting), strict=True):
+            if message is None:
+                talk.abort()
+            else:
+                talk.step(message)
+        waiting = [talk for talk in waiting if not talk.done]
+
+
+def play_tasks(
+    model: Any, tokenizer: Any, tasks: Sequence[Task], db: RetailDatabase,
+    config: configs.RunConfig, parts_dir: Path,
+) -> list[dict[str, Any]]:
+    """Play every task with the model, batch by batch.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        tasks: Tasks to play.
+        db: The store.
+        config: `agent`, `evaluation`, `data.prompt_style` and `data.split_seed` are used.
+        parts_dir: Folder where finished batches are kept.
+
+    Returns:
+        Lines of `trajectories.jsonl`, by task and trial, the same on every process.
+    """
+    settings = config.evaluation
+    plan = Plan(tasks, config.agent.num_trials, config.data.split_seed)
+    episodes = list(plan.episodes())
+    starts = range(0, len(episodes), settings.batch_size)
+    state = PartialState()
+    temperature = None if settings.greedy else settings.temperature
+    for number, start in enumerate(starts):
+        part = parts_dir / f"batch-{number:04d}.json"
+        if part.exists() or number % state.num_processes != state.process_index:
+            continue
+        batch = episodes[start:start + settings.batch_size]
+        policy = rollout_policy(model, tokenizer, config, temperature, settings.batch_size)
+        talks = [start_conversation(task, db, config, seed, seed) for task, _, seed in batch]
+        play_all(talks, policy)
+        rows = [
+            episode_row(talk, trial, num_tokens=talk.num_tokens, failures=policy.failures_of(talk))
+            for talk, (_, trial, _) in zip(talks, batch, strict=True)
+        ]
+        write_json_atomic(part, rows)
+    state.wait_for_everyone()
+    parts = (read_json(parts_dir / f"batch-{number:04d}.json", []) for number in range(len(starts)))
+    return [row for rows in parts for row in rows]
+
+
+def count_failures(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Return how many turns of all episodes could not be read, by kind."""
+    return dict(sum((Counter(row["failures"]) for row in rows), Counter()))
