@@ -1,4 +1,4 @@
-"""GRPO on a GPU: transformers' generate with 16 completions a call, against fast sampling.
+"""GRPO on a GPU: transformers' generate with 16 completions a call, against the preset's engine.
 
     python benchmarks/gpu_rollouts.py --model MODEL --output benchmarks/results/gpu_rollouts.json
 
@@ -32,6 +32,7 @@ from benchmarks.logprobs import compare_logprobs, sample_batch, within_tolerance
 from common.files import read_json  # noqa: E402
 from data_reader import Task, plan_prompt  # noqa: E402
 from gptoss.engine import FastGenerate, detach_fast_generate  # noqa: E402
+from gptoss.generation import Completion, Engine, ModelEngine, engine_of  # noqa: E402
 from training import pipeline  # noqa: E402
 from training.grpo import REFERENCE_ADAPTER, build_grpo_trainer  # noqa: E402
 from training.rewards import (  # noqa: E402
@@ -45,67 +46,71 @@ FULL_RUN_COMPLETIONS = 800 * 3 * 8
 PARTS = ("generate", "ours", "logprobs", "baseline")
 
 
-class TimedGenerate:
-    """A `generate` that records seconds and tokens of each call."""
+class TimedEngine:
+    """An engine that records seconds and tokens of each call, the adapter's refresh included."""
 
-    def __init__(self, generate: Any) -> None:
-        """Wrap a `generate`."""
-        self._generate = generate
+    def __init__(self, engine: Engine) -> None:
+        """Wrap an engine."""
+        self._engine = engine
+        self.differs = engine.differs
         self.calls: list[dict[str, float]] = []
 
-    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Generate, timed to the end of the GPU's work."""
+    @property
+    def mean_entropy(self) -> float | None:
+        """The engine's."""
+        return self._engine.mean_entropy
+
+    def complete(self, prompts: Any, *settings: Any) -> list[Completion]:
+        """Sample, timed to the end of the GPU's work."""
         torch.cuda.synchronize()
         begin = time.perf_counter()
-        output = self._generate(*args, **kwargs)
+        found = self._engine.complete(prompts, *settings)
         torch.cuda.synchronize()
-        rows, width = output.shape
-        tokens = rows * (width - kwargs["input_ids"].shape[1])
         self.calls.append({
-            "rows": rows, "tokens": tokens, "seconds": round(time.perf_counter() - begin, 2)
+            "rows": len(found), "tokens": sum(len(one.ids) for one in found),
+            "seconds": round(time.perf_counter() - begin, 2),
         })
-        return output
+        return found
 
 
-def time_generate(
-    generate: Any, tokenizer: Any, tasks: list[Task], num_generations: int, num_tokens: int
+def time_sampling(
+    engine: Engine, tokenizer: Any, tasks: list[Task], num_generations: int, num_tokens: int
 ) -> dict[str, Any]:
-    """Time one call on groups of equal prompts, as GRPO makes them; a short call warms up first.
+    """Time a call on groups of equal prompts, as GRPO makes them; two calls warm up first.
 
     Args:
-        generate: What to call.
+        engine: What to call.
         tokenizer: Makes the prompts.
         tasks: One group each.
         num_generations: Completions per task.
         num_tokens: Tokens per completion.
 
     Returns:
-        Rows, tokens, seconds, tokens_per_s and the peak of memory.
+        Rows, tokens, seconds, tokens_per_s, the peak of torch's memory and what the device held.
     """
     rows = [
         tokenizer(plan_prompt(task, "full"), add_special_tokens=False)["input_ids"]
         for task in tasks for _ in range(num_generations)
     ]
-    width = max(map(len, rows))
-    pad = tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device="cuda")
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device="cuda")
-    timed = TimedGenerate(generate)
+    timed = TimedEngine(engine)
     torch.cuda.reset_peak_memory_stats()
-    for count in (2, num_tokens):
-        timed(
-            input_ids=ids, attention_mask=mask, max_new_tokens=count, min_new_tokens=count,
-            do_sample=True, temperature=0.7, pad_token_id=pad,
-        )
+    for count in (2, num_tokens, num_tokens):
+        timed.complete(rows, count, 0.7)
     figures = timed.calls[-1]
     return {
         **figures, "tokens_per_s": round(figures["tokens"] / figures["seconds"], 1),
-        "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
+        "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2), "device_gib": device_gib(),
     }
 
 
+def device_gib() -> float:
+    """Return the GiB that are taken on the device."""
+    free, total = torch.cuda.mem_get_info()
+    return round((total - free) / GIB, 2)
+
+
 def measure_grpo(
-    run: pipeline.Run, model: Any, tokenizer: Any, config: configs.RunConfig, generate: Any
+    run: pipeline.Run, model: Any, tokenizer: Any, config: configs.RunConfig, engine: Engine
 ) -> dict[str, Any]:
     """Run a few GRPO steps and take the medians of their parts.
 
@@ -114,26 +119,27 @@ def measure_grpo(
         model: Model with LoRA.
         tokenizer: Its tokenizer.
         config: The settings; its steps reach into a second round of sampling.
-        generate: What the trainer shall call.
+        engine: What shall sample.
 
     Returns:
         tokens_per_s, seconds_per_step, peak_gib, and the figures behind them.
     """
-    timed = TimedGenerate(generate)
-    model.generate = timed
+    timed = model.engine = TimedEngine(engine)
     torch.cuda.reset_peak_memory_stats()
     trainer = build_grpo_trainer(
         model, tokenizer, run.train, run.db, config, run.validation, make_spread_rewards
     )
-    updates, preparations = [], []
+    updates, preparations, ends = [], [], []
     prepare = trainer._generate_and_score_completions
     step = trainer.training_step
+    stage = config.grpo
 
     def timed_prepare(*args: Any, **kwargs: Any) -> Any:
         begin = time.perf_counter()
         result = prepare(*args, **kwargs)
         torch.cuda.synchronize()
         preparations.append(time.perf_counter() - begin)
+        print(f"sampled, scored: {preparations[-1]:.2f} s {timed.calls[-1]}", flush=True)
         return result
 
     def timed_step(*args: Any, **kwargs: Any) -> Any:
@@ -141,26 +147,29 @@ def measure_grpo(
         begin, rounds = time.perf_counter(), len(preparations)
         result = step(*args, **kwargs)
         torch.cuda.synchronize()
-        seconds = time.perf_counter() - begin - sum(preparations[rounds:])
+        ends.append(time.perf_counter())
+        seconds = ends[-1] - begin - sum(preparations[rounds:])
         updates.append(seconds)
         print(f"pass {len(updates)}: {seconds:.2f} s", flush=True)
         return result
 
     trainer._generate_and_score_completions = timed_prepare
     trainer.training_step = timed_step
+    begin = time.perf_counter()
     trainer.train()
     drop_reference(model)
-    stage = config.grpo
     update = statistics.median(updates) * stage.gradient_accumulation_steps
     sampling = timed.calls[-1]
     scoring = preparations[-1] - sampling["seconds"]
     share = stage.steps_per_generation
-    norms = [row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row]
+    logged = trainer.state.log_history
     return {
         "tokens_per_s": round(sampling["tokens"] / sampling["seconds"], 1),
         "seconds_per_step": round(update + preparations[-1] / share, 2),
+        "first_step_seconds": round(ends[stage.gradient_accumulation_steps - 1] - begin, 1),
         "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
         "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2),
+        "device_gib": device_gib(),
         "completions_per_call": sampling["rows"],
         "update_seconds_per_step": round(update, 2),
         "sampling_seconds_per_step": round(sampling["seconds"] / share, 2),
@@ -169,8 +178,15 @@ def measure_grpo(
         "per_device_train_batch_size": stage.per_device_train_batch_size,
         "generate_calls": timed.calls,
         "update_passes_s": [round(seconds, 2) for seconds in updates],
-        "grad_norms": [round(float(norm), 4) for norm in norms],
+        "grad_norms": column(logged, "grad_norm"),
+        "sampler_kl": column(logged, "sampling/kl"),
+        "sampler_logprob_difference": column(logged, "sampling/sampling_logp_difference/mean"),
     }
+
+
+def column(rows: list[dict[str, Any]], name: str) -> list[float]:
+    """Return one figure of every logged row that has it."""
+    return [round(float(row[name]), 4) for row in rows if name in row]
 
 
 def drop_reference(model: Any) -> None:
@@ -231,34 +247,37 @@ def main() -> None:
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.005)
-    fast = model.generate
-    detach_fast_generate(model)
-    plain = model.generate
+    fast, engine = model.generate, engine_of(model)
+    meter.note("engine", type(engine).__name__)
     model.eval()
     stage = config.grpo
+
+    def time_it(name: str, timed: Engine, num_tasks: int) -> None:
+        tasks = run.train[:num_tasks]
+        meter.note(name, time_sampling(timed, tokenizer, tasks, 8, arguments.completion_tokens))
+
     if "generate" in parts:
-        meter.note("fast_generate", time_generate(
-            fast, tokenizer, run.train[:16], 8, arguments.completion_tokens
-        ))
-        resident = FastGenerate(model, resident=True)
-        meter.note("fast_resident_generate", time_generate(
-            resident, tokenizer, run.train[:16], 8, arguments.completion_tokens
-        ))
-        del resident
+        if engine.differs:
+            time_it("vllm_generate", engine, 16)
+        time_it("fast_generate", ModelEngine(model), 16)
+        model.generate = FastGenerate(model, resident=True)
+        time_it("fast_resident_generate", ModelEngine(model), 16)
+        model.generate = fast
         gc.collect()  # its parts refer to each other
         torch.cuda.empty_cache()
-        meter.note("plain_generate", time_generate(
-            plain, tokenizer, run.train[:2], 8, arguments.completion_tokens
-        ))
+        detach_fast_generate(model)
+        time_it("plain_generate", ModelEngine(model), 2)
+        model.generate = fast
     if "ours" in parts:
         # One step more than one round of sampling: the second round meets compiled code.
         ours = configs.with_overrides(config, {"grpo.max_steps": stage.steps_per_generation + 1})
-        figures = measure_grpo(run, model, tokenizer, ours, fast)
+        figures = measure_grpo(run, model, tokenizer, ours, engine)
         meter.note("ours", figures)
+        meter.note("first_step_seconds", figures["first_step_seconds"])
         hours = FULL_RUN_COMPLETIONS / stage.completions_per_step / 3600
         meter.note("full_grpo_hours", round(figures["seconds_per_step"] * hours, 2))
+    model.engine = None
     if "logprobs" in parts:
-        model.generate = fast
         trainer = build_grpo_trainer(
             model, tokenizer, run.train, run.db, config, run.validation, make_spread_rewards
         )
@@ -268,11 +287,12 @@ def main() -> None:
         meter.note("logprobs", logprobs)
         meter.note("logprobs_within_tolerance", within_tolerance(logprobs))
     if "baseline" in parts:
+        detach_fast_generate(model)
         seeds = configs.with_overrides(config, {
             "grpo.max_steps": 2, "grpo.per_device_train_batch_size": 2,
             "grpo.gradient_accumulation_steps": 8, "grpo.generation_batch_size": 0,
         })
-        figures = measure_grpo(run, model, tokenizer, seeds, plain)
+        figures = measure_grpo(run, model, tokenizer, seeds, ModelEngine(model))
         meter.note("baseline", figures)
         hours = FULL_RUN_COMPLETIONS / seeds.grpo.completions_per_step / 3600
         meter.note("baseline_full_grpo_hours", round(figures["seconds_per_step"] * hours, 2))
