@@ -154,7 +154,7 @@ def load_for_evaluation(
         stage = replace(stage, device="auto")
     config_path = Path(name_or_dir) / "adapter_config.json"
     if not config_path.is_file():
-        stage = replace(stage, model_name=name_or_dir)
+        stage = _with_model(stage, name_or_dir)
         model, tokenizer = load_model(stage, trainable=False, any_model=any_model)
         return model.eval(), tokenizer
     config = read_json_file(config_path, *ADAPTER_KEYS)
@@ -166,11 +166,17 @@ def load_for_evaluation(
     if _looks_local(base) and not Path(base).is_dir():
         base = stage.model_name  # the adapter was trained on another machine
     stage = replace(
-        stage, model_name=base, lora_rank=config["r"], lora_alpha=config["lora_alpha"],
+        _with_model(stage, base), lora_rank=config["r"], lora_alpha=config["lora_alpha"],
         lora_reach=reach,
     )
     model, tokenizer = load_model(stage, adapter_dir=name_or_dir, trainable=False, any_model=any_model)
     return model.eval(), tokenizer
+
+
+def _with_model(stage: ModelStage, name: str) -> ModelStage:
+    """Return the settings for a model; what vLLM was set to sample from goes with its own model."""
+    same = name == stage.model_name
+    return replace(stage, model_name=name, vllm_model=stage.vllm_model if same else "")
 
 
 def count_trainable(model: torch.nn.Module) -> tuple[int, int]:

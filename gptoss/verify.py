@@ -43,6 +43,7 @@ def check_reload(
     if folder is None:
         return {}
     _free_memory()
+    stage = stage.without_vllm()
     is_adapter = (Path(folder) / "adapter_config.json").is_file()
     settings = stage if is_adapter else replace(
         stage, model_name=str(folder), load_in_4bit=False, offload_embedding=False

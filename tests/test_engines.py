@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 
 from envs.retail import RetailDatabase
 from gptoss.generation import complete, engine_of
-from gptoss.load import load_model
+from gptoss.load import load_for_evaluation, load_model, merge_and_save
 from gptoss.vllm_engine import RELEASED, VllmEngine, weights_for, write_adapter
 from gptoss.weights import find_core
 from tests import standin_vllm, tiny_random
@@ -129,6 +130,20 @@ def test_which_weights_vllm_loads(tmp_path, tmp_path_factory):
         weights_for(packed)
     given = make_stage(tmp_path_factory, model_name=str(tmp_path), vllm_model="outputs/mxfp4_model")
     assert weights_for(given) == "outputs/mxfp4_model"
+
+
+def test_a_merged_model_is_not_sampled_from_the_weights_of_its_base(
+    tmp_path, tmp_path_factory, vllm
+):
+    stage = make_stage(tmp_path_factory, sampling="vllm")
+    stage = replace(stage, vllm_model=stage.model_name)
+    model, tokenizer = load_model(stage)
+    randomize_lora(model)
+    expected = complete(model, PROMPTS, 8)
+    merge_and_save(model, tokenizer, tmp_path, stage)
+    merged, _ = load_for_evaluation(str(tmp_path), stage)
+    assert isinstance(merged.engine, VllmEngine) and "enable_lora" not in vllm.log[-1]
+    assert [one.ids for one in complete(merged, PROMPTS, 8)] == [one.ids for one in expected]
 
 
 def test_kl_of_the_sampler_by_hand():

@@ -122,7 +122,7 @@ def run_chat(model_dir: str, lines: Iterable[str] | None = None) -> int:
     """
     config = configs.config_of_model(model_dir)
     db = RetailDatabase.load(config.data.data_dir or None)
-    model, tokenizer = load_for_evaluation(model_dir, config.model)
+    model, tokenizer = load_for_evaluation(model_dir, config.model.without_vllm())
     print(f"One request a line, for example: {example_query(db)}\nEnd with Ctrl-D.")
     for line in sys.stdin if lines is None else lines:
         if line.strip():
