@@ -6,8 +6,8 @@
         --output benchmarks/results/serving.json
     python benchmarks/serve_check.py --adapter RUN/final_model --llama-cpp SOURCES --work WORK --output F
 
-The first line checks three forms of the small model: merged 16-bit, MXFP4, base with adapter. The
-second those of a narrow random GPT-OSS with the released tokenizer, whose chats with tools `vllm
+The first line checks forms of the small model: merged 16-bit, MXFP4, base with adapter, and the base
+in MXFP4 with the adapter, which is what samples in GRPO. The second those of a narrow random GPT-OSS with the released tokenizer, whose chats with tools `vllm
 serve` takes too: vLLM renders every GPT-OSS chat with the released vocabulary, so the small model
 has none. The third makes a GGUF and needs no GPU, but the package llama-cpp-python. Each answer is
 decoded greedily and compared with our own engine's on a CPU in float32: the share of equal texts,
@@ -19,6 +19,7 @@ import dataclasses
 import gc
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -44,7 +45,7 @@ from gptoss.generation import Completion, complete, split_batches  # noqa: E402
 from gptoss.load import load_for_evaluation, load_model, save_adapter  # noqa: E402
 from gptoss.vllm_engine import ENVIRONMENT, VERSION, VllmEngine  # noqa: E402
 
-FORMS = ("merged", "mxfp4", "adapter")
+FORMS = ("merged", "mxfp4", "adapter", "mxfp4_adapter")
 MAX_TOKENS = {"small": 300, "narrow": 48}
 START_S = 400
 """Seconds that a server may take to start."""
@@ -89,12 +90,19 @@ def make_narrow(tokenizer_dir: Path, folder: Path) -> Path:
 
 
 def make_forms(adapter: Path, folder: Path) -> dict[str, Path]:
-    """Export the model of an adapter in the forms that are missing; return each form's folder."""
+    """Export the model of an adapter; return each form's folder."""
+    settings = read_json(adapter / "adapter_config.json", {})
+    base = settings["base_model_name_or_path"]
+    model, tokenizer = load_for_evaluation(base, cpu_stage(base))
+    export_model(model, tokenizer, folder / "base_mxfp4", cpu_stage(base), "mxfp4")
+    shutil.copytree(adapter, folder / "mxfp4_adapter", dirs_exist_ok=True)
+    settings["base_model_name_or_path"] = str(folder / "base_mxfp4")
+    write_json_atomic(folder / "mxfp4_adapter" / "adapter_config.json", settings)
     model, tokenizer = load_for_evaluation(str(adapter), cpu_stage(str(adapter)))
     stage = cpu_stage(str(adapter))
     for form, export_format in (("merged", "16bit"), ("mxfp4", "mxfp4")):
         export_model(model, tokenizer, folder / form, stage, export_format)
-    return {"merged": folder / "merged", "mxfp4": folder / "mxfp4", "adapter": adapter}
+    return {form: folder / form for form in FORMS} | {"adapter": adapter}
 
 
 def base_of(folder: Path) -> tuple[str, str]:
