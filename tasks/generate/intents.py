@@ -121,26 +121,25 @@ def refund_methods(draw: Draw, order_id: str) -> list[str]:
     ]
 
 
+def returnable(draw: Draw, order_id: str) -> bool:
+    """Tell whether an order has an item that can be sent back and a method for its refund."""
+    return bool(refund_methods(draw, order_id) and unique_items(draw.view.db.orders[order_id]))
+
+
 def sample_return(draw: Draw) -> Intent | None:
     """Items of a delivered order to send back."""
-    view = draw.view
-    order_id = draw.order(
-        "return",
-        "delivered",
-        fits=lambda o: bool(refund_methods(draw, o) and unique_items(view.db.orders[o])),
-    )
+    order_id = draw.order("return", "delivered", fits=lambda o: returnable(draw, o))
     if order_id is None:
         return None
-    items = unique_items(view.db.orders[order_id])
+    items = unique_items(draw.view.db.orders[order_id])
     items = draw.rng.sample(items, draw.num_items(len(items)))
     method_id = draw.rng.choice(refund_methods(draw, order_id))
+    item_ids = [item["item_id"] for item in items]
     return Intent(
         "return",
         call(
             "return_delivered_order_items",
-            order_id=order_id,
-            item_ids=[item["item_id"] for item in items],
-            payment_method_id=method_id,
+            order_id=order_id, item_ids=item_ids, payment_method_id=method_id,
         ),
         {
             "order_id": order_id,
@@ -164,15 +163,15 @@ def swap_facts(draw: Draw, order_id: str) -> tuple[list[dict], float] | None:
     held = {item["item_id"] for item in view.db.orders[order_id]["items"]}
     pairs, difference = [], 0.0
     for item in items:
-        product = view.db.products[item["product_id"]]
+        product_id = item["product_id"]
         taken = held | {pair["new"]["item_id"] for pair in pairs}
-        options = [i for i in view.available[item["product_id"]] if i not in taken]
+        options = [i for i in view.available[product_id] if i not in taken]
         if not options:
             return None
         new_id = draw.rng.choice(options)
-        variant = product["variants"][new_id]
-        new = {"item_id": new_id, "name": product["name"], "options": variant["options"]}
-        pairs.append({"old": item_fact(draw, item), "new": new})
+        variant = view.db.products[product_id]["variants"][new_id]
+        new = {"item_id": new_id, "product_id": product_id, "options": variant["options"]}
+        pairs.append({"old": item_fact(draw, item), "new": item_fact(draw, new)})
         difference += variant["price"] - item["price"]
     return pairs, round(difference, 2)
 
@@ -205,18 +204,6 @@ def sample_swap(draw: Draw, kind: str, status: str, tool: str, outcome: str) -> 
         {"order_id": order_id, "pairs": pairs, "method": method_fact(draw, method_id)},
         outcome if len(pairs) == 1 else f"{outcome} for {len(pairs)} items",
     )
-
-
-def sample_exchange(draw: Draw) -> Intent | None:
-    """Items of a delivered order to exchange."""
-    tool = "exchange_delivered_order_items"
-    return sample_swap(draw, "exchange", "delivered", tool, "requested the exchange")
-
-
-def sample_change_items(draw: Draw) -> Intent | None:
-    """Items of a pending order to change."""
-    tool = "modify_pending_order_items"
-    return sample_swap(draw, "change_items", "pending", tool, "changed the items")
 
 
 def new_address(draw: Draw, *known: Record) -> Record | None:
@@ -302,8 +289,12 @@ def sample_change_payment(draw: Draw) -> Intent | None:
 WRITE_SAMPLERS: dict[str, Sampler] = {
     "cancel": sample_cancel,
     "return": sample_return,
-    "exchange": sample_exchange,
-    "change_items": sample_change_items,
+    "exchange": lambda draw: sample_swap(
+        draw, "exchange", "delivered", "exchange_delivered_order_items", "requested the exchange"
+    ),
+    "change_items": lambda draw: sample_swap(
+        draw, "change_items", "pending", "modify_pending_order_items", "changed the items"
+    ),
     "change_address": sample_change_address,
     "change_payment": sample_change_payment,
     "change_profile_address": sample_change_profile_address,

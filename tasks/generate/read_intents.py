@@ -19,6 +19,7 @@ from tasks.generate.intents import (
     order_names,
     other_methods,
     refund_methods,
+    returnable,
 )
 from tasks.generate.store_view import unique_items
 
@@ -30,24 +31,14 @@ def sample_ask_order(draw: Draw) -> Intent | None:
         return None
     order = draw.view.db.orders[order_id]
     answers = {
-        "status": (order["status"],),
-        "items": tuple(order_names(draw, order_id)),
-        "amount": (str(order["payment_history"][0]["amount"]),),
-        "address": (order["address"]["address1"],),
+        "status": ("told the order's status", (order["status"],)),
+        "items": ("told what the order holds", tuple(order_names(draw, order_id))),
+        "amount": ("told the order's amount", (str(order["payment_history"][0]["amount"]),)),
+        "address": ("told the order's address", (order["address"]["address1"],)),
     }
     aspect = draw.rng.choice(list(answers))
-    return Intent(
-        "ask_order",
-        call("get_order_details", order_id=order_id),
-        {"order_id": order_id, "aspect": aspect},
-        {
-            "status": "told the order's status",
-            "items": "told what the order holds",
-            "amount": "told the order's amount",
-            "address": "told the order's address",
-        }[aspect],
-        answers[aspect],
-    )
+    facts = {"order_id": order_id, "aspect": aspect}
+    return Intent("ask_order", call("get_order_details", order_id=order_id), facts, *answers[aspect])
 
 
 def sample_ask_product(draw: Draw) -> Intent | None:
@@ -55,57 +46,38 @@ def sample_ask_product(draw: Draw) -> Intent | None:
     view = draw.view
     product_id = draw.rng.choice(view.product_ids)
     product = view.db.products[product_id]
-    aspects = ["count"]
     prices = [product["variants"][i]["price"] for i in view.available[product_id]]
+    answers = {"count": ("told how many options are available", (str(len(prices)),))}
     if prices:
-        aspects += ["cheapest", "dearest"]
-    aspect = draw.rng.choice(aspects)
-    answer = {"count": len(prices)}
-    if prices:
-        answer |= {"cheapest": min(prices), "dearest": max(prices)}
-    return Intent(
-        "ask_product",
-        call("get_product_details", product_id=product_id),
-        {"product_id": product_id, "name": product["name"], "aspect": aspect},
-        {
-            "count": "told how many options are available",
-            "cheapest": "told the lowest price",
-            "dearest": "told the highest price",
-        }[aspect],
-        (str(answer[aspect]),),
-    )
+        answers["cheapest"] = ("told the lowest price", (str(min(prices)),))
+        answers["dearest"] = ("told the highest price", (str(max(prices)),))
+    aspect = draw.rng.choice(list(answers))
+    action = call("get_product_details", product_id=product_id)
+    facts = {"product_id": product_id, "name": product["name"], "aspect": aspect}
+    return Intent("ask_product", action, facts, *answers[aspect])
 
 
 def sample_ask_product_types(draw: Draw) -> Intent | None:
     """A question about the range of products."""
-    return Intent(
-        "ask_product_types",
-        call("list_all_product_types"),
-        {},
-        "told the kinds of products",
-        (str(len(draw.view.db.product_types)),),
-    )
+    count = str(len(draw.view.db.product_types))
+    outcome = "told the kinds of products"
+    return Intent("ask_product_types", call("list_all_product_types"), {}, outcome, (count,))
 
 
 def sample_ask_account(draw: Draw) -> Intent | None:
     """A question about the customer's own account, the user id given."""
     user = draw.user
-    answers = {"address": (user["address"]["address1"],), "orders": tuple(user["orders"])}
+    answers = {
+        "address": ("told the address on file", (user["address"]["address1"],)),
+        "orders": ("told the orders of the account", tuple(user["orders"])),
+    }
     cards = [m for m in user["payment_methods"].values() if m["source"] == "gift_card"]
     if cards:
-        answers["balance"] = tuple(str(card["balance"]) for card in cards)
+        balances = tuple(str(card["balance"]) for card in cards)
+        answers["balance"] = ("told the gift card balance", balances)
     aspect = draw.rng.choice(list(answers))
-    return Intent(
-        "ask_account",
-        call("get_user_details", user_id=draw.user_id),
-        {"user_id": draw.user_id, "aspect": aspect},
-        {
-            "address": "told the address on file",
-            "orders": "told the orders of the account",
-            "balance": "told the gift card balance",
-        }[aspect],
-        answers[aspect],
-    )
+    facts = {"user_id": draw.user_id, "aspect": aspect}
+    return Intent("ask_account", call("get_user_details", user_id=draw.user_id), facts, *answers[aspect])
 
 
 def sample_calculation(draw: Draw, kind: str, num_numbers: int, sign: str) -> Intent | None:
@@ -133,37 +105,19 @@ def sample_calculation(draw: Draw, kind: str, num_numbers: int, sign: str) -> In
     )
 
 
-def sample_calculate_sum(draw: Draw) -> Intent | None:
-    """What two or three prices make together."""
-    return sample_calculation(draw, "calculate_sum", draw.rng.choice((2, 2, 3)), "+")
-
-
-def sample_calculate_difference(draw: Draw) -> Intent | None:
-    """How far two prices are apart."""
-    return sample_calculation(draw, "calculate_difference", 2, "-")
-
-
 def sample_transfer(draw: Draw) -> Intent | None:
     """A subject outside the tools."""
     subject = draw.rng.choice(TRANSFER_SUBJECTS)
-    return Intent(
-        "transfer",
-        call("transfer_to_human_agents", summary=subject),
-        {"subject": subject},
-        "transferred to a human agent",
-    )
+    action = call("transfer_to_human_agents", summary=subject)
+    return Intent("transfer", action, {"subject": subject}, "transferred to a human agent")
 
 
 def refused_by_status(draw: Draw, kind: str, order_id: str, forbidden: dict, change: str) -> Intent:
     """Return an intent that the order's status forbids; gold reads the order."""
     status = draw.view.db.orders[order_id]["status"]
-    return Intent(
-        kind,
-        call("get_order_details", order_id=order_id),
-        {"order_id": order_id, "status": status, "change": change, "names": order_names(draw, order_id)},
-        f"refused: the order is {status}",
-        forbidden=forbidden,
-    )
+    facts = {"order_id": order_id, "status": status, "change": change, "names": order_names(draw, order_id)}
+    action = call("get_order_details", order_id=order_id)
+    return Intent(kind, action, facts, f"refused: the order is {status}", forbidden=forbidden)
 
 
 def sample_refuse_cancel(draw: Draw) -> Intent | None:
@@ -196,16 +150,10 @@ def sample_refuse_order_change(draw: Draw) -> Intent | None:
 
 def sample_refuse_return(draw: Draw) -> Intent | None:
     """An order to return or exchange that has not been delivered."""
-    view = draw.view
-    order_id = draw.order(
-        "refuse_return",
-        "pending",
-        "processed",
-        fits=lambda o: bool(refund_methods(draw, o) and unique_items(view.db.orders[o])),
-    )
+    order_id = draw.order("refuse_return", "pending", "processed", fits=lambda o: returnable(draw, o))
     if order_id is None:
         return None
-    item = draw.rng.choice(unique_items(view.db.orders[order_id]))
+    item = draw.rng.choice(unique_items(draw.view.db.orders[order_id]))
     forbidden = call(
         "return_delivered_order_items",
         order_id=order_id,
@@ -248,7 +196,8 @@ def sample_refuse_unavailable(draw: Draw) -> Intent | None:
     item = draw.rng.choice(short_items(order_id))
     held = {one["item_id"] for one in order["items"]}
     new_id = draw.rng.choice([i for i in view.unavailable[item["product_id"]] if i not in held])
-    product = view.db.products[item["product_id"]]
+    variant = view.db.products[item["product_id"]]["variants"][new_id]
+    new = {"item_id": new_id, "product_id": item["product_id"], "options": variant["options"]}
     pending = order["status"] == "pending"
     return Intent(
         "refuse_unavailable",
@@ -257,11 +206,7 @@ def sample_refuse_unavailable(draw: Draw) -> Intent | None:
             "order_id": order_id,
             "product_id": item["product_id"],
             "item": item_fact(draw, item),
-            "new": {
-                "item_id": new_id,
-                "name": product["name"],
-                "options": product["variants"][new_id]["options"],
-            },
+            "new": item_fact(draw, new),
         },
         "refused: the wanted item is not available",
         forbidden=call(
@@ -300,8 +245,10 @@ READ_SAMPLERS: dict[str, Sampler] = {
     "ask_product": sample_ask_product,
     "ask_product_types": sample_ask_product_types,
     "ask_account": sample_ask_account,
-    "calculate_sum": sample_calculate_sum,
-    "calculate_difference": sample_calculate_difference,
+    "calculate_sum": lambda draw: sample_calculation(
+        draw, "calculate_sum", draw.rng.choice((2, 2, 3)), "+"
+    ),
+    "calculate_difference": lambda draw: sample_calculation(draw, "calculate_difference", 2, "-"),
     "transfer": sample_transfer,
 }
 REFUSED_SAMPLERS: dict[str, Sampler] = {
