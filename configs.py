@@ -6,6 +6,7 @@ Left out on purpose: reading settings from YAML or the environment. A preset plu
 all, and the resolved settings are saved with every run (`to_json`).
 """
 
+import argparse
 import dataclasses
 import json
 import math
@@ -618,6 +619,23 @@ def _convert(path: str, text: object, wanted: type) -> object:
     except (KeyError, ValueError):
         raise ConfigError(f"{path}={words}: expected {wanted.__name__}") from None
     return words
+
+
+def config_from_arguments(arguments: argparse.Namespace) -> RunConfig:
+    """Return the settings that `--preset`, `--mode`, `--dataset`, `--output-dir` and `--set` ask for.
+
+    Raises:
+        ConfigError: The preset or a field is unknown, or a value does not fit.
+    """
+    overrides: dict[str, object] = {"output_dir": arguments.output_dir or None}
+    for name in ("data.dataset_path", "data.eval_dataset_path"):
+        overrides[name] = arguments.dataset or None
+    for text in arguments.overrides:
+        path, separator, value = text.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {text}: write STAGE.FIELD=VALUE")
+        overrides[path] = value
+    return with_overrides(get_preset(arguments.preset, arguments.mode), overrides)
 
 
 def with_overrides(config: RunConfig, overrides: dict[str, object]) -> RunConfig:

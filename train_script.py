@@ -124,30 +124,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return build_parser(words[0]).parse_args(words)
 
 
-def config_from_arguments(arguments: argparse.Namespace) -> configs.RunConfig:
-    """Return the settings that the command line asks for.
-
-    Raises:
-        ConfigError: The preset or a field is unknown, or a value does not fit.
-    """
-    overrides: dict[str, object] = {}
-    if arguments.dataset:
-        overrides["data.dataset_path"] = arguments.dataset
-        overrides["data.eval_dataset_path"] = arguments.dataset
-    if arguments.output_dir:
-        overrides["output_dir"] = arguments.output_dir
-    for text in arguments.overrides:
-        path, separator, value = text.partition("=")
-        if not separator:
-            raise configs.ConfigError(f"--set {text}: write STAGE.FIELD=VALUE")
-        overrides[path] = value
-    return configs.with_overrides(configs.get_preset(arguments.preset, arguments.mode), overrides)
-
-
 def train(arguments: argparse.Namespace) -> int:
     """Run the pipeline; return the exit code."""
     try:
-        config = config_from_arguments(arguments)
+        config = configs.config_from_arguments(arguments)
     except configs.ConfigError as error:
         print_error(f"error: {error}")
         return 2

@@ -5,11 +5,13 @@ file. A checkpoint cut short by a kill or a full disk lacks it, or disagrees wit
 skipped. Sizes catch every cut, not a decaying disk.
 """
 
+import csv
 import errno
+import io
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from common.user_error import UserError
@@ -46,6 +48,16 @@ def write_text_atomic(path: Path, text: str) -> None:
 def write_json_atomic(path: Path, value: object) -> None:
     """Write JSON so that a kill leaves either the old or the new content."""
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_csv_atomic(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows as CSV, a column for each name in any of them; a kill leaves the old file or the new one."""
+    text = io.StringIO()
+    names = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text_atomic(path, text.getvalue())
 
 
 def read_json(path: Path, default: object) -> object:

@@ -7,7 +7,6 @@ Left out on purpose: Unsloth's `save_method="mxfp4"` and the `save_pretrained_gg
 copy the packed experts of the base model and so leave out what an adapter changed in them.
 """
 
-import gc
 import json
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from gptoss.load import (
     memory_guard,
     uses_unsloth,
 )
-from gptoss.memory import LARGER_GPU
+from gptoss.memory import LARGER_GPU, free_memory
 from gptoss.merge import write_merged
 from gptoss.nf4 import holds_fused_experts
 from gptoss.preflight import ModelError, check_checkpoint, check_disk_space
@@ -101,9 +100,7 @@ def run_export(
             rounded = logits_on(model, tokenizer, prompts)
     # The exported model is loaded next: both at once would not fit a GPU that fits one.
     del model
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_memory()
     after = reload_logits(folder, prompts)
     print(f"against the model in memory: {_told(before, after)}")
     if rounded is not None:

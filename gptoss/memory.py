@@ -6,6 +6,7 @@ lowering settings by itself: a run whose batch changed in secret would be anothe
 
 import contextlib
 import dataclasses
+import gc
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -43,6 +44,13 @@ def report_peak(doing: str) -> Iterator[None]:
     yield
     used, held = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
     print(f"{doing}: peak of GPU memory {used / 2**30:.1f} GiB, {held / 2**30:.1f} reserved")
+
+
+def free_memory() -> None:
+    """Give back what dropped models held; their parts refer to each other."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def limit_forward_rows(trainer: Any, rows: int) -> None:

@@ -5,7 +5,6 @@ the saved one is loaded: two of them do not fit on a small GPU. Left out: compar
 One rounding flips a greedy token; log-probabilities tell how far two models are apart.
 """
 
-import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from gptoss.load import (
     logits_on,
     memory_needed_gib,
 )
+from gptoss.memory import free_memory
 
 
 def check_reload(
@@ -42,7 +42,7 @@ def check_reload(
     """
     if folder is None:
         return {}
-    _free_memory()
+    free_memory()
     stage = stage.without_vllm()
     is_adapter = (Path(folder) / "adapter_config.json").is_file()
     settings = stage if is_adapter else replace(
@@ -57,12 +57,5 @@ def check_reload(
     reloaded, tokenizer = load_for_evaluation(str(folder), settings)
     after = logits_on(reloaded, tokenizer, prompts)
     del reloaded
-    _free_memory()
+    free_memory()
     return compare_logits(reference, after)
-
-
-def _free_memory() -> None:
-    """Give back what dropped models held; their parts refer to each other."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

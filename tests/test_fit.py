@@ -90,7 +90,7 @@ def test_a_long_task_of_any_split_is_named_before_the_base_evaluation(
         folder, data__dataset_path=str(path), data__eval_dataset_path=str(path),
         evaluation__num_tasks=0, output_dir=str(tmp_path / "run"), **more,
     )
-    monkeypatch.setattr(train_script, "config_from_arguments", lambda _: config)
+    monkeypatch.setattr(configs, "config_from_arguments", lambda _: config)
     assert train_script.main([]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1

@@ -100,7 +100,7 @@ def make_figure(_, number: int, values: dict) -> dict[str, float]:
 def fake_training(monkeypatch):
     monkeypatch.setattr(sweep, "train_shared_sft", lambda _: None)
     monkeypatch.setattr(sweep, "measure_trial", make_figure)
-    monkeypatch.setattr(sweep, "_free_memory", lambda: None)
+    monkeypatch.setattr("gptoss.memory.free_memory", lambda: None)
 
 
 def fake_arguments(folder: Path, num_trials: int, *words: str):

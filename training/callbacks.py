@@ -4,7 +4,6 @@ What only GRPO is given is in `monitor.py`.
 """
 
 import csv
-import io
 import math
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ from transformers import TrainerCallback
 
 import configs
 from accelerate import PartialState
-from common.files import mark_complete, write_text_atomic
+from common.files import mark_complete, write_csv_atomic
 from gptoss.load import uses_unsloth
 
 UNSTEADY = ("num_tokens",)
@@ -67,18 +66,7 @@ class MetricsTable:
             row = dict(key)
             self.rows.append(row)
         row.update({name: repr(float(value)) for name, value in metrics.items()})
-        self.write()
-
-    def write(self) -> None:
-        """Write the file anew; a kill leaves the old one."""
-        names = dict.fromkeys(("stage", "step"))
-        for row in self.rows:
-            names.update(dict.fromkeys(row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text_atomic(self.path, text.getvalue())
+        write_csv_atomic(self.path, self.rows)
 
 
 def name_of_kl(config: configs.RunConfig) -> str | None:

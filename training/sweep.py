@@ -1,29 +1,42 @@
 """Search for better settings: trials of the pipeline, compared on validation users.
 
 The study (which trials there are, with which values) is an SQLite file in the output folder, and
-each trial is a run folder of its own with checkpoints. So a sweep that was killed and is started
-again with the same command keeps finished trials and takes the cut one up where it stopped; and
-since each suggestion depends only on the trials before it, it ends as if it had not been killed.
-While only `grpo` fields vary, SFT runs once and every trial starts from its adapter.
+each trial is a run folder of its own with checkpoints. A sweep that was killed and is started again
+with the same command keeps finished trials and resumes the one that was cut short; and since each
+suggestion depends only on the trials before it, it ends as if it had not been killed. While only
+`grpo` fields vary, SFT runs once and every trial starts from its adapter.
 Left out on purpose: test tasks (they are for the final run), stopping a trial early on an
 intermediate figure, and several trials at once, which on one GPU take as long as one by one.
 """
 
 import argparse
-import gc
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import configs
+from common.files import (
+    RunError,
+    SettingsError,
+    build_folder,
+    is_complete,
+    read_json,
+    remove_checkpoints,
+    write_csv_atomic,
+    write_json_atomic,
+    write_text_atomic,
+)
+from common.run_folder import LOCK_NAME, MODEL_MARKS, lock_folder
 from common.user_error import UserError
 from training.sweep_space import Sweep, build_sweep_parser, sweep_from_arguments, typed_value
 
@@ -35,18 +48,18 @@ STAGE = "validation"
 """Name of the validation figures in a trial's evaluation.json."""
 RESULTS = ("study.db", "trials", "shared", "trials.csv", "sweep.png")
 """What a sweep leaves, beside its lock."""
+Row = dict[str, Any]
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keep a second process out of the folder, and this one out of what no sweep wrote."""
-    from common.files import RunError
-    from common.run_folder import LOCK_NAME, MODEL_MARKS, lock_folder
-
     known = (folder / "sweep.lock").exists()
     for name in (*MODEL_MARKS, LOCK_NAME, *(() if known else RESULTS)):
         if (folder / name).exists():
-            raise RunError(f"{folder}: holds {name}, which no sweep wrote; choose another --output-dir")
+            raise RunError(
+                f"{folder}: holds {name}, which no sweep wrote; choose another --output-dir"
+            )
     with lock_folder(folder, "sweep.lock"):
         yield
 
@@ -60,21 +73,18 @@ def open_study(sweep: Sweep) -> "optuna.Study":
     import optuna
     from sqlalchemy import URL
 
-    from common.files import RunError
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = URL.create("sqlite", database=str(sweep.folder / "study.db"))  # escapes what a path may hold
     study = optuna.create_study(
         storage=url.render_as_string(), study_name="sweep", direction="maximize", load_if_exists=True,
     )
     identity = json.loads(json.dumps(sweep.identity()))
-    if "identity" not in study.user_attrs:
-        study.set_user_attr("identity", identity)
-    elif study.user_attrs["identity"] != identity:
+    if study.user_attrs.get("identity", identity) != identity:
         raise RunError(
-            f"{sweep.folder}: holds a sweep with other settings, space or objective; take it up "
+            f"{sweep.folder}: holds a sweep with other settings, space or objective; resume it "
             "with the same ones or choose another --output-dir"
         )
+    study.set_user_attr("identity", identity)
     if not study.trials:
         values = {p.path: typed_value(sweep.base, p.path) for p in sweep.space}
         if all(parameter.contains(values[parameter.path]) for parameter in sweep.space):
@@ -83,11 +93,7 @@ def open_study(sweep: Sweep) -> "optuna.Study":
 
 
 def next_trial(study: "optuna.Study", sweep: Sweep) -> tuple[int, dict[str, Any]] | None:
-    """Return number and values of the trial to run now: one that was cut short, or a new one.
-
-    Returns:
-        The trial; None when all of them are done.
-    """
+    """Return number and values of the trial to run now, one that was cut short first; None at the end."""
     import optuna
 
     states = optuna.trial.TrialState
@@ -102,21 +108,13 @@ def next_trial(study: "optuna.Study", sweep: Sweep) -> tuple[int, dict[str, Any]
     if done >= sweep.num_trials:
         return None
     # A sampler of its own for each trial: after a resume the same draws follow.
-    seed = sweep.base.seed + len(study.trials)
-    study.sampler = optuna.samplers.TPESampler(seed=seed)
+    study.sampler = optuna.samplers.TPESampler(seed=sweep.base.seed + len(study.trials))
     trial = study.ask({p.path: p.distribution() for p in sweep.space})
     return trial.number, dict(trial.params)
 
 
 def train_shared_sft(sweep: Sweep) -> None:
-    """Train the SFT adapter that all trials start from, or take it up; it also checks the set-up.
-
-    Raises:
-        DatasetError: The task file cannot be used.
-        DatabaseError: The store cannot be read.
-        ModelError: The model cannot be loaded or trained.
-        RunError: The folder cannot be used, or the disk is full.
-    """
+    """Train the SFT adapter that all trials start from, or restore it; this checks the set-up too."""
     from training import pipeline
 
     folder = sweep.folder / "shared"
@@ -128,20 +126,14 @@ def train_shared_sft(sweep: Sweep) -> None:
 
 
 def measure_trial(sweep: Sweep, number: int, values: dict[str, Any]) -> dict[str, float]:
-    """Train with these values, or take the training up, and evaluate on the validation users.
+    """Train with these values, or resume the training, and evaluate on the validation users.
 
     Args:
         values: Swept values by dotted name.
 
     Returns:
         `value`, `low` and `high` (95 % interval) of the objective.
-
-    Raises:
-        ConfigError: The values do not go together.
-        ModelError: The model cannot be trained with them.
-        RunError: The folder cannot be used, or the disk is full.
     """
-    from common.files import build_folder, is_complete, remove_checkpoints
     from training import pipeline
     from training.evaluation import choose_tasks, evaluate_model
 
@@ -163,14 +155,6 @@ def measure_trial(sweep: Sweep, number: int, values: dict[str, Any]) -> dict[str
     return dict(evaluation.metrics[sweep.objective])
 
 
-def _free_memory() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def run_trial(sweep: Sweep, number: int, values: dict[str, Any]) -> dict[str, Any]:
     """Measure a trial and keep the result in its folder; a trial that has one is read back.
 
@@ -183,13 +167,7 @@ def run_trial(sweep: Sweep, number: int, values: dict[str, Any]) -> dict[str, An
     Raises:
         RunError: The folder cannot be used, or the disk is full.
     """
-    from common.files import (
-        RunError,
-        SettingsError,
-        read_json,
-        write_json_atomic,
-        write_text_atomic,
-    )
+    from gptoss.memory import free_memory
     from gptoss.preflight import ModelError
 
     path = sweep.trial_dir(number) / "trial.json"
@@ -204,7 +182,7 @@ def run_trial(sweep: Sweep, number: int, values: dict[str, Any]) -> dict[str, An
             raise
         write_text_atomic(path.with_name("error.txt"), traceback.format_exc())
         result = {"error": str(error).partition("\n")[0]}
-    _free_memory()
+    free_memory()
     write_json_atomic(path, {"values": values} | result)
     return result
 
@@ -214,23 +192,17 @@ def run_study(sweep: Sweep) -> int:
 
     Returns:
         The exit code: 0, or 1 when no trial came to a figure.
-
-    Raises:
-        DatasetError: The task file cannot be used.
-        DatabaseError: The store cannot be read.
-        ModelError: The model cannot be loaded.
-        RunError: The folder cannot be used, or the disk is full.
     """
     import optuna
 
-    from training.sweep_report import write_report
+    from gptoss.memory import free_memory
 
     with _locked(sweep.folder):
         study = open_study(sweep)
         found = next_trial(study, sweep)
         if found is not None:
             train_shared_sft(sweep)
-            _free_memory()
+            free_memory()
         while found is not None:
             number, values = found
             print(f"trial {number}: " + ", ".join(f"{k}={v:.6g}" if isinstance(v, float) else
@@ -242,9 +214,18 @@ def run_study(sweep: Sweep) -> int:
             else:
                 print(f"trial {number}: {sweep.objective} {result['value']:.4f}")
                 study.tell(number, result["value"])
-            write_report(sweep, study)
+            write_trials(sweep, study)
             found = next_trial(study, sweep)
-        return write_report(sweep, study, show=True)
+        rows = write_trials(sweep, study)
+        best = best_row(sweep, rows)
+        print(format_rows(sweep, rows, best))
+        if best is None:
+            return 1
+        plot_rows(sweep, rows)
+        # The best of many is partly luck on these tasks, so its figure is not the one to report.
+        print(f"best: trial {best['trial']}; this trains with its values and gives the figure to "
+              f"report, on the test users:\n{train_command(sweep, best)}")
+        return 0
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
@@ -281,3 +262,82 @@ def run_sweep(arguments: argparse.Namespace) -> int:
             "free some space, restore the file, or choose another --output-dir", file=sys.stderr,
         )
     return 1
+
+
+# -- what a sweep leaves beside its trials -----------------------------------------------------
+
+
+def write_trials(sweep: Sweep, study: "optuna.Study") -> list[Row]:
+    """Write trials.csv: a row for each trial that is done, in their order; return the rows."""
+    rows = []
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state.name in ("COMPLETE", "FAIL"):
+            result = read_json(sweep.trial_dir(trial.number) / "trial.json", {})
+            rows.append({
+                "trial": trial.number, "state": "failed" if "error" in result else "done",
+                sweep.objective: result.get("value"), "low": result.get("low"),
+                "high": result.get("high"),
+                **{parameter.path: trial.params[parameter.path] for parameter in sweep.space},
+                "seconds": result.get("seconds"), "error": result.get("error"),
+            })
+    write_csv_atomic(sweep.folder / "trials.csv", rows)
+    return rows
+
+
+def best_row(sweep: Sweep, rows: list[Row]) -> Row | None:
+    """Return the row with the highest objective, the earliest of equals; None without a figure."""
+    done = [row for row in rows if row["state"] == "done"]
+    return max(done, key=lambda row: row[sweep.objective], default=None)
+
+
+def train_command(sweep: Sweep, row: Row) -> str:
+    """Return the command that trains with the values of a row."""
+    words = ["python", "train_script.py", *sweep.words]
+    for parameter in sweep.space:
+        words += ["--set", f"{parameter.path}={row[parameter.path]}"]
+    return shlex.join(words)
+
+
+def format_rows(sweep: Sweep, rows: list[Row], best: Row | None) -> str:
+    """Return the rows as a text table, the best one marked."""
+    widths = {parameter.path: max(len(parameter.path), 10) for parameter in sweep.space}
+    head = "  ".join(name.rjust(width) for name, width in widths.items())
+    lines = [f"  trial  {sweep.objective:>26}  {head}"]
+    for row in rows:
+        figure = "failed"
+        if row["state"] == "done":
+            figure = f"{row[sweep.objective]:.4f} [{row['low']:.4f}, {row['high']:.4f}]"
+        cells = "  ".join(
+            (f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name])).rjust(width)
+            for name, width in widths.items()
+        )
+        lines.append(f"{'*' if row is best else ' '} {row['trial']:5d}  {figure:>26}  {cells}")
+    return "\n".join(lines)
+
+
+def plot_rows(sweep: Sweep, rows: list[Row]) -> None:
+    """Write sweep.png: the best value so far, and the objective over each swept field."""
+    from matplotlib.figure import Figure
+
+    done = [row for row in rows if row["state"] == "done"]
+    figure = Figure(figsize=(3.6 * (1 + len(sweep.space)), 3.2), layout="constrained")
+    first, *others = figure.subplots(1, 1 + len(sweep.space), sharey=True, squeeze=False)[0]
+    values = [row[sweep.objective] for row in done]
+    numbers = [row["trial"] for row in done]
+    first.step(numbers, list(accumulate(values, max)), where="post", color="C1", label="best so far")
+    first.plot(numbers, values, "o", markersize=4)
+    first.set(xlabel="trial", ylabel=f"{sweep.objective} (validation)")
+    first.legend()
+    for axis, parameter in zip(others, sweep.space, strict=True):
+        settings = [row[parameter.path] for row in done]
+        if parameter.kind == "choice":
+            settings = [str(value) for value in settings]
+            axis.xaxis.update_units([str(value) for value in parameter.choices])
+        axis.plot(settings, values, "o", markersize=4)
+        axis.set_xlabel(parameter.path)
+        if parameter.kind == "log":
+            axis.set_xscale("log")
+    path = sweep.folder / "sweep.png"
+    temporary = path.with_name("sweep.tmp.png")
+    figure.savefig(temporary, dpi=110)
+    temporary.replace(path)

@@ -135,6 +135,7 @@ def build_sweep_parser() -> argparse.ArgumentParser:
         description="Try settings on the training users, compare them on the validation users.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(mode="plan")
     parser.add_argument("--preset", default="auto", metavar="P", help="settings to start from")
     parser.add_argument("--dataset", metavar="F", help="JSONL tasks to train and to validate on")
     parser.add_argument(
@@ -208,16 +209,7 @@ def sweep_from_arguments(arguments: argparse.Namespace) -> Sweep:
     """
     if arguments.num_trials < 1:
         raise configs.ConfigError(f"--num-trials {arguments.num_trials}: must be 1 or more")
-    overrides: dict[str, object] = {"output_dir": arguments.output_dir}
-    if arguments.dataset:
-        overrides["data.dataset_path"] = arguments.dataset
-        overrides["data.eval_dataset_path"] = arguments.dataset
-    for text in arguments.overrides:
-        path, separator, value = text.partition("=")
-        if not separator:
-            raise configs.ConfigError(f"--set {text}: write STAGE.FIELD=VALUE")
-        overrides[path] = value
-    base = configs.with_overrides(configs.get_preset(arguments.preset), overrides)
+    base = configs.config_from_arguments(arguments)
     space = tuple(parse_parameter(text, base) for text in arguments.parameters)
     paths = [parameter.path for parameter in space]
     if len(set(paths)) < len(paths):

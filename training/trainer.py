@@ -1,6 +1,5 @@
 """What the SFT and the GRPO stage share: trainer arguments, and running with checkpoints."""
 
-import gc
 import math
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from common.files import (
     remove_checkpoints,
 )
 from gptoss.load import load_adapter, uses_unsloth
+from gptoss.memory import free_memory
 
 
 def common_arguments(
@@ -139,7 +139,5 @@ def run_trainer(trainer: Any, resume: bool) -> dict[str, float]:
     trainer.optimizer = trainer.lr_scheduler = None
     trainer.model_wrapped = trainer.model
     trainer.accelerator.free_memory()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_memory()
     return dict(output.metrics)
