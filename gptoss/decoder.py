@@ -6,12 +6,12 @@ The residual stream is float32, norms and softmax too, products run in `dtype`.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from gptoss.model_types import Model
 from gptoss.moe_kernels import PackedExperts, attend_one, grouped_dense, grouped_packed, unpack
 from gptoss.weights import (
     KINDS,
@@ -158,7 +158,7 @@ class Decoder:
         dtype: Type of products and caches: bfloat16 on a GPU, the weights' own on a CPU.
     """
 
-    def __init__(self, model: Any, resident: bool = False, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, model: Model, resident: bool = False, dtype: torch.dtype | None = None) -> None:
         """Prepare a decoder.
 
         Args:

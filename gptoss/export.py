@@ -13,7 +13,6 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -32,6 +31,7 @@ from gptoss.load import (
 )
 from gptoss.memory import LARGER_GPU, free_memory
 from gptoss.merge import write_merged
+from gptoss.model_types import Model, Tokenizer
 from gptoss.nf4 import holds_fused_experts
 from gptoss.preflight import ModelError, check_checkpoint, check_disk_space
 from gptoss.weights import KINDS, Experts, find_core
@@ -133,7 +133,7 @@ def _told(before: torch.Tensor, after: torch.Tensor) -> str:
 
 
 def export_model(
-    model: Any, tokenizer: Any, folder: Path, stage: ModelStage, export_format: str,
+    model: Model, tokenizer: Tokenizer, folder: Path, stage: ModelStage, export_format: str,
     llama_cpp: str = "llama.cpp", card: str = "",
 ) -> None:
     """Write a complete model folder, whole or not at all.
@@ -184,7 +184,7 @@ def _convert_to_gguf(part: Path, llama_cpp: Path) -> None:
         raise ModelError(f"{llama_cpp / CONVERTER}: failed: {reason}; use --format mxfp4")
 
 
-def export_bytes(model: Any, dtype: torch.dtype, packed: bool) -> float:
+def export_bytes(model: Model, dtype: torch.dtype, packed: bool) -> float:
     """Return the bytes that an export takes on disk, 2 % for the tokenizer and headers added."""
     core = find_core(model)
     config = core.config
@@ -199,7 +199,7 @@ def export_bytes(model: Any, dtype: torch.dtype, packed: bool) -> float:
 
 
 @torch.no_grad()
-def round_experts_in_place(model: Any) -> bool:
+def round_experts_in_place(model: Model) -> bool:
     """Round the experts of a model in memory to MXFP4, to have the yardstick of an export.
 
     Args:

@@ -9,7 +9,6 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,6 +18,7 @@ from configs import ModelStage
 from gptoss.engine import FastGenerate, attach_fast_generate
 from gptoss.memory import smaller_loading
 from gptoss.merge import write_merged
+from gptoss.model_types import Model, Tokenizer
 from gptoss.nf4 import holds_fused_experts, pack_checkpoint
 from gptoss.preflight import (
     ADAPTER_KEYS,
@@ -62,7 +62,7 @@ def uses_unsloth(stage: ModelStage) -> bool:
 def load_model(
     stage: ModelStage, adapter_dir: str | Path | None = None, trainable: bool = True,
     any_model: bool = False,
-) -> tuple[Any, Any]:
+) -> tuple[Model, Tokenizer]:
     """Load the base model, put the LoRA adapter on it, and load its tokenizer.
 
     Args:
@@ -135,7 +135,7 @@ def _looks_local(name: str) -> bool:
 
 def load_for_evaluation(
     name_or_dir: str, stage: ModelStage, any_model: bool = False
-) -> tuple[Any, Any]:
+) -> tuple[Model, Tokenizer]:
     """Load a base model, a merged model, or a saved adapter on its base, for generation only.
 
     Args:
@@ -247,7 +247,7 @@ def _dtype(stage: ModelStage) -> torch.dtype:
     return torch.bfloat16 if native else torch.float16
 
 
-def _load_unsloth(stage: ModelStage, with_lora: bool) -> tuple[Any, Any]:
+def _load_unsloth(stage: ModelStage, with_lora: bool) -> tuple[Model, Tokenizer]:
     from unsloth import FastLanguageModel
 
     with _load_errors(stage):
@@ -275,7 +275,7 @@ def _load_unsloth(stage: ModelStage, with_lora: bool) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _load_transformers(stage: ModelStage, with_lora: bool) -> tuple[Any, Any]:
+def _load_transformers(stage: ModelStage, with_lora: bool) -> tuple[Model, Tokenizer]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, Mxfp4Config
 
@@ -346,7 +346,7 @@ def _load_error(stage: ModelStage, error: Exception) -> ModelError:
     )
 
 
-def _set_stop_tokens(model: Any, tokenizer: Any, harmony: bool) -> None:
+def _set_stop_tokens(model: Model, tokenizer: Tokenizer, harmony: bool) -> None:
     """Make generation end where a message ends, and pad on the left."""
     config = model.generation_config
     if harmony:
@@ -370,7 +370,7 @@ def _set_stop_tokens(model: Any, tokenizer: Any, harmony: bool) -> None:
     config.max_length = None
 
 
-def load_adapter(model: Any, adapter_dir: str | Path) -> None:
+def load_adapter(model: Model, adapter_dir: str | Path) -> None:
     """Put a saved adapter's weights into the model's own adapter, all of them or an error.
 
     Args:
@@ -399,7 +399,7 @@ def load_adapter(model: Any, adapter_dir: str | Path) -> None:
         )
 
 
-def save_adapter(model: Any, tokenizer: Any, folder: str | Path) -> Path:
+def save_adapter(model: Model, tokenizer: Tokenizer, folder: str | Path) -> Path:
     """Write the adapter and the tokenizer into a folder.
 
     Args:
@@ -411,7 +411,7 @@ def save_adapter(model: Any, tokenizer: Any, folder: str | Path) -> Path:
     return folder
 
 
-def check_merge_space(model: Any, folder: Path, stage: ModelStage) -> None:
+def check_merge_space(model: Model, folder: Path, stage: ModelStage) -> None:
     """Refuse a merge that the disk has no room for.
 
     Raises:
@@ -424,7 +424,7 @@ def check_merge_space(model: Any, folder: Path, stage: ModelStage) -> None:
     )
 
 
-def merge_and_save(model: Any, tokenizer: Any, folder: str | Path, stage: ModelStage) -> Path:
+def merge_and_save(model: Model, tokenizer: Tokenizer, folder: str | Path, stage: ModelStage) -> Path:
     """Fold the adapter into 16-bit weights (32-bit on a CPU) and write a complete model.
 
     The result loads with plain transformers, without PEFT, Unsloth or bitsandbytes.
@@ -445,7 +445,7 @@ def merge_and_save(model: Any, tokenizer: Any, folder: str | Path, stage: ModelS
 
 
 @torch.no_grad()
-def logits_on(model: Any, tokenizer: Any, prompts: list[str]) -> torch.Tensor:
+def logits_on(model: Model, tokenizer: Tokenizer, prompts: list[str]) -> torch.Tensor:
     """Return the next-token logits of each prompt, to compare a model with its reloaded self.
 
     By fast sampling's forward where that is attached, else by the model's own.

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from gptoss import mxfp4
+from gptoss.model_types import Model
 from gptoss.weights import (
     KINDS,
     Experts,
@@ -28,7 +30,7 @@ INDEX_NAME = "model.safetensors.index.json"
 
 
 @torch.no_grad()
-def write_merged(model: Any, folder: Path, dtype: torch.dtype, pack_experts: bool = False) -> None:
+def write_merged(model: Model, folder: Path, dtype: torch.dtype, pack_experts: bool = False) -> None:
     """Write `config.json`, `generation_config.json` and one weight file per layer.
 
     Args:
@@ -77,7 +79,7 @@ def _plain(value: Any) -> Any:
 
 
 def _layer_tensors(
-    prefix: str, layer: Any, dtype: torch.dtype, pack_experts: bool
+    prefix: str, layer: nn.Module, dtype: torch.dtype, pack_experts: bool
 ) -> dict[str, torch.Tensor]:
     attention, experts = layer.self_attn, Experts(layer.mlp.experts)
     router = router_linear(layer.mlp.router)

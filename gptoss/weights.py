@@ -8,7 +8,6 @@ architectures, several active adapters, DoRA.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -61,7 +60,7 @@ def dense(weight: torch.Tensor) -> torch.Tensor:
     return dequantize_4bit(weight.data, weight.quant_state)
 
 
-def _active_adapter(layer: Any) -> str | None:
+def _active_adapter(layer: LoraLayer | ParamWrapper) -> str | None:
     if layer.disable_adapters or layer.merged:
         return None
     names = [name for name in layer.active_adapters if name in layer.lora_A]

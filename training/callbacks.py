@@ -11,6 +11,9 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Arguments
 
 import configs
 from accelerate import PartialState
@@ -24,7 +27,7 @@ UNSTEADY = ("num_tokens",)
 class CheckpointMarker(TrainerCallback):
     """Marks a checkpoint whole once every process has written its part."""
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, args: Arguments, state: State, control: Control, **_: Any) -> None:
         """Drop the copy of the reference adapter, then mark the folder."""
         processes = PartialState()
         processes.wait_for_everyone()
@@ -96,7 +99,7 @@ class RunLogger(TrainerCallback):
         self.table: MetricsTable | None = None
         self.writer: SummaryWriter | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **_: Any) -> None:
         """Open the files, without the rows that a resume trains again."""
         if not state.is_world_process_zero:
             return
@@ -105,7 +108,7 @@ class RunLogger(TrainerCallback):
         folder = self.folder / "tensorboard" / self.stage
         self.writer = SummaryWriter(str(folder), purge_step=state.global_step + 1)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict, **_: Any) -> None:
+    def on_log(self, args: Arguments, state: State, control: Control, logs: dict, **_: Any) -> None:
         """Write one row."""
         if "train_runtime" not in logs:
             self.record(logs, state.global_step)
@@ -133,7 +136,7 @@ class RunLogger(TrainerCallback):
         if self.writer is not None:
             self.writer.add_text(name, text, step)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_end(self, args: Arguments, state: State, control: Control, **_: Any) -> None:
         """Close the files."""
         if self.writer is not None:
             self.writer.close()

@@ -6,7 +6,7 @@ out: turns that remember each other (agent mode) and a server; vLLM serves the m
 
 import sys
 from collections.abc import Iterable
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 
@@ -15,6 +15,7 @@ from data_reader import Task, plan_prompt
 from envs.retail import RetailDatabase
 from gptoss.load import load_for_evaluation, memory_guard
 from gptoss.memory import LARGER_GPU
+from gptoss.model_types import Model, Tokenizer
 from prompting import harmony
 from scoring.explain import explain_calls
 
@@ -28,7 +29,7 @@ def example_query(db: RetailDatabase) -> str:
     return EXAMPLE_QUERY.format(order_id=order["order_id"], email=email)
 
 
-def encode_query(tokenizer: Any, query: str, config: configs.RunConfig) -> torch.Tensor:
+def encode_query(tokenizer: Tokenizer, query: str, config: configs.RunConfig) -> torch.Tensor:
     """Return the prompt of a query as token ids, shape `[1, T]`.
 
     Args:
@@ -57,7 +58,7 @@ def encode_query(tokenizer: Any, query: str, config: configs.RunConfig) -> torch
 
 @torch.no_grad()
 def stream_answer(
-    model: Any, tokenizer: Any, ids: torch.Tensor, config: configs.RunConfig, stream: TextIO
+    model: Model, tokenizer: Tokenizer, ids: torch.Tensor, config: configs.RunConfig, stream: TextIO
 ) -> str:
     """Answer a prompt greedily, writing the completion as it is decoded.
 
@@ -91,7 +92,7 @@ def stream_answer(
 
 
 def quick_test(
-    model: Any, tokenizer: Any, db: RetailDatabase, config: configs.RunConfig, query: str = ""
+    model: Model, tokenizer: Tokenizer, db: RetailDatabase, config: configs.RunConfig, query: str = ""
 ) -> None:
     """Print a query, the model's answer, and what its calls do on the store.
 

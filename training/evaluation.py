@@ -23,6 +23,8 @@ from envs.retail import RetailDatabase
 from gptoss.generation import generate_batch, split_batches
 from gptoss.memory import LARGER_GPU
 from gptoss.model_card import STAGE_NAMES
+from gptoss.model_types import Model, Tokenizer
+from gptoss.policy import ModelPolicy
 from prompting import harmony
 from scoring.episode import EpisodeScore
 from scoring.metrics import format_estimate, parse_failure_table, per_tool_table, summarize
@@ -53,9 +55,9 @@ class Evaluation:
     """Stage: "base", "sft" or "sft_grpo"."""
     metrics: dict[str, Any]
     """Metric name to {"value", "low", "high"}, and `num_tasks`."""
-    per_tool: Any
+    per_tool: dict[str, dict[str, int]]
     """Per tool: called, correct, wrong arguments, refused; empty in agent mode."""
-    parse_failures: Any
+    parse_failures: dict[str, int]
     """Number of completions, in agent mode of turns, that fail to parse, by kind."""
     scores: list[Score] | list[EpisodeScore]
     """One per task, in agent mode one per episode, in the order of the tasks."""
@@ -78,7 +80,7 @@ def choose_tasks(tasks: list[Task], num_tasks: int, seed: int) -> list[Task]:
 
 
 def complete_tasks(
-    model: Any, tokenizer: Any, tasks: list[Task], config: configs.RunConfig, parts_dir: Path | None
+    model: Model, tokenizer: Tokenizer, tasks: list[Task], config: configs.RunConfig, parts_dir: Path | None
 ) -> list[str]:
     """Decode one completion per task, batch by batch.
 
@@ -167,8 +169,8 @@ def score_rows(rows: list[dict], config: configs.RunConfig, label: str) -> Evalu
 
 
 def evaluate_model(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     tasks: list[Task],
     db: RetailDatabase,
     config: configs.RunConfig,
@@ -342,7 +344,7 @@ def record_differences(evaluations: list[Evaluation], config: configs.RunConfig)
 
 def load_agent_policy(
     model: str, batch_size: int, max_new_tokens: int, temperature: float | None, reasoning: str
-) -> Any:
+) -> ModelPolicy:
     """Load any causal model as an agent.
 
     Args:
@@ -352,14 +354,10 @@ def load_agent_policy(
         temperature: Sampling temperature; None takes the likeliest token each time.
         reasoning: Reasoning effort: low, medium or high.
 
-    Returns:
-        A `gptoss.policy.ModelPolicy`.
-
     Raises:
         ModelError: The model cannot be loaded, or has no chat template.
     """
     from gptoss.load import load_for_evaluation
-    from gptoss.policy import ModelPolicy
 
     stage = configs.config_of_model(model).model
     loaded, tokenizer = load_for_evaluation(model, stage, any_model=True)

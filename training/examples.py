@@ -1,7 +1,6 @@
 """Examples for people: a group of completions with its advantages, six requests at every stage."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -9,6 +8,7 @@ import configs
 from data_reader import Task, plan_prompt
 from envs.retail import RetailDatabase
 from gptoss.generation import generate_batch
+from gptoss.model_types import Model, Tokenizer
 from prompting import harmony
 from scoring.explain import explain_completion, group_advantages
 from scoring.reward import score_completion
@@ -69,7 +69,7 @@ def show_examples(evaluations: Sequence[Evaluation], tasks: Sequence[Task], db: 
 
 
 def show_group(
-    model: Any, tokenizer: Any, tasks: Sequence[Task], db: RetailDatabase, config: configs.RunConfig
+    model: Model, tokenizer: Tokenizer, tasks: Sequence[Task], db: RetailDatabase, config: configs.RunConfig
 ) -> None:
     """Sample one group as GRPO does and print each completion's reward and advantage.
 

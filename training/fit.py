@@ -4,12 +4,13 @@ A text has at most as many tokens as bytes, so only tasks that are long in bytes
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 import configs
 from data_reader import Task, gold_completion, plan_prompt
+from gptoss.model_types import Model, Tokenizer
 from prompting.harmony import render_completion
 from training.task_store import ROWS_PER_BATCH, select_tasks, text_sizes
 
@@ -46,7 +47,7 @@ def run_demands(
 
 
 def find_long_tasks(
-    demand: Demand, tokenizer: Any, style: str, limit: int
+    demand: Demand, tokenizer: Tokenizer, style: str, limit: int
 ) -> Iterator[tuple[int, int]]:
     """Yield (line, tokens) of each task whose prompt and answer need more than `limit` tokens."""
 
@@ -70,7 +71,7 @@ def find_long_tasks(
 
 
 def describe_long_tasks(
-    demands: Sequence[Demand], model: Any, tokenizer: Any, config: configs.RunConfig,
+    demands: Sequence[Demand], model: Model, tokenizer: Tokenizer, config: configs.RunConfig,
     remedy: str = "use",
 ) -> str:
     """Say in one line which tasks do not fit.

@@ -13,6 +13,9 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from transformers import TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Arguments
 
 import configs
 from accelerate import PartialState
@@ -28,6 +31,7 @@ from data_reader import Task
 from envs.retail import Episode, RetailDatabase
 from gptoss.generation import engine_of
 from gptoss.load import load_adapter, save_adapter
+from gptoss.model_types import Model, Tokenizer
 from prompting import harmony
 from scoring.parse import parse_plan
 from scoring.reward import Score, score_completion
@@ -280,7 +284,7 @@ class SampleRollouts(TrainerCallback):
         self.logger = logger
         self.describe = describe
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: Arguments, state: State, control: Control, **_: Any) -> None:
         """Write two rollouts when it is time."""
         every = max(1, state.max_steps // 10)
         if state.global_step % every or not self.scorer.scores:
@@ -296,7 +300,9 @@ class SamplingEntropy(TrainerCallback):
     It is that of the tokens as they were sampled, as the engine knows it.
     """
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict, model: Any, **_: Any) -> None:
+    def on_log(
+        self, args: Arguments, state: State, control: Control, logs: dict, model: Model, **_: Any
+    ) -> None:
         """Add the entropy; the row goes to the logger next."""
         entropy = engine_of(model).mean_entropy
         if entropy is not None and "train_runtime" not in logs:
@@ -328,7 +334,7 @@ class ValidationWatch(TrainerCallback):
     """
 
     def __init__(
-        self, config: configs.RunConfig, logger: RunLogger, tokenizer: Any, tasks: list[Task],
+        self, config: configs.RunConfig, logger: RunLogger, tokenizer: Tokenizer, tasks: list[Task],
         db: RetailDatabase,
     ) -> None:
         """Choose the tasks.
@@ -345,7 +351,7 @@ class ValidationWatch(TrainerCallback):
         self.steps: list[int] = []
         self.best: Validation | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: Control, model: Model, **_: Any) -> None:
         """Read the evaluations before a resume; evaluate the SFT adapter at step 0."""
         processes = PartialState()
         if processes.is_main_process:
@@ -361,7 +367,7 @@ class ValidationWatch(TrainerCallback):
         if self.best is None:
             self._evaluate(model, state.global_step)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> Any:
+    def on_step_end(self, args: Arguments, state: State, control: Control, model: Model, **_: Any) -> Control:
         """Evaluate every `eval_steps`; stop after `patience` evaluations without improvement."""
         step = state.global_step
         if step % self.config.grpo.eval_steps and step != state.max_steps:
@@ -381,7 +387,7 @@ class ValidationWatch(TrainerCallback):
         known = facts.keys() == set(FIGURES[self.config.mode])
         return Validation(step, facts) if step is not None and known else None
 
-    def _evaluate(self, model: Any, step: int) -> None:
+    def _evaluate(self, model: Model, step: int) -> None:
         parts_dir = self.folder / "evaluation_parts" / f"grpo-step-{step}"
         found = Validation(step, self._measure(model, parts_dir))
         state = PartialState()
@@ -398,7 +404,7 @@ class ValidationWatch(TrainerCallback):
             shutil.rmtree(parts_dir)
         state.wait_for_everyone()
 
-    def _measure(self, model: Any, parts_dir: Path) -> dict[str, float]:
+    def _measure(self, model: Model, parts_dir: Path) -> dict[str, float]:
         """Return the figures of `FIGURES`."""
         given = (model, self.tokenizer, self.tasks)
         if self.config.mode == "agent":
@@ -416,12 +422,12 @@ class ValidationWatch(TrainerCallback):
             values = [fmean(s.db_match for s in scores), fmean(s.exact_match for s in scores)]
         return dict(zip(FIGURES[self.config.mode], values, strict=True))
 
-    def _save_best(self, model: Any, folder: Path, found: Validation) -> None:
+    def _save_best(self, model: Model, folder: Path, found: Validation) -> None:
         save_adapter(model, self.tokenizer, folder)
         write_json_atomic(folder / "step.json", {"step": found.step} | found.figures)
 
 
-def restore_best(folder: Path, model: Any, last_step: int) -> None:
+def restore_best(folder: Path, model: Model, last_step: int) -> None:
     """Put the best evaluation's adapter into the model.
 
     Args:
@@ -444,14 +450,14 @@ class Watchdog(TrainerCallback):
         self.path = Path(config.output_dir) / "warnings.jsonl"
         self.records: list[dict] = []
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **_: Any) -> None:
         """Keep the warnings up to the step that a resume starts from."""
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines()
             records = [json.loads(line) for line in lines]
             self.records = [r for r in records if r["step"] <= state.global_step]
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict, **_: Any) -> Any:
+    def on_log(self, args: Arguments, state: State, control: Control, logs: dict, **_: Any) -> Control:
         """Check the rules after each row."""
         kl = logs.get("kl")
         if self.max_kl and kl is not None and kl > self.max_kl:

@@ -22,6 +22,7 @@ from trl.trainer.utils import (
     split_tensor_dict,
 )
 
+from gptoss.model_types import Model
 from gptoss.weights import find_core
 
 ATTENTION = "shared_prefix"
@@ -200,7 +201,7 @@ def attend(
 
 
 def log_probabilities(
-    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, num_kept: int,
+    model: Model, input_ids: torch.Tensor, attention_mask: torch.Tensor, num_kept: int,
     groups: list[int], temperature: float, with_entropy: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the log-probability, and the entropy, of each completion token.
@@ -225,7 +226,7 @@ def log_probabilities(
         "sliding_attention": attention_mask_of(rows, core.config.sliding_window, dtype),
     }
 
-    def keep_completions(_: Any, arguments: tuple[torch.Tensor]) -> torch.Tensor:
+    def keep_completions(_: nn.Module, arguments: tuple[torch.Tensor]) -> torch.Tensor:
         return take(arguments[0], rows.before)[None]
 
     # The model's own `logits_to_keep` takes one choice of columns for all rows.
@@ -254,7 +255,7 @@ def log_probabilities(
 class SharedPrefixTrainer(GRPOTrainer):
     """TRL's trainer with shared prompts, and with groups kept whole when completions are shuffled."""
 
-    def __init__(self, model: Any, **settings: Any) -> None:
+    def __init__(self, model: Model, **settings: Any) -> None:
         """Let the model attend over packed rows as well; see TRL's for the settings."""
         AttentionInterface.register(ATTENTION, attend)
         AttentionMaskInterface.register(ATTENTION, eager_mask)
@@ -262,7 +263,7 @@ class SharedPrefixTrainer(GRPOTrainer):
         super().__init__(model=model, **settings)
 
     def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor,
+        self, model: Model, input_ids: torch.Tensor, attention_mask: torch.Tensor,
         logits_to_keep: int, batch_size: int | None = None, compute_entropy: bool = False,
         **others: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
@@ -278,7 +279,7 @@ class SharedPrefixTrainer(GRPOTrainer):
         logps, entropies = zip(*parts, strict=True)
         return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
-    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+    def _prepare_inputs(self, generation_batch: list[dict] | dict) -> dict[str, Any]:
         """As TRL's, but groups are shuffled, not completions."""
         steps = self.args.steps_per_generation
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, ProgressCallback, TrainerState
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState
 
 import configs
 from accelerate import PartialState
@@ -17,13 +17,14 @@ from common.files import (
 )
 from gptoss.load import load_adapter, uses_unsloth
 from gptoss.memory import free_memory
+from gptoss.model_types import Model
 
 
 def common_arguments(
     config: configs.RunConfig,
     stage: configs.SftStage | configs.GrpoStage,
     output_dir: Path,
-    model: Any,
+    model: Model,
 ) -> dict[str, Any]:
     """Return the arguments that both of TRL's configurations take.
 
@@ -90,7 +91,7 @@ def round_up(value: int, unit: int) -> int:
     return math.ceil(value / unit) * unit
 
 
-def run_trainer(trainer: Any, resume: bool) -> dict[str, float]:
+def run_trainer(trainer: Trainer, resume: bool) -> dict[str, float]:
     """Train, going on from the newest whole checkpoint when asked to.
 
     Args:
