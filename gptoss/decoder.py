@@ -46,7 +46,7 @@ class _Lora:
 
     @torch.no_grad()
     def copy(self, factors: LoraFactors) -> None:
-        """Take over the factors' present values."""
+        """Copy the factors' present values."""
         rank = factors.rank
         torch._foreach_copy_([left[:, :rank] for left in self.left], factors.lefts)
         torch._foreach_copy_([right[:rank] for right in self.right], factors.rights)
@@ -84,7 +84,7 @@ class _Projection:
         self.lora = None if factors is None else _Lora(factors, decoder.dtype, decoder.device)
 
     def refresh(self) -> None:
-        """Take over the present LoRA values."""
+        """Copy the present LoRA values."""
         factors = self._experts.lora(self._kind)
         if self.lora is not None and factors is not None:
             self.lora.copy(factors)
@@ -127,7 +127,7 @@ class _Layer:
         self.gate_up, self.down = (_Projection(experts, kind, resident, decoder) for kind in KINDS)
 
     def refresh(self) -> None:
-        """Take over the present LoRA values of every projection."""
+        """Copy the present LoRA values of every projection."""
         for linear in (self.q, self.k, self.v, self.o):
             factors = linear_lora(linear.module)
             if linear.lora is not None and factors is not None:
@@ -222,7 +222,7 @@ class Decoder:
         self._scratch.clear()
 
     def refresh(self) -> None:
-        """Take over the adapter's present values; call before sampling after a training step."""
+        """Copy the adapter's present values; call before sampling after a training step."""
         for layer in self._layers:
             layer.refresh()
 

@@ -102,9 +102,9 @@ def run_export(
     del model
     free_memory()
     after = reload_logits(folder, prompts)
-    print(f"against the model in memory: {_told(before, after)}")
+    print(f"against the model in memory: {_difference(before, after)}")
     if rounded is not None:
-        print(f"against the same with experts rounded in memory: {_told(rounded, after)}")
+        print(f"against the same with experts rounded in memory: {_difference(rounded, after)}")
     return 0
 
 
@@ -122,7 +122,7 @@ def check_prompts(style: str) -> list[str]:
     return prompts
 
 
-def _told(before: torch.Tensor, after: torch.Tensor) -> str:
+def _difference(before: torch.Tensor, after: torch.Tensor) -> str:
     found = compare_logits(before, after)
     old, new = before.log_softmax(-1), after.log_softmax(-1)
     divergence = (old.exp() * (old - new)).sum(-1).mean().item()

@@ -158,7 +158,7 @@ def load_for_evaluation(
         model, tokenizer = load_model(stage, trainable=False, any_model=any_model)
         return model.eval(), tokenizer
     config = read_json_file(config_path, *ADAPTER_KEYS)
-    # PEFT and Unsloth write the targets in different ways; the weights' names tell for certain.
+    # PEFT and Unsloth write the targets in different ways; the names of the weights are reliable.
     check_checkpoint(Path(name_or_dir), "adapter_model.safetensors", "adapter_config.json")
     names = list_tensor_names(Path(name_or_dir), "adapter_model.safetensors")
     reach = "attention+experts" if any(".experts." in name for name in names) else "attention"
@@ -291,7 +291,7 @@ def _load_transformers(stage: ModelStage, with_lora: bool) -> tuple[Model, Token
             output_loading_info=True, **kwargs,
         )
     if missing := sorted(found["missing_keys"]):
-        # transformers would go on with random values in their place.
+        # transformers would fill them with random values.
         raise ModelError(
             f"{stage.model_name}: lacks {len(missing)} tensors, such as {missing[0]}; copy the "
             "checkpoint again"

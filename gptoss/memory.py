@@ -145,7 +145,7 @@ def _flatten(config: RunConfig) -> dict[str, object]:
 
 
 def keeps_the_steps(name: str, before: RunConfig, after: RunConfig) -> bool:
-    """Tell whether a run can go on with another value of a setting: its steps stay what they are."""
+    """Tell whether a run can resume with another value of a setting, its steps unchanged."""
     if name == "grpo.generation_batch_size":
         # Checkpoints lie between two generate calls: smaller ones must end there too.
         return before.grpo.steps_per_generation % after.grpo.steps_per_generation == 0
@@ -184,7 +184,7 @@ def _text(value: object) -> str:
 def _smaller_generate_call(stage: GrpoStage) -> dict[str, object]:
     """At most half as many completions a call: whole steps and groups, and a part of the old call.
 
-    The last lets a run go on with it: its checkpoints lie where a call ends.
+    Because of the last, a run can resume with it: its checkpoints lie where a call ends.
     """
     step, whole = stage.completions_per_step, stage.generation_batch_size
     for size in range(whole // 2 // step * step, 0, -step):

@@ -1,4 +1,4 @@
-"""Check what a run stands on before time is spent: model folders, package versions, hardware.
+"""Check model folders, package versions and hardware before a run spends time on them.
 
 A truncated weight file is found by its length, which the safetensors header gives.
 """
@@ -106,7 +106,7 @@ def list_tensor_names(folder: Path, weights: str = "model.safetensors") -> list[
 def check_layers(folder: Path) -> None:
     """Refuse a model folder whose layers do not all hold the same tensors.
 
-    Loaders would go on with random values in the place of what is missing.
+    Loaders would fill what is missing with random values.
 
     Raises:
         ModelError: Names a tensor that is missing.
@@ -115,7 +115,7 @@ def check_layers(folder: Path) -> None:
     layers_of: dict[str, set[int]] = {}
     for name in list_tensor_names(folder):
         found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
-        # Behind `weight` stands how it is quantized, which may differ from layer to layer.
+        # What follows `weight` says how it is quantized, which may differ from layer to layer.
         if found and ".weight." not in found[2]:
             layers_of.setdefault(found[2], set()).add(int(found[1]))
     for rest, layers in sorted(layers_of.items()):
@@ -210,7 +210,7 @@ def count_parameters(model_name: str) -> int:
         model_name: Folder or hub name.
 
     Returns:
-        Parameters; 0 when nothing tells.
+        Parameters; 0 when unknown.
 
     Raises:
         ModelError: A size in the config is no number.

@@ -55,7 +55,7 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
         ("grpo.loss_type=range:dapo:grpo", "is no number"),
         ("grpo.loss_type=choice:dapo,best", "one of"),
         ("grpo.beta=choice:0.1", "two values"),
-        ("grpo.beta=choice:0.1,0.10", "stands twice"),
+        ("grpo.beta=choice:0.1,0.10", "given twice"),
         ("model.lora_rank=range:4:8.5", "expected int"),
     ],
 )

@@ -73,7 +73,7 @@ class MetricsTable:
 
 
 def name_of_kl(config: configs.RunConfig) -> str | None:
-    """Return the name that tells the KL's reference policy; None when no KL is computed.
+    """Return the KL's metric name, which says the reference policy; None when no KL is computed.
 
     TRL keeps a copy of the adapter as SFT left it, Unsloth takes the base model. With `beta` 0 both
     log a KL of 0 that nothing measured.

@@ -1,7 +1,7 @@
 """Evaluate a model on held-out tasks: the same tasks, greedily decoded, at every stage.
 
-Each batch of completions is written as it is done, so an evaluation that was killed goes on where
-it stopped and ends with the same figures. Under torchrun the batches are shared out among the
+Each batch of completions is written as it is done, so an evaluation that was killed resumes
+where it stopped and ends with the same figures. Under torchrun the batches are shared out among the
 processes through the output folder.
 """
 
@@ -86,7 +86,7 @@ def complete_tasks(
 
     Args:
         config: `evaluation` and `data.prompt_style` are used.
-        parts_dir: Folder where finished batches are kept, so that a killed evaluation goes on; None
+        parts_dir: Folder where finished batches are kept, so that a killed evaluation resumes; None
             keeps nothing and decodes everything on this process.
 
     Returns:

@@ -22,7 +22,6 @@ class Demand(NamedTuple):
     """Tasks, and what must fit behind their prompts."""
 
     path: str
-    """The file they stand in."""
     tasks: Sequence[Task]
     setting: str = ""
     """The setting that says how many tokens; without one, those of each task's own gold calls."""
@@ -55,7 +54,7 @@ def find_long_tasks(
         ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return np.array([len(row) for row in ids], np.int64)
 
-    # A control token stands at either side of query and calls: their tokens simply add up.
+    # Query and calls have a control token on either side, so their tokens simply add up.
     with_gold = not demand.setting
     frame = plan_prompt(Task("", [], "", ""), style)
     fixed = count([frame + render_completion("") if with_gold else frame])[0] + demand.reserve

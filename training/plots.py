@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -31,7 +32,7 @@ def _rows(folder: Path, stage: str) -> list[dict[str, float]]:
 def _figure(num_axes: int = 1) -> tuple[Figure, list[Axes]]:
     # Figures are made without pyplot: a notebook would show them a second time.
     figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
-    axes = [figure.add_subplot(1, num_axes, index + 1) for index in range(num_axes)]
+    axes = list(figure.subplots(1, num_axes, squeeze=False)[0])
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.set_axisbelow(True)
@@ -56,15 +57,10 @@ def _band(axis: Axes, rows: list[dict], name: str, color: str) -> None:
     if len(values) < 2:
         return
     window = _window(values)
-    means = _smooth(values, window)
-    squares = _smooth([value**2 for value in values], window)
-    half = []
-    for index, (mean, square) in enumerate(zip(means, squares, strict=True)):
-        count = min(window, index + 1)
-        half.append(1.96 * (max(0.0, square - mean**2) / max(1, count - 1)) ** 0.5)
-    low = [mean - width for mean, width in zip(means, half, strict=True)]
-    high = [mean + width for mean, width in zip(means, half, strict=True)]
-    axis.fill_between(steps, low, high, color=color, alpha=0.12, linewidth=0)
+    means, squares = (np.array(_smooth(part, window)) for part in (values, np.square(values).tolist()))
+    counts = np.minimum(window, np.arange(1, len(values) + 1))
+    half = 1.96 * np.sqrt(np.maximum(0.0, squares - means**2) / np.maximum(1, counts - 1))
+    axis.fill_between(steps, means - half, means + half, color=color, alpha=0.12, linewidth=0)
     axis.set_ylim(top=1.02)  # the shares that have a band end at 1
 
 
@@ -116,10 +112,8 @@ def plot_loss(folder: Path) -> Path:
     figure, (left, right) = _figure(2)
     _curve(left, _rows(folder, "sft"), "loss", "SFT loss", COLORS["sft"])
     _curve(right, _rows(folder, "grpo"), "loss", "GRPO loss", COLORS["sft_grpo"])
-    left.set_title("SFT: cross-entropy of gold completions")
-    left.set_ylabel("nats per token")
-    right.set_title("GRPO: policy loss (near 0 by design)")
-    right.set_ylabel("loss (advantage-weighted)")
+    left.set(title="SFT: cross-entropy of gold completions", ylabel="nats per token")
+    right.set(title="GRPO: policy loss (near 0 by design)", ylabel="loss (advantage-weighted)")
     return _save_curves(figure, folder, "loss")
 
 
@@ -131,16 +125,14 @@ def plot_rewards(folder: Path) -> Path:
     _band(left, rows, "rollouts/reward_share", COLORS["sft"])
     _held_out(left, rows, "heldout/exact_match", "held out: exact match")
     _held_out(left, rows, "heldout/reward_share", "held out: reward / maximum")
-    left.set_title("Reward earned, share of gold's")
-    left.set_ylabel("share")
+    left.set(title="Reward earned, share of gold's", ylabel="share")
     _curve(right, rows, "rewards/outcome_reward/mean", "sampled: outcome", COLORS["sft"])
     _band(right, rows, "rewards/outcome_reward/mean", COLORS["sft"])
     _held_out(right, rows, "heldout/db_match", "held out: db match")
     _curve(right, rows, "episodes/success", "sampled: success", COLORS["sft"])
     _band(right, rows, "episodes/success", COLORS["sft"])
     _held_out(right, rows, "heldout/success", "held out: success")
-    right.set_title("Does the store end as gold leaves it?")
-    right.set_ylabel("share of completions")
+    right.set(title="Does the store end as gold leaves it?", ylabel="share of completions")
     return _save_curves(figure, folder, "rewards")
 
 
@@ -151,14 +143,11 @@ def plot_health(folder: Path) -> Path:
     _curve(left, rows, "kl_to_sft", "KL to the SFT adapter", COLORS["sft_grpo"])
     _curve(left, rows, "kl_to_base", "KL to the base model", COLORS["sft_grpo"])
     _curve(left, rows, "entropy", "entropy", COLORS["sft"])
-    left.set_title("How far the policy moved")
-    left.set_ylabel("nats per token")
+    left.set(title="How far the policy moved", ylabel="nats per token")
     _curve(right, rows, "frac_reward_zero_std", "zero-variance groups", COLORS["base"])
     _curve(right, rows, "completions/clipped_ratio", "cut off", COLORS["sft_grpo"])
     _curve(right, rows, "rollouts/parsed", "parse", COLORS["sft"])
-    right.set_title("What the batch is made of")
-    right.set_ylabel("share of the batch")
-    right.set_ylim(-0.02, 1.02)
+    right.set(title="What the batch is made of", ylabel="share of the batch", ylim=(-0.02, 1.02))
     return _save_curves(figure, folder, "health")
 
 
@@ -187,10 +176,9 @@ def plot_evaluation(folder: Path) -> Path | None:
     axis.set_xticks([index + middle for index in range(len(rates))])
     names = [name.replace("_", "\n", 1).replace("_", " ") for name in rates]
     axis.set_xticklabels(names, fontsize=SMALL)
-    axis.set_ylim(0, 1.02)
-    axis.set_ylabel("rate, 0 to 1")
     counts = "/".join(str(n) for n in sorted({m["num_tasks"] for m in metrics.values()}))
-    axis.set_title(f"{counts} held-out tasks, 95 % bootstrap intervals")
+    title = f"{counts} held-out tasks, 95 % bootstrap intervals"
+    axis.set(title=title, ylabel="rate, 0 to 1", ylim=(0, 1.02))
     return _save(figure, folder, "evaluation")
 
 
@@ -220,13 +208,12 @@ def plot_failures(folder: Path) -> Path | None:
         right.barh([index + shift for index in range(len(tools))], shares, height, color=color)
     middle = height * (len(per_tool) - 1) / 2
     left.set_yticks([index + middle for index in range(len(kinds))], kinds, fontsize=SMALL)
-    left.set_title("Answers that cannot be read" if kinds else "Every answer can be read")
-    left.set_xlabel("answers")
+    title = "Answers that cannot be read" if kinds else "Every answer can be read"
+    left.set(title=title, xlabel="answers")
     names = [f"{name} ({last[name]['called']})" for name in tools]
     right.set_yticks([index + middle for index in range(len(tools))], names, fontsize=SMALL)
-    right.set_xlim(0, 1)
-    right.set_title("Calls that are correct\n(number: calls of the last stage)")
-    right.set_xlabel("share of the tool's calls")
+    title = "Calls that are correct\n(number: calls of the last stage)"
+    right.set(title=title, xlabel="share of the tool's calls", xlim=(0, 1))
     for axis in (left, right):
         axis.invert_yaxis()  # the first stage on top, as the legend has it
     figure.set_figheight(6.0)  # sixteen tools of three bars

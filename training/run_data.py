@@ -32,7 +32,7 @@ def load_tasks(
         tasks), and the store.
 
     Raises:
-        DatasetError: A file is missing or faulty, or too small to be split, or a difficulty tag is
+        DatasetError: A file is missing, invalid or too small to be split, or a difficulty tag is
             unknown to the curriculum.
         DatabaseError: The store cannot be read.
     """
@@ -52,7 +52,7 @@ def load_tasks(
 
 
 def describe_content(config: configs.RunConfig, db: RetailDatabase) -> Content:
-    """Return what tells a run's data from other data.
+    """Return hashes and sizes that identify a run's data.
 
     Args:
         config: `data` is used.

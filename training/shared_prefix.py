@@ -1,7 +1,7 @@
 """GRPO's log-probabilities with the prompt of a group read once, its completions behind it in one row.
 
 A padded pass reads the prompt once per completion. Here a row is the prompt followed by the
-completions of its group; attention keeps the completions apart, and the positions of each go on from
+completions of its group; attention keeps the completions apart, and the positions of each continue from
 the prompt. Values and gradients are those of the padded pass up to rounding, so loss, clipping and
 KL stay TRL's. Unsloth's trainer computes log-probabilities its own way.
 """
@@ -39,7 +39,7 @@ class PackedRows:
     input_ids: torch.Tensor
     """`[R, P + M]`."""
     position_ids: torch.Tensor
-    """`[R, P + M]`; those of each completion go on from the prompt's."""
+    """`[R, P + M]`; those of each completion continue from the prompt's."""
     prompt_lengths: torch.Tensor
     """`[R]`."""
     width: int
@@ -54,7 +54,7 @@ class PackedRows:
 
 @dataclass(frozen=True)
 class PackedMask:
-    """What one kind of layer sees; stands where transformers passes an attention mask."""
+    """What one kind of layer attends to; passed to transformers as its attention mask."""
 
     rows: PackedRows
     prompts: torch.Tensor
@@ -124,7 +124,7 @@ def pack_rows(
 
 
 def attention_mask_of(rows: PackedRows, window: int | None, dtype: torch.dtype) -> PackedMask:
-    """Return what a kind of layer sees.
+    """Return what a kind of layer attends to.
 
     Args:
         rows: The layout.

@@ -159,7 +159,7 @@ def run_trial(sweep: Sweep, number: int, values: dict[str, Any]) -> dict[str, An
     """Measure a trial and keep the result in its folder; a trial that has one is read back.
 
     Values that cannot be trained with (too large for the memory, too long for the model, NaN,
-    fields that do not go together) make a failed trial, and the sweep goes on.
+    fields that do not go together) make a failed trial, and the sweep continues.
 
     Returns:
         `value`, `low`, `high` and `seconds` (of the last attempt), or `error`.

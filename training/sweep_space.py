@@ -22,7 +22,7 @@ examples:
   python train_script.py sweep --preset cpu --num-trials 20
   python train_script.py sweep --param grpo.learning_rate=log:1e-6:1e-4 --set grpo.max_steps=100
 
-Started again with the same words it goes on where it was killed; a larger --num-trials adds trials.
+Started again with the same options, a killed sweep resumes; a larger --num-trials adds trials.
 """
 
 
@@ -101,7 +101,7 @@ def parse_parameter(text: str, base: configs.RunConfig) -> Parameter:
     values = [typed_value(base, path, word) for word in words]
     if kind == "choice":
         if len(set(values)) < len(values):
-            raise configs.ConfigError(f"--param {text}: a value stands twice")
+            raise configs.ConfigError(f"--param {text}: a value is given twice")
         return Parameter(path, kind, choices=tuple(values))
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
         raise configs.ConfigError(f"--param {text}: {path} is no number; use choice:A,B")
@@ -213,7 +213,7 @@ def sweep_from_arguments(arguments: argparse.Namespace) -> Sweep:
     space = tuple(parse_parameter(text, base) for text in arguments.parameters)
     paths = [parameter.path for parameter in space]
     if len(set(paths)) < len(paths):
-        raise configs.ConfigError("--param: a field stands twice; give each one range")
+        raise configs.ConfigError("--param: a field is given twice; give each one range")
     words = ["--preset", base.preset]
     if arguments.dataset:
         words += ["--dataset", arguments.dataset]

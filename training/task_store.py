@@ -46,7 +46,7 @@ class StoredTasks(Sequence[Task]):
     def __init__(
         self, path: Path, offsets: np.ndarray, lines: np.ndarray, sizes: np.ndarray
     ) -> None:
-        """Remember where the tasks stand.
+        """Remember the places of the tasks.
 
         Args:
             path: The file; it must not change while these tasks are in use.
@@ -134,23 +134,23 @@ def _digest(task_id: str) -> int:
 
 
 def _find_repeats(tasks: StoredTasks, digests: np.ndarray) -> dict[int, str]:
-    """Return the fault of each task (by line) whose id an earlier task has.
+    """Return a finding for each task (by line) whose id an earlier task has.
 
     Digests only tell which ids may be equal; these few are then compared as they are.
     """
     ordered = np.sort(digests)
     suspects = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     places: dict[str, int] = {}
-    faults = {}
+    findings = {}
     for number in np.flatnonzero(np.isin(digests, suspects)):
         line, task_id = int(tasks.lines[number]), tasks[int(number)].task_id
         earlier = places.setdefault(task_id, line)
         if earlier != line:
-            faults[line] = (
+            findings[line] = (
                 f"{tasks.path}:{line}: task_id: {task_id!r} is at {tasks.path}:{earlier} too; "
                 "name each task once"
             )
-    return faults
+    return findings
 
 
 def open_splits(
@@ -166,25 +166,25 @@ def open_splits(
         path: JSONL file, or a JSON array, which is read into memory.
         seed: Seed of the split, see `split_tasks`.
         fractions: Shares of customers in the three splits, see `split_tasks`.
-        skip_invalid: Leave faulty rows and failing plans out, and say how many.
+        skip_invalid: Leave invalid rows and failing plans out, and say how many.
 
     Returns:
         The splits; their tasks stay on disk.
 
     Raises:
-        DatasetError: A row or a plan is faulty (all faults are listed) and they are not skipped, no
+        DatasetError: A row or a plan is invalid (all findings are listed) and they are not skipped, no
             row is valid, a split is empty, or the file cannot be read.
     """
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
         raise DatasetError([f"{path}: is no regular file and can be read once only; save it as one"])
-    faults: list[tuple[int, str]] = []
+    findings: list[tuple[int, str]] = []
     lines, numbers, digests, sizes = array("I"), array("B"), array("Q"), array("I")
     kept: list[Task] = []
     in_memory = path.is_file() and _is_array(path)
     for row in scan_tasks(path, check_ids=in_memory):
-        found = [*row.faults, *([] if row.task is None else _gold_faults(path, row.task, db))]
-        faults += [(row.line, fault) for fault in found]
+        found = [*row.faults, *([] if row.task is None else _gold_findings(path, row.task, db))]
+        findings += [(row.line, finding) for finding in found]
         if found:
             continue
         lines.append(row.line)
@@ -199,15 +199,15 @@ def open_splits(
         starts = _line_starts(path)[line_numbers.astype(np.int64) - 1]
         tasks = StoredTasks(path, starts, line_numbers, np.array(sizes, np.uint32).reshape(-1, 2))
         repeats = _find_repeats(tasks, np.array(digests, np.uint64))
-        faults = sorted([*faults, *repeats.items()], key=lambda fault: fault[0])
+        findings = sorted([*findings, *repeats.items()], key=lambda finding: finding[0])
         line_numbers[np.isin(line_numbers, list(repeats))] = 0
-    if faults and not (skip_invalid and line_numbers.any()):
+    if findings and not (skip_invalid and line_numbers.any()):
         raise DatasetError(
-            [text for _, text in faults],
+            [text for _, text in findings],
             "correct these rows, or skip them: --set data.skip_invalid_tasks=1",
         )
-    if faults and PartialState().is_main_process:
-        count = len(dict(faults))
+    if findings and PartialState().is_main_process:
+        count = len(dict(findings))
         print(f"{path}: {count} tasks skipped, their rows or gold plans are faulty")
     chosen = [np.flatnonzero((line_numbers > 0) & (np.array(numbers) == n)) for n in range(3)]
     splits = Splits(*(select_tasks(tasks, indices) for indices in chosen))
@@ -215,7 +215,7 @@ def open_splits(
     return splits
 
 
-def _gold_faults(path: Path, task: Task, db: RetailDatabase) -> list[str]:
+def _gold_findings(path: Path, task: Task, db: RetailDatabase) -> list[str]:
     try:
         replay_gold(task, db)
     except GoldError as error:

@@ -123,11 +123,9 @@ def run_trainer(trainer: Trainer, resume: bool) -> dict[str, float]:
     if trainer.args.device.type == "cpu":
         # Under torchrun accelerate numbers the CPU too, and torch.load knows no place "cpu:0".
         trainer.args._setup_devices = torch.device("cpu")
-    if not trainer.args.disable_tqdm:
-        trainer.remove_callback(PrinterCallback)
-    else:
-        # Without a progress bar the trainer prints every log row; `RunLogger` prints a few.
-        trainer.remove_callback(PrinterCallback)
+    # They print every log row; `RunLogger` prints a few.
+    trainer.remove_callback(PrinterCallback)
+    if trainer.args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
     try:
         output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

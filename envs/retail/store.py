@@ -269,22 +269,14 @@ class StoreOverlay:
         self._users: dict[str, Record] = {}
 
     def order(self, order_id: str) -> Record:
-        """Return an order as this episode sees it; read-only.
-
-        Raises:
-            ToolRefusal: There is no such order.
-        """
+        """Return an order as this episode sees it, read-only, or raise a ToolRefusal."""
         record = self._orders.get(order_id) or self.database.orders.get(order_id)
         if record is None:
             raise ToolRefusal("order not found")
         return record
 
     def user(self, user_id: str) -> Record:
-        """Return a user as this episode sees it; read-only.
-
-        Raises:
-            ToolRefusal: There is no such user.
-        """
+        """Return a user as this episode sees it, read-only, or raise a ToolRefusal."""
         record = self._users.get(user_id) or self.database.users.get(user_id)
         if record is None:
             raise ToolRefusal("user not found")

@@ -148,8 +148,7 @@ def check_intent(task: Task, intent: str, index: int, db: RetailDatabase) -> lis
 
 
 def check_conventions(task: Task, db: RetailDatabase) -> list[Finding]:
-    """Check the conventions of plan mode, on rows whose tags hold "wishes" (generated rows).
-    """
+    """Check the conventions of plan mode, on generated rows, whose tags hold "wishes"."""
     if not is_generated(task):
         return []
     findings, intents = [], task.tags["wishes"]

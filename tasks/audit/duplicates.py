@@ -231,7 +231,7 @@ def distinct(tokens: list[tuple[str, ...]], n: int) -> float:
 
     Args:
         tokens: One tuple of words a text.
-        n: SearchText in an n-gram.
+        n: Words in an n-gram.
     """
     grams = [t[i : i + n] for t in tokens for i in range(len(t) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0

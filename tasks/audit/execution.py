@@ -57,9 +57,11 @@ def effect_problem(action: dict, record: dict) -> str | None:
     return None if record["status"] == expected else f"status is {record['status']!r}"
 
 
-def _refusal(index: int, action: dict, content: object, db: RetailDatabase) -> Finding:
-    detail = f"{call_label(index, action)}: {content}; {order_remedy(action, db)}"
-    return Finding("refused_call", detail)
+def _record(episode: Episode, arguments: dict) -> dict | str:
+    """Return the order or user that a write names, as the store has it now."""
+    if "order_id" in arguments:
+        return episode.call("get_order_details", {"order_id": arguments["order_id"]}).content
+    return episode.call("get_user_details", {"user_id": arguments["user_id"]}).content
 
 
 def check_execution(task: Task, db: RetailDatabase) -> list[Finding]:
@@ -67,27 +69,17 @@ def check_execution(task: Task, db: RetailDatabase) -> list[Finding]:
     episode = Episode(db)
     findings = []
     for index, action in enumerate(task.gold_actions):
-        name, arguments = action["name"], action["arguments"]
-        if name not in WRITE_TOOLS:
-            observation = episode.call(name, arguments)
-            if not observation.ok:
-                findings.append(_refusal(index, action, observation.content, db))
-            continue
-        lookup = ("get_user_details", "user_id")
-        if "order_id" in arguments:
-            lookup = ("get_order_details", "order_id")
-        tool, key = lookup
-        before = episode.call(tool, {key: arguments[key]}).content
+        name, arguments, label = action["name"], action["arguments"], call_label(index, action)
+        writes = name in WRITE_TOOLS
+        before = _record(episode, arguments) if writes else None
         observation = episode.call(name, arguments)
         if not observation.ok:
-            findings.append(_refusal(index, action, observation.content, db))
-            continue
-        after = episode.call(tool, {key: arguments[key]}).content
-        problem = effect_problem(action, after)
-        if after == before:
-            findings.append(Finding("no_effect", f"{call_label(index, action)}: nothing changed"))
-        elif problem is not None:
-            findings.append(Finding("wrong_effect", f"{call_label(index, action)}: {problem}"))
+            detail = f"{label}: {observation.content}; {order_remedy(action, db)}"
+            findings.append(Finding("refused_call", detail))
+        elif writes and (after := _record(episode, arguments)) == before:
+            findings.append(Finding("no_effect", f"{label}: nothing changed"))
+        elif writes and (problem := effect_problem(action, after)) is not None:
+            findings.append(Finding("wrong_effect", f"{label}: {problem}"))
     return findings
 
 
