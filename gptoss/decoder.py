@@ -294,7 +294,6 @@ class Decoder:
         Args:
             ids: `[P, L]` distinct prompts, padded on the right.
             lengths: `[P]` tokens of each.
-            cache: Where keys and values go.
             rows: `[R]` cache rows to fill.
             sources: `[R]` which prompt each of them starts from.
 
@@ -368,7 +367,6 @@ class Decoder:
         Args:
             tokens: `[B]`.
             positions: `[B]`, the position of each, which is its number of cached tokens.
-            cache: Read and extended.
 
         Returns:
             Logits of the next token, float32 `[B, vocabulary]`.

@@ -63,9 +63,6 @@ def run_export(
             one is whole.
         llama_cpp: Folder of llama.cpp's sources; only the format gguf needs it.
 
-    Returns:
-        The exit code, 0.
-
     Raises:
         ModelError: The model cannot be loaded or packed, or memory or disk is too small.
         OutputError: The folder holds something else than an earlier export.
@@ -141,7 +138,6 @@ def export_model(
     Args:
         model: GPT-OSS with or without an adapter; left as it is.
         export_format: One of `FORMATS`.
-        llama_cpp: Folder of llama.cpp's sources, for gguf.
         card: The model card's text; empty writes none.
 
     Raises:
@@ -222,7 +218,6 @@ def reload_logits(folder: Path, prompts: list[str]) -> torch.Tensor:
     """Load a model folder in a process of its own with transformers alone; return its logits.
 
     Args:
-        folder: A complete model.
         prompts: Texts with special tokens written out.
 
     Returns:

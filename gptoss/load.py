@@ -375,7 +375,6 @@ def load_adapter(model: Model, adapter_dir: str | Path) -> None:
 
     Args:
         model: A model with a LoRA adapter; a reference policy's adapter beside it stays as it is.
-        adapter_dir: Folder of the saved adapter.
 
     Raises:
         ModelError: A tensor is missing, unknown to the model, or of another shape.
@@ -400,11 +399,7 @@ def load_adapter(model: Model, adapter_dir: str | Path) -> None:
 
 
 def save_adapter(model: Model, tokenizer: Tokenizer, folder: str | Path) -> Path:
-    """Write the adapter and the tokenizer into a folder.
-
-    Args:
-        model: A model with a LoRA adapter.
-    """
+    """Write the adapter and the tokenizer into a folder."""
     folder = Path(folder)
     model.save_pretrained(str(folder), selected_adapters=["default"])
     tokenizer.save_pretrained(str(folder))

@@ -60,7 +60,6 @@ def limit_forward_rows(trainer: Any, rows: int) -> None:
     (one per routed expert) at twice the width, which does not fit where its estimate just does.
 
     Args:
-        trainer: Unsloth's GRPOTrainer.
         rows: Completions per forward pass, as in training.
     """
     compute = trainer._get_per_token_logps_and_entropies
@@ -110,7 +109,6 @@ def smaller_setting(config: RunConfig, doing: str) -> str:
     """Say what to try after running out of memory, as options of the command line.
 
     Args:
-        config: The settings that ran out of memory.
         doing: As in `next_smaller`.
 
     Returns:
@@ -163,7 +161,6 @@ def smaller_loading(model: ModelStage, with_sampling: bool) -> str:
     """Say what to try when the model alone does not fit.
 
     Args:
-        model: The settings that ran out of memory.
         with_sampling: Whether it was loaded, and fast sampling did not fit beside it.
     """
     slower = {"vllm": "fast", "fast-resident": "fast", "fast": "plain"}.get(model.sampling)

@@ -36,7 +36,6 @@ def write_merged(model: Model, folder: Path, dtype: torch.dtype, pack_experts: b
     Args:
         model: GPT-OSS with or without a LoRA adapter, weights in any layout.
         folder: Created when missing; weight files of an earlier merge are removed first.
-        dtype: Floating-point type of the written weights.
         pack_experts: Round the merged experts to MXFP4, 4.25 bits a parameter.
 
     Raises:

@@ -239,7 +239,6 @@ def grouped_packed(
 
     Args:
         x: Rows `[S, in]`, sorted by expert.
-        packed: Weights of all experts.
         starts: int32 `[E + 1]`, first row of each expert.
         bias: `[E, out]`.
         hidden: `[S, r]`, rows times the left LoRA factor; None without LoRA.
@@ -331,7 +330,6 @@ def attend_one(
         values: See `keys`.
         sinks: `[heads]`, the logit that takes attention nowhere.
         lengths: int32 `[B]`, filled slots of each row.
-        scale: Factor on the scores.
 
     Returns:
         `[B, heads * D]`.

@@ -57,9 +57,6 @@ def pack_checkpoint(folder: Path) -> Path:
     Args:
         folder: Checkpoint with fused 16-bit experts.
 
-    Returns:
-        The folder of the copy.
-
     Raises:
         ModelError: bitsandbytes is missing, the shapes cannot be packed, or the disk has too
             little room; the folder beside the checkpoint is then as it was.

@@ -50,7 +50,6 @@ def check_disk_space(folder: Path, needed_bytes: float, doing: str, remedy: str)
 
     Args:
         folder: Where it will be written; need not exist yet.
-        needed_bytes: Size of what will be written.
         doing: What needs the room, as in "merging".
         remedy: What else would help besides freeing some.
 

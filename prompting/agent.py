@@ -81,7 +81,6 @@ def brief_result(name: str, content: str) -> str:
     """Return a tool's result without its JSON, about a third as long; of a change only the status.
 
     Args:
-        name: The tool.
         content: Its result as the store gives it; an error or a plain value stays as it is.
     """
     try:

@@ -76,11 +76,7 @@ def explain_calls(completion: str, db: RetailDatabase) -> str:
 
 
 def explain_completion(task: Task, completion: str, db: RetailDatabase) -> str:
-    """Run and score a completion; describe calls, changes of the store, and reward by part.
-
-    Args:
-        completion: Text of the final message.
-    """
+    """Run and score a completion; describe calls, changes of the store, and reward by part."""
     score = score_completion(task, completion, db)
     return f"{explain_calls(completion, db)}\n{format_score(score)}"
 

@@ -97,7 +97,6 @@ def find_violations(
     """Return every breach of the policy, in order.
 
     Args:
-        transcript: The conversation, replayed on `db`.
         customer_id: Who the customer is; None: whoever is authenticated first.
     """
     found: list[Violation] = []

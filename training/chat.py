@@ -65,7 +65,6 @@ def stream_answer(
     Args:
         ids: The prompt of `encode_query`.
         config: `evaluation.max_new_tokens` is used.
-        stream: Where the words go.
 
     Returns:
         The final message's text; empty when there is none.

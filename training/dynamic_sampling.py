@@ -62,7 +62,6 @@ class DynamicSampler:
             config: `grpo.resample_rounds`, `grpo.num_generations`, `data.prompt_style` and the
                 reward weights are used.
             rows: Rows of `prompt` and `task` (its number) that the run shows.
-            tasks: Training tasks, from which replacements are drawn.
         """
         # The trainer marks its interface for own rollouts experimental; the pinned version has it.
         warnings.filterwarnings("ignore", message="You are using 'rollout_func'")

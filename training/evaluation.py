@@ -70,7 +70,6 @@ def choose_tasks(tasks: list[Task], num_tasks: int, seed: int) -> list[Task]:
     """Take a random sample of tasks, in file order, the same for the same seed.
 
     Args:
-        tasks: Held-out tasks.
         num_tasks: How many at most; 0 takes all.
     """
     if not num_tasks or num_tasks >= len(tasks):
@@ -183,7 +182,6 @@ def evaluate_model(
     A stage that is in evaluation.json already is read from there.
 
     Args:
-        model: The model.
         config: The run's settings; files go to `config.output_dir`.
         label: "base", "sft" or "sft_grpo".
 
@@ -260,7 +258,6 @@ def compare_evaluations(
     the two stages' own intervals suggest.
 
     Args:
-        before: Evaluation of the earlier stage.
         after: Evaluation of the later stage, on the same tasks.
 
     Returns:
@@ -350,7 +347,6 @@ def load_agent_policy(
     Args:
         model: Folder of a model or of an adapter, or a hub name.
         batch_size: Conversations in one generate call at most.
-        max_new_tokens: Tokens of a turn at most.
         temperature: Sampling temperature; None takes the likeliest token each time.
         reasoning: Reasoning effort: low, medium or high.
 

@@ -46,7 +46,6 @@ def show_examples(evaluations: Sequence[Evaluation], tasks: Sequence[Task], db: 
     A request is right when every call was accepted and the store ended as gold leaves it.
 
     Args:
-        evaluations: One per stage, of the same tasks.
         tasks: Held-out tasks; those that were not evaluated are passed over.
     """
     places = {row["task_id"]: place for place, row in enumerate(evaluations[-1].completions)}

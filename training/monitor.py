@@ -432,7 +432,6 @@ def restore_best(folder: Path, model: Model, last_step: int) -> None:
 
     Args:
         model: The trained model; changed in place.
-        last_step: The step that training ended at.
     """
     step = read_json(folder / BEST_NAME / "step.json", {})["step"]
     if step != last_step:

@@ -97,9 +97,6 @@ class RetailDatabase:
                 users, orders and products (tau2-bench's db.json); None means the store that comes
                 with the project.
 
-        Returns:
-            The checked, read-only store.
-
         Raises:
             DatabaseError: The folder or a file is missing, unreadable or has the wrong shape.
         """

@@ -83,11 +83,7 @@ class AuditReport:
         return asdict(self)
 
     def print(self, file: TextIO | None = None) -> None:
-        """Write the report for people: counts, then the first findings by line.
-
-        Args:
-            file: Where to; None means stdout.
-        """
+        """Write the report for people: counts, then the first findings by line."""
         out = file or sys.stdout
         for name in (
             "num_tasks", "num_valid", "num_unreadable", "num_failing_gold", "num_ungrounded",

@@ -227,12 +227,7 @@ def customer_of(task: Task, db: RetailDatabase) -> str:
 
 
 def distinct(tokens: list[tuple[str, ...]], n: int) -> float:
-    """Return the share of different n-grams; 1.0 means that none is used twice.
-
-    Args:
-        tokens: One tuple of words a text.
-        n: Words in an n-gram.
-    """
+    """Return the share of different n-grams; 1.0 means that none is used twice."""
     grams = [t[i : i + n] for t in tokens for i in range(len(t) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
 

@@ -16,11 +16,7 @@ class Finding:
 
 
 def call_label(index: int, action: dict) -> str:
-    """Name a call for people.
-
-    Args:
-        index: Position in gold, from 0.
-    """
+    """Name a call for people."""
     return f"call {index + 1} ({action['name']})"
 
 

@@ -61,7 +61,6 @@ def find_value(text: str, value: str, start: int = 0) -> int:
 
     Args:
         value: The value; "" is never found.
-        start: Where to begin, in characters.
     """
     if not value:
         return -1

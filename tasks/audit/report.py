@@ -219,12 +219,7 @@ def _yield_lines(reports: Sequence[AuditReport]) -> list[str]:
 
 
 def draw_plots(reports: Sequence[AuditReport], folder: Path, stem: str) -> list[Path]:
-    """Draw the mix of the files as small PNGs.
-
-    Args:
-        folder: Where the plots go; made when missing.
-        stem: Beginning of their names.
-    """
+    """Draw the mix of the files as small PNGs."""
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -298,11 +293,7 @@ def write_report(reports: Sequence[AuditReport], path: str | Path, command: str 
 
 
 def own_report_text(reports: Sequence[AuditReport]) -> str:
-    """Return the text that docs/ANALYSIS_REPORT.md must hold for the committed datasets.
-
-    Args:
-        reports: Audits of `OWN_FILES`, compared with each other.
-    """
+    """Return the text that docs/ANALYSIS_REPORT.md must hold for the committed datasets."""
     stem = Path(OWN_REPORT).stem.lower()
     return analysis_text(reports, "python -m tasks.audit.report", plot_links(reports, stem))
 

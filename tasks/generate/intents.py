@@ -45,7 +45,6 @@ class Draw:
         Args:
             kind: The intent, for which orders with compatible changes stay open.
             *statuses: The statuses that will do.
-            fits: A further demand on the order.
         """
         open_ids = [
             order_id

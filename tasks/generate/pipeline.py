@@ -262,7 +262,6 @@ class Deduplicator:
 
         Args:
             index: The task's number.
-            drafts: The attempts made so far, in order.
 
         Raises:
             GenerationError: No attempt gave a new task.

@@ -36,11 +36,7 @@ class Grammar:
     """Expand phrases with one random stream."""
 
     def __init__(self, rng: Random, phrases: Mapping[str, tuple[str, ...]]):
-        """Hold what expansion needs.
-
-        Args:
-            phrases: Alternatives by name.
-        """
+        """Hold what expansion needs."""
         self.rng = rng
         self.phrases = phrases
 
@@ -52,7 +48,6 @@ class Grammar:
         """Fill every slot: from `slots` as given, else from the phrases.
 
         Args:
-            template: Text with `{name}` slots.
             slots: Ready texts by name; they win over phrases.
 
         Raises:
@@ -122,7 +117,6 @@ def add_slips(rng: Random, text: str, num_slips: int) -> str:
     """Misspell some words that are neither facts nor tied to an argument.
 
     Args:
-        text: Text with marked facts.
         num_slips: How many words to misspell, if there are as many.
     """
     parts = FACT.split(text)
