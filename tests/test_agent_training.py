@@ -272,4 +272,4 @@ def test_the_command_line_takes_the_mode():
     import train_script
 
     arguments = train_script.parse_arguments(["--preset", "cpu", "--mode", "agent"])
-    assert train_script.config_from_arguments(arguments) == configs.get_preset("cpu", "agent")
+    assert configs.config_from_arguments(arguments) == configs.get_preset("cpu", "agent")
