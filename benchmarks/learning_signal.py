@@ -25,9 +25,9 @@ import training  # noqa: E402, F401  (Unsloth, before anything that it patches)
 from common.files import read_json, write_json_atomic  # noqa: E402
 from gptoss.load import load_adapter  # noqa: E402
 from training import pipeline  # noqa: E402
-from training.callbacks import MetricsTable  # noqa: E402
 from training.evaluation import Evaluation, compare_evaluations  # noqa: E402
 from training.monitor import BEST_NAME  # noqa: E402
+from training.trainer import MetricsTable  # noqa: E402
 
 ROUNDS = (0, 1, 2)
 SHOWN = ("exact_match_rate", "db_match_rate", "mean_reward", "json_parse_success")

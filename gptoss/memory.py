@@ -7,9 +7,7 @@ lowering settings by itself: a run whose batch changed in secret would be anothe
 import contextlib
 import dataclasses
 import gc
-import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -51,28 +49,6 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def limit_forward_rows(trainer: Any, rows: int) -> None:
-    """Compute the log-probabilities of sampled completions a few rows at a time.
-
-    Unsloth sizes that pass by the logits and hidden states alone. Experts need four times the rows
-    (one per routed expert) at twice the width, which does not fit where its estimate just does.
-
-    Args:
-        rows: Completions per forward pass, as in training.
-    """
-    compute = trainer._get_per_token_logps_and_entropies
-
-    def compute_in_parts(model: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
-        trainer.args.unsloth_grpo_mini_batch = math.ceil(len(input_ids) / rows)
-        try:
-            return compute(model, input_ids, *args, **kwargs)
-        finally:
-            # The pass with gradients sizes itself by its own, smaller batch.
-            trainer.args.unsloth_grpo_mini_batch = None
-
-    trainer._get_per_token_logps_and_entropies = compute_in_parts
 
 
 def next_smaller(config: RunConfig, doing: str) -> dict[str, object]:

@@ -21,10 +21,10 @@ from gptoss.load import load_model
 from prompting.harmony import render_completion
 from task_tester import score_completion
 from training import trainer as stage_module
-from training.callbacks import MetricsTable, RunLogger
 from training.grpo import run_grpo
 from training.monitor import RULES, describe_rollout, find_warnings
 from training.plots import plot_all
+from training.trainer import MetricsTable, RunLogger
 
 
 class CutAfter(TrainerCallback):
@@ -286,7 +286,7 @@ def test_the_kl_is_named_by_its_reference_or_left_out(tmp_path, monkeypatch):
     ]):
         folder = tmp_path / str(number)
         config = tiny_random.tiny_config(folder, grpo__beta=beta)
-        monkeypatch.setattr("training.callbacks.uses_unsloth", lambda stage: unsloth)
+        monkeypatch.setattr("training.trainer.uses_unsloth", lambda stage: unsloth)
         logger = RunLogger(config, "grpo")
         logger.on_train_begin(None, state, None)
         logger.record({"kl": 0.5, "loss": 1.0}, 1)

@@ -36,3 +36,17 @@ def test_modules_at_the_root_import_only_what_is_below(module):
         elif isinstance(node, ast.ImportFrom):
             imported.add(node.module.partition(".")[0])
     assert imported & (ROOMS | MODULES) <= ALLOWED[module]
+
+
+def test_private_names_of_trainers_are_in_one_module():
+    found = set()
+    for path in [*ROOT.glob("training/*.py"), *ROOT.glob("gptoss/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+                owner = ast.unparse(node.value)
+                if owner.rpartition(".")[2] in ("trainer", "args", "arguments"):
+                    found.add((path.stem, node.attr))
+            if isinstance(node, ast.ClassDef) and any("Trainer" == ast.unparse(b)[-7:] for b in node.bases):
+                found |= {(path.stem, f.name) for f in node.body if getattr(f, "name", "")[:1] == "_"}
+    assert {module for module, _ in found} == {"trl_private"}
+    assert {"_setup_devices", "_get_train_sampler", "_prepare_inputs"} <= {name for _, name in found}

@@ -346,7 +346,7 @@ def test_reference_kernels_on_edge_shapes():
 def test_forward_rows_are_limited_for_one_call_only():
     from types import SimpleNamespace
 
-    from gptoss.memory import limit_forward_rows
+    from training.trl_private import limit_forward_rows
 
     seen = []
     args = SimpleNamespace(unsloth_grpo_mini_batch=None)

@@ -18,6 +18,7 @@ from agent.evaluation import Plan, episode_row
 from common.files import read_json, write_json_atomic
 from data_reader import Task
 from envs.retail import RetailDatabase
+from gptoss.model_types import Model, Tokenizer
 from prompting.dialogue import HarmonyFormat
 from training.conversations import RolloutPolicy
 
@@ -29,7 +30,7 @@ def conversation_limits(config: configs.RunConfig) -> Limits:
 
 
 def rollout_policy(
-    model: Any, tokenizer: Any, config: configs.RunConfig, temperature: float | None,
+    model: Model, tokenizer: Tokenizer, config: configs.RunConfig, temperature: float | None,
     batch_size: int,
 ) -> RolloutPolicy:
     """Return a model as the agent of a run's conversations."""
@@ -63,7 +64,7 @@ def play_all(conversations: Iterable[Conversation], policy: RolloutPolicy) -> No
 
 
 def play_tasks(
-    model: Any, tokenizer: Any, tasks: Sequence[Task], db: RetailDatabase,
+    model: Model, tokenizer: Tokenizer, tasks: Sequence[Task], db: RetailDatabase,
     config: configs.RunConfig, parts_dir: Path,
 ) -> list[dict[str, Any]]:
     """Play every task with the model, batch by batch.

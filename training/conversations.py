@@ -22,6 +22,7 @@ from agent.trajectories import find_defect, play_gold, read_conversations
 from data_reader import DatasetError, Task
 from envs.retail import RetailDatabase
 from gptoss.generation import Completion, complete, split_batches
+from gptoss.model_types import Model, Tokenizer
 from prompting.dialogue import HarmonyFormat, render_answers, render_turn
 from prompting.harmony import END, RETURN, START
 from training.sft import rows_dir
@@ -34,12 +35,12 @@ IGNORED = -100
 """Label of a token without loss."""
 
 
-def _encode(tokenizer: Any, text: str) -> list[int]:
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def conversation_row(
-    tokenizer: Any, messages: Sequence[Mapping[str, Any]], format: HarmonyFormat
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], format: HarmonyFormat
 ) -> dict[str, list[int]]:
     """Return a conversation's tokens and their labels.
 
@@ -79,7 +80,7 @@ def conversation_row(
 
 
 def agent_rows(
-    tokenizer: Any, tasks: Sequence[Task], db: RetailDatabase, config: configs.RunConfig
+    tokenizer: Tokenizer, tasks: Sequence[Task], db: RetailDatabase, config: configs.RunConfig
 ) -> "Dataset":
     """Return the stored SFT rows of agent mode; those of tasks that are not trained on are left out.
 
@@ -178,7 +179,7 @@ class RolloutPolicy:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, format: HarmonyFormat, max_turn_tokens: int,
+        self, model: Model, tokenizer: Tokenizer, format: HarmonyFormat, max_turn_tokens: int,
         max_context: int, temperature: float | None = None, batch_size: int = 128,
     ) -> None:
         self._model, self._tokenizer, self._format = model, tokenizer, format

@@ -8,18 +8,17 @@ group without a replacement, which would shrink the batch and change the step si
 import random
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from datasets import Dataset
+from trl import GRPOTrainer
 
 import configs
 from data_reader import Task, plan_prompt
 from gptoss.generation import complete
+from training.episode_rewards import EpisodeScorer
 from training.rewards import CompletionScorer, weighted_reward
 from training.task_store import TaskLookup
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from training.episode_rewards import EpisodeScorer
 
 ZERO_VARIANCE = 1e-6
 """Rewards that differ by less count as equal."""
@@ -54,7 +53,7 @@ class DynamicSampler:
 
     def __init__(
         self, config: configs.RunConfig, scorer: "CompletionScorer | EpisodeScorer",
-        rows: "Dataset", tasks: Sequence[Task],
+        rows: Dataset, tasks: Sequence[Task],
     ) -> None:
         """Remember the tasks to draw from.
 
@@ -70,7 +69,7 @@ class DynamicSampler:
         self.lookup = TaskLookup(rows)
         self.tasks = tasks
 
-    def __call__(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
+    def __call__(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
         """Sample one batch.
 
         Args:
@@ -116,7 +115,7 @@ class DynamicSampler:
         }
 
     def _sample(
-        self, prompts: list[str], tasks: list[int], trainer: Any, names: Iterable[str]
+        self, prompts: list[str], tasks: list[int], trainer: GRPOTrainer, names: Iterable[str]
     ) -> list[Group]:
         """Sample groups; the names of the groups seed the draws of their completions."""
         stage = self.config.grpo

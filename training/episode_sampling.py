@@ -7,7 +7,8 @@ conversations of a batch advance together. Left out: the reward (`episode_reward
 
 import random
 from collections.abc import Iterable
-from typing import Any
+
+from trl import GRPOTrainer
 
 from training.agent_evaluation import play_all, rollout_policy, start_conversation
 from training.conversations import Context
@@ -21,7 +22,7 @@ class EpisodeSampler(DynamicSampler):
     """
 
     def _sample(
-        self, prompts: list[str], tasks: list[int], trainer: Any, names: Iterable[str]
+        self, prompts: list[str], tasks: list[int], trainer: GRPOTrainer, names: Iterable[str]
     ) -> list[Group]:
         """Play groups; a group's name seeds its customer and the draws of its agents."""
         size = self.config.grpo.num_generations

@@ -12,9 +12,9 @@ from array import array
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from trl import GRPOConfig, GRPOTrainer
 
 import configs
 from common.files import SettingsError
@@ -22,12 +22,11 @@ from data_reader import Task, grpo_rows
 from envs.retail import RetailDatabase
 from gptoss.generation import engine_of
 from gptoss.load import uses_unsloth
-from gptoss.memory import limit_forward_rows
-from training.callbacks import CheckpointMarker, RunLogger
+from gptoss.model_types import Model, Tokenizer
 from training.dynamic_sampling import DynamicSampler
 from training.episode_rewards import EpisodeScorer, make_episode_rewards
 from training.episode_sampling import EpisodeSampler
-from training.importance import MAX_WEIGHT, weigh_tokens
+from training.importance import MAX_WEIGHT
 from training.monitor import (
     SampleRollouts,
     SamplingEntropy,
@@ -40,7 +39,8 @@ from training.rewards import CompletionScorer, RewardFunction, make_reward_funct
 from training.run_data import DIFFICULTIES
 from training.sft import choose_rows, order_rows, row_lengths
 from training.task_store import drop_rows, select_tasks, store_rows
-from training.trainer import common_arguments, round_up, run_trainer, world_size
+from training.trainer import CheckpointMarker, RunLogger, common_arguments, round_up, run_trainer, world_size
+from training.trl_private import SharedPrefixTrainer, limit_forward_rows, weigh_tokens
 
 REFERENCE_ADAPTER = "ref"
 MakeRewards = Callable[[CompletionScorer], list[RewardFunction]]
@@ -57,7 +57,6 @@ def order_by_difficulty(tasks: Sequence[Task], count: int, seed: int) -> array:
     """Lay out the tasks of a whole run: from easy to hard in the first pass, then shuffled.
 
     Args:
-        tasks: Training tasks.
         count: How many tasks the run shows.
         seed: Seed of the shuffles, also among equally difficult tasks.
 
@@ -88,40 +87,29 @@ def rows_dir(config: configs.RunConfig) -> Path:
 
 
 def build_grpo_trainer(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     tasks: Sequence[Task],
     db: RetailDatabase,
     config: configs.RunConfig,
     validation_tasks: Sequence[Task],
     make_rewards: MakeRewards | None = None,
-) -> Any:
+) -> GRPOTrainer:
     """Return TRL's trainer for this stage, ready to train.
 
     Args:
         model: Model with the adapter that SFT left.
-        tokenizer: Its tokenizer.
-        tasks: Training tasks.
-        db: The store on which completions are run.
-        config: The run's settings.
         validation_tasks: Tasks of the validation evaluations.
         make_rewards: Makes other reward functions than the mode's own, for controls and tests.
-
-    Returns:
-        The trainer.
 
     Raises:
         SettingsError: `grpo.shared_prefix` is on under Unsloth.
     """
-    from trl import GRPOConfig, GRPOTrainer
-
     stage, is_agent = config.grpo, config.mode == "agent"
-    if stage.shared_prefix:
-        if uses_unsloth(config.model):
-            raise SettingsError(
-                "grpo.shared_prefix does not work with Unsloth; use --set grpo.shared_prefix=false"
-            )
-        from training.shared_prefix import SharedPrefixTrainer as GRPOTrainer
+    if stage.shared_prefix and uses_unsloth(config.model):
+        raise SettingsError(
+            "grpo.shared_prefix does not work with Unsloth; use --set grpo.shared_prefix=false"
+        )
     steps = count_steps(stage, len(tasks), world_size())
     generations = round_up(steps, stage.steps_per_generation) // stage.steps_per_generation
     tasks_per_generation = (
@@ -150,7 +138,7 @@ def build_grpo_trainer(
         temperature=stage.temperature,
         beta=stage.beta,
         loss_type=stage.loss_type,
-        # TRL's own values, said aloud: with "dapo" Unsloth would otherwise mask completions that
+        # TRL's own values, written out: with "dapo" Unsloth would otherwise mask completions that
         # were cut, which then cost nothing, and widen the upper clip to 0.28.
         mask_truncated_completions=False,
         epsilon_high=0.2,
@@ -163,7 +151,7 @@ def build_grpo_trainer(
         ),
         remove_unused_columns=False,
     )
-    scorer: Any
+    scorer: CompletionScorer | EpisodeScorer
     if is_agent:
         scorer, make_own = EpisodeScorer(db, tasks), make_episode_rewards
         describe = scorer.describe
@@ -177,7 +165,8 @@ def build_grpo_trainer(
     # The marker comes last: a checkpoint is whole only when everything about its step is written.
     callbacks += [Watchdog(config, logger), CheckpointMarker()]
     sampler = (EpisodeSampler if is_agent else DynamicSampler)(config, scorer, rows, tasks)
-    trainer = GRPOTrainer(
+    trainer_class = SharedPrefixTrainer if stage.shared_prefix else GRPOTrainer
+    trainer = trainer_class(
         model=model, args=arguments, train_dataset=rows.select(order), processing_class=tokenizer,
         reward_funcs=(make_rewards or make_own)(scorer), callbacks=callbacks, rollout_func=sampler,
     )
@@ -189,8 +178,8 @@ def build_grpo_trainer(
 
 
 def run_grpo(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     tasks: Sequence[Task],
     db: RetailDatabase,
     config: configs.RunConfig,
@@ -203,10 +192,6 @@ def run_grpo(
     Args:
         model: Model with the adapter that SFT left, also when resuming: it is the reference
             policy; the trained weights then come from the checkpoint. Trained in place.
-        tokenizer: Its tokenizer.
-        tasks: Training tasks.
-        db: The store on which completions are run.
-        config: The run's settings.
         validation_tasks: Tasks of the validation evaluations; may be empty when `grpo.eval_steps` is 0.
         resume: Go on from the newest whole checkpoint, if there is one.
         make_rewards: As `build_grpo_trainer`.

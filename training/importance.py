@@ -6,9 +6,6 @@ Unsloth both do so for completions of their own vLLM; here they do it for those 
 function. Left out on purpose: weights of whole sequences.
 """
 
-from types import SimpleNamespace
-from typing import Any
-
 import torch
 
 MAX_WEIGHT = 2.0
@@ -28,26 +25,3 @@ def sampler_kl(trained: torch.Tensor, sampled: torch.Tensor, mask: torch.Tensor)
     """
     difference = (trained - sampled)[mask.bool()].float()
     return float((difference.exp() - 1 - difference).mean()) if difference.numel() else 0.0
-
-
-def weigh_tokens(trainer: Any) -> None:
-    """Make a trainer weigh tokens, and log how far its sampler is from it as `sampling/kl`.
-
-    Args:
-        trainer: TRL's or Unsloth's GRPOTrainer, whose rollout function returns log-probabilities.
-    """
-    # Both read these at every step; vLLM itself is run by the rollout function's engine.
-    trainer.use_vllm, trainer.vllm_mode = True, "engine"
-    trainer.vllm_generation, trainer._last_loaded_step = SimpleNamespace(sync_weights=bool), -1
-    prepare = trainer._generate_and_score_completions
-
-    def prepare_and_log(inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = prepare(inputs)
-        mode = "train" if trainer.model.training else "eval"
-        # In a conversation the model wrote a part of the completion alone.
-        mask = batch["completion_mask"] * batch.get("tool_mask", 1)
-        kl = sampler_kl(batch["old_per_token_logps"], batch["sampling_per_token_logps"], mask)
-        trainer._metrics[mode]["sampling/kl"].append(kl)
-        return batch
-
-    trainer._generate_and_score_completions = prepare_and_log

@@ -36,10 +36,10 @@ from prompting import harmony
 from scoring.parse import parse_plan
 from scoring.reward import Score, score_completion
 from training.agent_evaluation import play_tasks
-from training.callbacks import MetricsTable, RunLogger
 from training.episode_rewards import EpisodeScorer
 from training.evaluation import choose_tasks, complete_tasks
 from training.rewards import CompletionScorer
+from training.trainer import MetricsTable, RunLogger
 
 BEST_NAME = "best_adapter"
 QUIET_STEPS = 20

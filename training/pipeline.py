@@ -45,6 +45,7 @@ from gptoss.load import (
 )
 from gptoss.memory import changed_fields, keeps_the_steps, report_peak, smaller_setting
 from gptoss.model_card import write_model_cards
+from gptoss.model_types import Model, Tokenizer
 from training.conversations import agent_rows
 from training.evaluation import Evaluation, evaluate_model, print_table, record_differences
 from training.fit import describe_long_tasks, run_demands
@@ -109,13 +110,6 @@ def prepare_run(config: configs.RunConfig, resume: bool = False) -> Run:
 
     An earlier run in the folder is resumed with `resume`; without, it is moved to
     `<folder>.earlier-<n>`.
-
-    Args:
-        config: The settings.
-        resume: Resume from what the folder holds.
-
-    Returns:
-        The run.
 
     Raises:
         DatasetError: A task file is missing, faulty or too small.
@@ -222,16 +216,10 @@ def _set_aside(config: configs.RunConfig, folder: Path) -> None:
     print(f"{folder} held an earlier run; it is in {aside} now")
 
 
-def load_run_model(run: Run) -> tuple[Any, Any]:
+def load_run_model(run: Run) -> tuple[Model, Tokenizer]:
     """Load the base model with a fresh adapter, and check that every task fits into it.
 
     The adapter's weights follow the run's seed.
-
-    Args:
-        run: The run.
-
-    Returns:
-        The model and its tokenizer.
 
     Raises:
         ModelError: The model is missing or does not fit this machine, or the disk has no room for
@@ -251,20 +239,17 @@ def load_run_model(run: Run) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _save_stage_adapter(run: Run, model: Any, tokenizer: Any, folder: Path) -> None:
+def _save_stage_adapter(run: Run, model: Model, tokenizer: Tokenizer, folder: Path) -> None:
     state = PartialState()
     if state.is_main_process:
         build_folder(folder, lambda part: save_adapter(model, tokenizer, part))
     state.wait_for_everyone()
 
 
-def evaluate_stage(run: Run, model: Any, tokenizer: Any, stage: str) -> Evaluation:
+def evaluate_stage(run: Run, model: Model, tokenizer: Tokenizer, stage: str) -> Evaluation:
     """Evaluate the model as it is now on the run's held-out tasks.
 
     Args:
-        run: The run.
-        model: The model.
-        tokenizer: Its tokenizer.
         stage: "base", "sft" or "sft_grpo".
 
     Returns:
@@ -284,13 +269,11 @@ def evaluate_stage(run: Run, model: Any, tokenizer: Any, stage: str) -> Evaluati
         raise
 
 
-def train_sft(run: Run, model: Any, tokenizer: Any) -> Path:
+def train_sft(run: Run, model: Model, tokenizer: Tokenizer) -> Path:
     """Run the SFT stage, or restore its result.
 
     Args:
-        run: The run.
         model: Model with a fresh adapter; holds the SFT adapter afterwards.
-        tokenizer: Its tokenizer.
 
     Returns:
         The folder of the SFT adapter.
@@ -315,16 +298,14 @@ def train_sft(run: Run, model: Any, tokenizer: Any) -> Path:
 
 def train_grpo(
     run: Run,
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     make_rewards: MakeRewards | None = None,
 ) -> Path:
     """Run the GRPO stage, or restore its result; the adapter goes to final_model/.
 
     Args:
-        run: The run.
         model: Model with the SFT adapter; holds the final adapter afterwards.
-        tokenizer: Its tokenizer.
         make_rewards: Makes other reward functions than the mode's own, for controls and tests.
 
     Returns:
@@ -347,16 +328,14 @@ def train_grpo(
     return folder
 
 
-def save_merged(run: Run, model: Any, tokenizer: Any) -> Path | None:
+def save_merged(run: Run, model: Model, tokenizer: Tokenizer) -> Path | None:
     """Write merged_model/, the adapter folded into the weights.
 
     Args:
-        run: The run; nothing is written when `merge_model` is off.
         model: Model with the final adapter; left as it is.
-        tokenizer: Its tokenizer.
 
     Returns:
-        The folder, None when it is switched off.
+        The folder; None, with nothing written, when `merge_model` is off.
     """
     folder = run.folder / "merged_model"
     state = PartialState()
@@ -376,11 +355,7 @@ def finish_run(run: Run, evaluations: list[Evaluation]) -> list[Path]:
     """Write the paired differences and the plots, and print the table of the stages.
 
     Args:
-        run: The run.
-        evaluations: Its evaluations, in the order of the stages.
-
-    Returns:
-        The plots.
+        evaluations: In the order of the stages.
     """
     from training.plots import plot_all
 
@@ -397,8 +372,7 @@ def run_pipeline(config: configs.RunConfig, resume: bool = False) -> dict[str, A
     """Run everything: evaluate, SFT, evaluate, GRPO, evaluate, save, plot.
 
     Args:
-        config: The settings.
-        resume: Take up what the run folder holds.
+        resume: Resume what the run folder holds.
 
     Returns:
         The content of evaluation.json.

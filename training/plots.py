@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.files import read_json
-from training.callbacks import MetricsTable
 from training.evaluation import STAGE_NAMES
+from training.trainer import MetricsTable
 
 COLORS = {"base": "#9aa0a6", "sft": "#4c78a8", "sft_grpo": "#e4572e"}
 SIZE = (9.0, 4.8)

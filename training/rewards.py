@@ -15,6 +15,7 @@ from typing import Any, get_args
 from configs import GrpoStage
 from data_reader import Task
 from envs.retail import TOOL_SCHEMAS, RetailDatabase
+from gptoss.model_types import Tokenizer
 from prompting import harmony
 from scoring.parse import ParseKind
 from scoring.reward import RewardWeights, Score, score_completion
@@ -41,7 +42,7 @@ class CompletionScorer:
         num_scored: Distinct completions scored so far.
     """
 
-    def __init__(self, tokenizer: Any, db: RetailDatabase, tasks: Sequence[Task]) -> None:
+    def __init__(self, tokenizer: Tokenizer, db: RetailDatabase, tasks: Sequence[Task]) -> None:
         """Remember what scoring needs.
 
         Args:

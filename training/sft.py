@@ -11,15 +11,18 @@ import random
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from datasets import Dataset
+from trl import SFTConfig
 
 import configs
 from data_reader import Task, sft_rows
-from training.callbacks import CheckpointMarker, RunLogger
+from gptoss.model_types import Model, Tokenizer
 from training.task_store import ROWS_PER_BATCH, drop_rows, select_tasks, store_rows
-from training.trainer import common_arguments, run_trainer, world_size
+from training.trainer import CheckpointMarker, RunLogger, common_arguments, run_trainer, world_size
+from training.trl_private import OrderedSftTrainer
 
 BATCHES_PER_BLOCK = 16
 
@@ -33,7 +36,7 @@ class Block(NamedTuple):
     """The order in which the batches come that the sorted rows are cut into."""
 
 
-def row_lengths(tokenizer: Any, rows: Any) -> Sequence[int]:
+def row_lengths(tokenizer: Tokenizer, rows: Dataset) -> Sequence[int]:
     """Return the tokens of each row of a dataset: `input_ids`, else its `prompt` and `completion`."""
     if "input_ids" in rows.column_names:
         return array("I", (len(row["input_ids"]) for row in rows))
@@ -129,23 +132,16 @@ def rows_dir(config: configs.RunConfig) -> Path:
 
 
 def build_sft_trainer(
-    model: Any, tokenizer: Any, tasks: Sequence[Task], config: configs.RunConfig, rows: Any = None
-) -> Any:
+    model: Model, tokenizer: Tokenizer, tasks: Sequence[Task], config: configs.RunConfig,
+    rows: Dataset | None = None,
+) -> OrderedSftTrainer:
     """Return TRL's trainer for this stage, ready to train.
 
     Args:
-        model: Model with a LoRA adapter.
-        tokenizer: Its tokenizer; `<|return|>` is its end-of-sequence token.
-        tasks: Training tasks.
-        config: The run's settings.
+        tokenizer: `<|return|>` is its end-of-sequence token.
         rows: Stored rows of `input_ids` and `labels` that are trained on in place of the tasks'
             gold plans.
-
-    Returns:
-        The trainer.
     """
-    from trl import SFTConfig, SFTTrainer
-
     stage = config.sft
     num_rows = len(tasks if rows is None else rows)
     steps = count_steps(stage, num_rows, world_size())
@@ -162,12 +158,6 @@ def build_sft_trainer(
     lengths = row_lengths(tokenizer, rows)
     order = order_rows(blocks, lengths, batch_size, num_batches)
 
-    class OrderedTrainer(SFTTrainer):
-        """TRL's trainer with the rows in our order, one pass: a resume skips to where it was."""
-
-        def _get_train_sampler(self, train_dataset: Any = None) -> Sequence[int]:
-            return order
-
     common = common_arguments(config, stage, Path(config.output_dir) / "sft", model)
     arguments = SFTConfig(
         **common | {"max_steps": steps},
@@ -177,27 +167,24 @@ def build_sft_trainer(
         completion_only_loss=True,
         packing=False,
     )
-    return OrderedTrainer(
-        model=model, args=arguments, train_dataset=rows, processing_class=tokenizer,
+    return OrderedSftTrainer(
+        order, model=model, args=arguments, train_dataset=rows, processing_class=tokenizer,
         callbacks=[RunLogger(config, "sft"), CheckpointMarker()],
     )
 
 
 def run_sft(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     tasks: Sequence[Task],
     config: configs.RunConfig,
     resume: bool = False,
-    rows: Any = None,
+    rows: Dataset | None = None,
 ) -> dict[str, float]:
     """Train the adapter on gold completions, or on rows of tokens.
 
     Args:
         model: Model with a LoRA adapter; trained in place.
-        tokenizer: Its tokenizer.
-        tasks: Training tasks.
-        config: The run's settings.
         resume: Go on from the newest whole checkpoint, if there is one.
         rows: As `build_sft_trainer`.
 

@@ -12,14 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
-from trl import GRPOTrainer
 from trl.trainer.utils import (
     selective_log_softmax,
     selective_log_softmax_and_entropy,
-    split_tensor_dict,
 )
 
 from gptoss.model_types import Model
@@ -252,41 +248,3 @@ def log_probabilities(
     )
 
 
-class SharedPrefixTrainer(GRPOTrainer):
-    """TRL's trainer with shared prompts, and with groups kept whole when completions are shuffled."""
-
-    def __init__(self, model: Model, **settings: Any) -> None:
-        """Let the model attend over packed rows as well; see TRL's for the settings."""
-        AttentionInterface.register(ATTENTION, attend)
-        AttentionMaskInterface.register(ATTENTION, eager_mask)
-        find_core(model).set_attn_implementation(ATTENTION)
-        super().__init__(model=model, **settings)
-
-    def _get_per_token_logps_and_entropies(
-        self, model: Model, input_ids: torch.Tensor, attention_mask: torch.Tensor,
-        logits_to_keep: int, batch_size: int | None = None, compute_entropy: bool = False,
-        **others: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-        width = input_ids.shape[1] - logits_to_keep
-        parts = []
-        for begin in range(0, len(input_ids), batch_size or len(input_ids)):
-            part = slice(begin, begin + (batch_size or len(input_ids)))
-            ids, mask = input_ids[part], attention_mask[part]
-            groups = find_groups(ids[:, :width], mask[:, :width])
-            parts.append(log_probabilities(
-                model, ids, mask, logits_to_keep, groups, self.temperature, compute_entropy
-            ))
-        logps, entropies = zip(*parts, strict=True)
-        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
-
-    def _prepare_inputs(self, generation_batch: list[dict] | dict) -> dict[str, Any]:
-        """As TRL's, but groups are shuffled, not completions."""
-        steps = self.args.steps_per_generation
-        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
-            batch = self._generate_and_score_completions(generation_batch)
-            count = len(batch["prompt_ids"])
-            order = torch.randperm(count // self.num_generations)
-            rows = torch.arange(count).view(-1, self.num_generations)[order].flatten()
-            batch = {name: value[rows] if value.ndim else value for name, value in batch.items()}
-            self._buffered_inputs = split_tensor_dict(batch, steps)
-        return self._buffered_inputs[self._step % steps]

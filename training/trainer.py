@@ -1,11 +1,19 @@
-"""What the SFT and the GRPO stage share: trainer arguments, and running with checkpoints."""
+"""What the SFT and the GRPO stage share: trainer arguments, running with checkpoints, metrics.csv.
 
+What only GRPO is given is in `monitor.py`.
+"""
+
+import csv
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState
+from torch.utils.tensorboard import SummaryWriter
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Arguments
 
 import configs
 from accelerate import PartialState
@@ -13,11 +21,135 @@ from common.files import (
     disk_full_error,
     is_disk_full,
     latest_complete,
+    mark_complete,
     remove_checkpoints,
+    write_csv_atomic,
 )
 from gptoss.load import load_adapter, uses_unsloth
 from gptoss.memory import free_memory
 from gptoss.model_types import Model
+from training.trl_private import stay_on_cpu
+
+UNSTEADY = ("num_tokens",)
+"""Counters that TRL starts over at a resume; left out so that a resumed run's rows are the same."""
+
+
+class CheckpointMarker(TrainerCallback):
+    """Marks a checkpoint whole once every process has written its part."""
+
+    def on_save(self, args: Arguments, state: State, control: Control, **_: Any) -> None:
+        """Drop the copy of the reference adapter, then mark the folder."""
+        processes = PartialState()
+        processes.wait_for_everyone()
+        if processes.is_main_process:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            # With a second adapter in a subfolder transformers restores that one only and leaves
+            # the trained adapter as it was. The reference is the SFT adapter, saved already.
+            shutil.rmtree(folder / "ref", ignore_errors=True)
+            mark_complete(folder)
+        processes.wait_for_everyone()
+
+
+class MetricsTable:
+    """metrics.csv: one row per stage and logged step, a column per metric."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the rows of an earlier part of the run, if there is one."""
+        self.path = path
+        self.rows: list[dict[str, str]] = []
+        if path.exists():
+            with open(path, newline="", encoding="utf-8") as file:
+                self.rows = [{k: v for k, v in r.items() if v} for r in csv.DictReader(file)]
+
+    def forget_after(self, stage: str, step: int) -> None:
+        """Drop the rows of a stage beyond a step: they are trained again after a resume."""
+        self.rows = [r for r in self.rows if r["stage"] != stage or int(r["step"]) <= step]
+
+    def stage_rows(self, stage: str, last_step: int) -> list[dict[str, float]]:
+        """Return the rows of a stage up to a step as numbers, oldest first."""
+        rows = [r for r in self.rows if r["stage"] == stage and int(r["step"]) <= last_step]
+        numbers = [{k: float(v) for k, v in row.items() if k != "stage"} for row in rows]
+        return sorted(numbers, key=lambda row: row["step"])
+
+    def add(self, stage: str, step: int, metrics: dict[str, float]) -> None:
+        """Add figures to the row of a step and write the file."""
+        key = {"stage": stage, "step": str(step)}
+        row = next((r for r in self.rows if key.items() <= r.items()), None)
+        if row is None:
+            row = dict(key)
+            self.rows.append(row)
+        row.update({name: repr(float(value)) for name, value in metrics.items()})
+        write_csv_atomic(self.path, self.rows)
+
+
+def name_of_kl(config: configs.RunConfig) -> str | None:
+    """Return the KL's metric name, which says the reference policy; None when no KL is computed.
+
+    TRL keeps a copy of the adapter as SFT left it, Unsloth takes the base model. With `beta` 0 both
+    log a KL of 0 that nothing measured.
+    """
+    if not config.grpo.beta:
+        return None
+    return "kl_to_base" if uses_unsloth(config.model) else "kl_to_sft"
+
+
+class RunLogger(TrainerCallback):
+    """Writes each log row to metrics.csv and TensorBoard, and a few of them to the screen."""
+
+    def __init__(self, config: configs.RunConfig, stage: str) -> None:
+        """Remember where to write.
+
+        Args:
+            stage: "sft" or "grpo".
+        """
+        self.folder = Path(config.output_dir)
+        self.stage = stage
+        self.prints = not config.show_progress
+        self.kl_name = name_of_kl(config)
+        self.table: MetricsTable | None = None
+        self.writer: SummaryWriter | None = None
+
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **_: Any) -> None:
+        """Open the files, without the rows that a resume trains again."""
+        if not state.is_world_process_zero:
+            return
+        self.table = MetricsTable(self.folder / "metrics.csv")
+        self.table.forget_after(self.stage, state.global_step)
+        folder = self.folder / "tensorboard" / self.stage
+        self.writer = SummaryWriter(str(folder), purge_step=state.global_step + 1)
+
+    def on_log(self, args: Arguments, state: State, control: Control, logs: dict, **_: Any) -> None:
+        """Write one row."""
+        if "train_runtime" not in logs:
+            self.record(logs, state.global_step)
+        every = max(1, math.ceil(state.max_steps / args.logging_steps / 12)) * args.logging_steps
+        if self.table and self.prints and "loss" in logs and state.global_step % every == 0:
+            shown = ("loss", "reward", "rollouts/db_match", "kl" if self.kl_name else "entropy")
+            figures = "  ".join(f"{n} {logs[n]:.4g}" for n in shown if logs.get(n) is not None)
+            print(f"{self.stage} step {state.global_step}/{state.max_steps}  {figures}")
+
+    def record(self, metrics: dict[str, Any], step: int) -> None:
+        """Write figures under a step; only the main process does."""
+        if self.table is None or self.writer is None:
+            return
+        figures = {
+            (self.kl_name if name == "kl" else name): value for name, value in metrics.items()
+            if isinstance(value, int | float) and name not in UNSTEADY
+            and (name != "kl" or self.kl_name)
+        }
+        self.table.add(self.stage, step, figures)
+        for name, value in figures.items():
+            self.writer.add_scalar(f"{self.stage}/{name}", value, step)
+
+    def text(self, name: str, text: str, step: int) -> None:
+        """Write a text to TensorBoard; only the main process does."""
+        if self.writer is not None:
+            self.writer.add_text(name, text, step)
+
+    def on_train_end(self, args: Arguments, state: State, control: Control, **_: Any) -> None:
+        """Close the files."""
+        if self.writer is not None:
+            self.writer.close()
 
 
 def common_arguments(
@@ -121,8 +253,7 @@ def run_trainer(trainer: Trainer, resume: bool) -> dict[str, float]:
     # TRL's card says nothing true of this model, and replaces a README.md of the run's folder.
     trainer.create_model_card = lambda *_, **__: None
     if trainer.args.device.type == "cpu":
-        # Under torchrun accelerate numbers the CPU too, and torch.load knows no place "cpu:0".
-        trainer.args._setup_devices = torch.device("cpu")
+        stay_on_cpu(trainer.args)
     # They print every log row; `RunLogger` prints a few.
     trainer.remove_callback(PrinterCallback)
     if trainer.args.disable_tqdm:

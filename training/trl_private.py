@@ -1,0 +1,122 @@
+"""Every private name of TRL's and transformers' trainers that is used here, for the pinned versions.
+
+When a pin in requirements.txt moves, this is the module to check against the new release.
+"""
+
+import math
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AttentionInterface, AttentionMaskInterface, TrainingArguments
+from transformers.masking_utils import eager_mask
+from trl import GRPOTrainer, SFTTrainer
+from trl.trainer.utils import split_tensor_dict
+
+from gptoss.model_types import Model
+from gptoss.weights import find_core
+from training.importance import sampler_kl
+from training.shared_prefix import ATTENTION, attend, find_groups, log_probabilities
+
+
+class OrderedSftTrainer(SFTTrainer):
+    """TRL's trainer with the rows in a given order, one pass: a resume skips to where it was."""
+
+    def __init__(self, order: Sequence[int], **settings: Any) -> None:
+        self._order = order
+        super().__init__(**settings)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sequence[int]:
+        return self._order
+
+
+class SharedPrefixTrainer(GRPOTrainer):
+    """TRL's trainer with shared prompts, and with groups kept whole when completions are shuffled."""
+
+    def __init__(self, model: Model, **settings: Any) -> None:
+        """Let the model attend over packed rows as well; see TRL's for the settings."""
+        AttentionInterface.register(ATTENTION, attend)
+        AttentionMaskInterface.register(ATTENTION, eager_mask)
+        find_core(model).set_attn_implementation(ATTENTION)
+        super().__init__(model=model, **settings)
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Model, input_ids: torch.Tensor, attention_mask: torch.Tensor,
+        logits_to_keep: int, batch_size: int | None = None, compute_entropy: bool = False,
+        **others: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        width = input_ids.shape[1] - logits_to_keep
+        parts = []
+        for begin in range(0, len(input_ids), batch_size or len(input_ids)):
+            part = slice(begin, begin + (batch_size or len(input_ids)))
+            ids, mask = input_ids[part], attention_mask[part]
+            groups = find_groups(ids[:, :width], mask[:, :width])
+            parts.append(log_probabilities(
+                model, ids, mask, logits_to_keep, groups, self.temperature, compute_entropy
+            ))
+        logps, entropies = zip(*parts, strict=True)
+        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+
+    def _prepare_inputs(self, generation_batch: list[dict] | dict) -> dict[str, Any]:
+        """As TRL's, but groups are shuffled, not completions."""
+        steps = self.args.steps_per_generation
+        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
+            batch = self._generate_and_score_completions(generation_batch)
+            count = len(batch["prompt_ids"])
+            order = torch.randperm(count // self.num_generations)
+            rows = torch.arange(count).view(-1, self.num_generations)[order].flatten()
+            batch = {name: value[rows] if value.ndim else value for name, value in batch.items()}
+            self._buffered_inputs = split_tensor_dict(batch, steps)
+        return self._buffered_inputs[self._step % steps]
+
+
+def weigh_tokens(trainer: GRPOTrainer) -> None:
+    """Make a trainer weigh tokens, and log how far its sampler is from it as `sampling/kl`.
+
+    Args:
+        trainer: TRL's or Unsloth's GRPOTrainer, whose rollout function returns log-probabilities.
+    """
+    # Both read these at every step; vLLM itself is run by the rollout function's engine.
+    trainer.use_vllm, trainer.vllm_mode = True, "engine"
+    trainer.vllm_generation, trainer._last_loaded_step = SimpleNamespace(sync_weights=bool), -1
+    prepare = trainer._generate_and_score_completions
+
+    def prepare_and_log(inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = prepare(inputs)
+        mode = "train" if trainer.model.training else "eval"
+        # In a conversation the model wrote a part of the completion alone.
+        mask = batch["completion_mask"] * batch.get("tool_mask", 1)
+        kl = sampler_kl(batch["old_per_token_logps"], batch["sampling_per_token_logps"], mask)
+        trainer._metrics[mode]["sampling/kl"].append(kl)
+        return batch
+
+    trainer._generate_and_score_completions = prepare_and_log
+
+
+def limit_forward_rows(trainer: GRPOTrainer, rows: int) -> None:
+    """Compute the log-probabilities of sampled completions a few rows at a time.
+
+    Unsloth sizes that pass by the logits and hidden states alone. Experts need four times the rows
+    (one per routed expert) at twice the width, which does not fit where its estimate just does.
+
+    Args:
+        rows: Completions per forward pass, as in training.
+    """
+    compute = trainer._get_per_token_logps_and_entropies
+
+    def compute_in_parts(model: Model, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        trainer.args.unsloth_grpo_mini_batch = math.ceil(len(input_ids) / rows)
+        try:
+            return compute(model, input_ids, *args, **kwargs)
+        finally:
+            # The pass with gradients sizes itself by its own, smaller batch.
+            trainer.args.unsloth_grpo_mini_batch = None
+
+    trainer._get_per_token_logps_and_entropies = compute_in_parts
+
+
+def stay_on_cpu(arguments: TrainingArguments) -> None:
+    """Name the CPU "cpu": under torchrun accelerate numbers it, and torch.load knows no "cpu:0"."""
+    arguments._setup_devices = torch.device("cpu")
