@@ -544,16 +544,13 @@ _AGENT_GPU = {
     "grpo.gradient_accumulation_steps": 16, "grpo.generation_batch_size": 0,
     "evaluation.batch_size": 32, "agent.max_turn_tokens": 512,
 }
-_AGENT = {
-    "cpu": {
-        "model.max_seq_length": 1024, "agent.max_turn_tokens": 200, "agent.customers_per_task": 2,
-        "grpo.max_completion_length": 200, "grpo.shared_prefix": False,
-        "grpo.per_device_train_batch_size": 8, "grpo.gradient_accumulation_steps": 4,
-        "evaluation.num_tasks": 128, "evaluation.batch_size": 64, "grpo.num_eval_tasks": 64,
-    },
-    "t4": _AGENT_GPU, "24gb": _AGENT_GPU, "80gb": _AGENT_GPU,
+_AGENT_CPU = {
+    "model.max_seq_length": 1024, "agent.max_turn_tokens": 200, "agent.customers_per_task": 2,
+    "grpo.max_completion_length": 200, "grpo.shared_prefix": False,
+    "grpo.per_device_train_batch_size": 8, "grpo.gradient_accumulation_steps": 4,
+    "evaluation.num_tasks": 128, "evaluation.batch_size": 64, "grpo.num_eval_tasks": 64,
 }
-"""What agent mode changes of each preset."""
+"""What agent mode changes of the preset cpu; `_AGENT_GPU` of all others."""
 
 
 def get_preset(name: str, mode: str = "plan") -> RunConfig:
@@ -577,7 +574,7 @@ def get_preset(name: str, mode: str = "plan") -> RunConfig:
     name = pick_preset()[0] if name == "auto" else name
     if mode == "plan":
         return _PRESETS[name]
-    return with_overrides(_PRESETS[name], {"mode": mode} | _AGENT[name])
+    return with_overrides(_PRESETS[name], {"mode": mode} | (_AGENT_CPU if name == "cpu" else _AGENT_GPU))
 
 
 def config_of_model(model: str) -> RunConfig:

@@ -49,7 +49,7 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument(
         "--preset", default="auto", metavar="P",
-        help="auto (default, by the GPU's memory), cpu, t4, 24gb or 80gb",
+        help="auto (default, by the GPU's memory), " + ", ".join(configs.PRESET_NAMES[1:]),
     )
     options.add_argument(
         "--mode", choices=configs.MODES, default="plan",

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
-from configs import GrpoStage, ModelStage, RunConfig, SftStage, with_overrides
+from configs import PRESET_NAMES, GrpoStage, ModelStage, RunConfig, SftStage, with_overrides
 
 SHORTEST_COMPLETION = 256
 """Tokens below which gold completions would be cut (95 % of them have at most 180)."""
@@ -25,7 +25,7 @@ FREE_ON_RESUME = (
 )
 """Settings that change how much memory is taken, and neither the steps nor the weights."""
 LARGER_GPU = "a GPU with more memory"
-SMALLER_PRESET = {"80gb": "24gb", "24gb": "t4", "t4": "cpu"}
+SMALLER_PRESET = dict(zip(PRESET_NAMES[2:], PRESET_NAMES[1:]))
 
 
 @contextlib.contextmanager
