@@ -15,6 +15,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 import data_reader
 from envs.retail import TOOL_SCHEMAS
+from envs.retail.tools import call_finding
 from prompting import harmony
 
 MODEL_DIR = Path(__file__).resolve().parent.parent / "models" / "tiny-gpt-oss"
@@ -200,8 +201,7 @@ def test_brief_prompt_is_short(tokenizer):
 
 
 def test_corpus_is_deterministic_and_well_formed(pretrain):
-    store = pretrain.load_store()
-    first, second = pretrain.Corpus(3, store), pretrain.Corpus(3, store)
+    first, second = pretrain.make_corpus(3), pretrain.make_corpus(3)
     names = set()
     for _ in range(300):
         prompt, answer = first.example()
@@ -213,11 +213,28 @@ def test_corpus_is_deterministic_and_well_formed(pretrain):
     assert names == set(TOOL_SCHEMAS)
 
 
+def test_conversations_are_deterministic_and_train_the_agents_turns(pretrain):
+    first, second = pretrain.make_corpus(3, 1.0), pretrain.make_corpus(3, 1.0)
+    names = set()
+    for _ in range(200):
+        segments = first.segments()
+        assert segments == second.segments()
+        assert segments[-1] == ("<|return|>", True)
+        for text, is_trained in segments[:-1]:
+            is_turn = text.startswith(("<|channel|>commentary to=functions.", "<|channel|>final"))
+            assert is_trained == is_turn
+            for call in harmony.parse_completion(text).tool_calls if is_trained else ():
+                names.add(call["name"])
+                assert call_finding(call) == ""
+    # No talk lists product types or thinks aloud.
+    assert names == set(TOOL_SCHEMAS) - {"list_all_product_types", "think"}
+
+
 def test_corpus_never_uses_the_shipped_store(pretrain):
     from envs.retail import RetailDatabase
 
     shipped = RetailDatabase.load()
-    users, orders, _ = pretrain.load_store()
+    users, orders, _ = sys.modules["corpus_tokens"].load_store()
     assert not set(users) & set(shipped.users) and not set(orders) & set(shipped.orders)
 
 

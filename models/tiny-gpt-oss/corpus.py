@@ -310,6 +310,11 @@ class Corpus(WishMaker):
         prompt += f"<|start|>user<|message|>{text}<|end|><|start|>assistant"
         return prompt, f"<|channel|>final<|message|>{answer}<|return|>"
 
+    def segments(self) -> list[tuple[str, bool]]:
+        """Return the next example as pieces of text, and whether they are trained."""
+        prompt, completion = self.example()
+        return [(prompt, False), (completion, True)]
+
     def __iter__(self) -> Iterator[tuple[str, str]]:
         while True:
             yield self.example()

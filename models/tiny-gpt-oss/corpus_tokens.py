@@ -16,12 +16,21 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy
 from corpus import Corpus
 from corpus_records import WORDS
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+_ROOT = str(Path(__file__).resolve().parents[2])
+if _ROOT not in sys.path:  # this folder's scripts run without the repository being installed
+    sys.path.append(_ROOT)
+
+from corpus_talks import MixedCorpus  # noqa: E402
+
+from envs.retail.make_store import make_store  # noqa: E402
 
 Batch = tuple[numpy.ndarray, numpy.ndarray]
 """Token ids [B, T], right-padded, and the mask [B, T] of the tokens that are trained."""
@@ -60,7 +69,7 @@ SPLIT = "|".join(
 LEARNING_SPLIT = r"\p{N}|#|_?\p{Ll}+|\p{Lu}\p{Ll}*|\p{L}|[^\s\p{L}\p{N}#]+|\s"
 NUM_SPACED_WORDS = 640
 """Everyday lower-case words that also get a token with the space before them."""
-MAX_TOKENS = 768
+MAX_TOKENS = 1_024
 NUM_KEPT = 2_000
 """Batches that wait for their second use."""
 STORE_SEED = 90_417  # never a seed of the shipped store
@@ -68,11 +77,6 @@ STORE_SEED = 90_417  # never a seed of the shipped store
 
 def load_store() -> tuple[dict, dict, dict]:
     """Return (users, orders, products) of a generated store that the project does not ship."""
-    root = str(Path(__file__).resolve().parents[2])
-    if root not in sys.path:  # this folder's scripts run without the repository being installed
-        sys.path.append(root)
-    from envs.retail.make_store import make_store
-
     return make_store(seed=STORE_SEED)
 
 
@@ -136,8 +140,16 @@ def build_tokenizer(num_examples: int, vocab_size: int, seed: int) -> PreTrained
     )
 
 
+def make_corpus(seed: int, talk_share: float = 0.0) -> Any:
+    """Return a stream of examples, `talk_share` of them conversations."""
+    store = load_store()
+    if not talk_share:
+        return Corpus(seed, store)
+    return MixedCorpus(seed, store, talk_share)
+
+
 def encode_batches(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerFast, batch_tokens: int, pool_size: int
+    corpus: Any, tokenizer: PreTrainedTokenizerFast, batch_tokens: int, pool_size: int
 ) -> Iterator[Batch]:
     """Yield endless (ids [B, T], loss mask [B, T]) of similar lengths, right-padded.
 
@@ -148,43 +160,51 @@ def encode_batches(
         pool_size: examples sorted by length at a time.
     """
     while True:
-        pairs = [corpus.example() for _ in range(pool_size)]
-        prompts = tokenizer([p for p, _ in pairs], add_special_tokens=False)["input_ids"]
-        answers = tokenizer([a for _, a in pairs], add_special_tokens=False)["input_ids"]
-        rows = sorted(
-            ((p, a) for p, a in zip(prompts, answers) if len(p) + len(a) <= MAX_TOKENS),
-            key=lambda r: len(r[0]) + len(r[1]),
-        )
+        examples = [corpus.segments() for _ in range(pool_size)]
+        texts = [text for segments in examples for text, _ in segments]
+        encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
+        rows = []
+        for segments in examples:
+            ids, mask = [], []
+            for _, is_trained in segments:
+                piece = next(encoded)
+                ids += piece
+                mask += [is_trained] * len(piece)
+            if len(ids) <= MAX_TOKENS:
+                rows.append((ids, mask))
+        rows.sort(key=lambda row: len(row[0]))
         batches = []
         while rows:
-            width = math.ceil((len(rows[-1][0]) + len(rows[-1][1])) / 32) * 32
+            width = math.ceil(len(rows[-1][0]) / 32) * 32
             count = max(1, batch_tokens // width)
             chosen, rows = rows[-count:], rows[:-count]
             if len(chosen) < count and batches:
                 break  # the short remainder would be a small, noisy batch
             ids = numpy.full((len(chosen), width), tokenizer.pad_token_id, dtype=numpy.int32)
             mask = numpy.zeros((len(chosen), width), dtype=bool)
-            for row, (prompt, answer) in enumerate(chosen):
-                end = len(prompt) + len(answer)
-                ids[row, :end] = prompt + answer
-                mask[row, len(prompt) : end] = True
+            for row, (row_ids, row_mask) in enumerate(chosen):
+                ids[row, : len(row_ids)] = row_ids
+                mask[row, : len(row_ids)] = row_mask
             batches.append((ids, mask))
         corpus.rng.shuffle(batches)
         yield from batches
 
 
 def _produce(
-    seed: int, tokenizer_dir: str, batch_tokens: int, pool_size: int, out: multiprocessing.Queue
+    seed: int, tokenizer_dir: str, batch_tokens: int, pool_size: int, talk_share: float,
+    out: multiprocessing.Queue,
 ) -> None:
     """Fill a queue with batches; runs in a background process until it is ended."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_dir)
-    for batch in encode_batches(Corpus(seed, load_store()), tokenizer, batch_tokens, pool_size):
+    corpus = make_corpus(seed, talk_share)
+    for batch in encode_batches(corpus, tokenizer, batch_tokens, pool_size):
         out.put(batch)
 
 
 def batch_stream(
-    tokenizer_dir: Path, seed: int, batch_tokens: int, pool_size: int, num_workers: int
+    tokenizer_dir: Path, seed: int, batch_tokens: int, pool_size: int, num_workers: int,
+    talk_share: float = 0.0,
 ) -> Iterator[Batch]:
     """Yield endless training batches.
 
@@ -194,13 +214,15 @@ def batch_stream(
         batch_tokens: B * T at most.
         pool_size: examples sorted by length at a time.
         num_workers: background processes; 0 makes batches inline, always the same for one seed.
+        talk_share: share of examples that are conversations.
 
     Raises:
         RuntimeError: The background processes made nothing for a minute.
     """
     if num_workers == 0:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_dir)
-        yield from encode_batches(Corpus(seed, load_store()), tokenizer, batch_tokens, pool_size)
+        corpus = make_corpus(seed, talk_share)
+        yield from encode_batches(corpus, tokenizer, batch_tokens, pool_size)
         return
     context = multiprocessing.get_context("spawn")
     batches = context.Queue(maxsize=64)
@@ -213,6 +235,7 @@ def batch_stream(
                 str(tokenizer_dir),
                 batch_tokens,
                 pool_size,
+                talk_share,
                 batches,
             ),
         )

@@ -23,8 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from corpus import Corpus
-from corpus_tokens import Batch, batch_stream, build_tokenizer, encode_batches, load_store
+from corpus_tokens import Batch, batch_stream, build_tokenizer, encode_batches, make_corpus
 from safetensors.torch import load_file
 from transformers import GenerationConfig, GptOssConfig, GptOssForCausalLM, PreTrainedTokenizerFast
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
@@ -206,7 +205,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         )
     tokenizer = PreTrainedTokenizerFast.from_pretrained(args.tokenizer)
     stream = batch_stream(
-        args.tokenizer, args.seed, args.batch_tokens, args.pool_size, args.workers
+        args.tokenizer, args.seed, args.batch_tokens, args.pool_size, args.workers, args.talks
     )
     config = build_config(tokenizer, args)
     config._attn_implementation = "eager"
@@ -234,7 +233,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     take_loss = GraphedLoss(model, bf16=True) if graphed else partial(plain_loss, model)
     first_part = True
     source = encode_batches(
-        Corpus(EVALUATION_SEED, load_store()), tokenizer, args.batch_tokens, args.pool_size
+        make_corpus(EVALUATION_SEED, args.talks), tokenizer, args.batch_tokens, args.pool_size
     )
     held_out = [next(source) for _ in range(args.eval_batches)]
     output = Path(args.output)
@@ -369,6 +368,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=float,
         default=0.85,
         help="share of the run with a tied head (and bf16 autocast on a GPU)",
+    )
+    two.add_argument(
+        "--talks", type=float, default=0.0, help="share of examples that are conversations, 0 to 1"
     )
     two.add_argument("--init", type=Path, help="go on from the weights in this folder")
     two.add_argument("--no-graphs", action="store_true", help="run without CUDA graphs")
