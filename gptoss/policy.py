@@ -13,6 +13,7 @@ from gptoss.generation import complete, split_batches
 from gptoss.preflight import ModelError
 from prompting.chat_template import TemplateError, TemplateFormat
 from prompting.dialogue import HarmonyFormat, Message, Reply
+from prompting.plan import PromptStyle
 
 
 class ConversationLike(Protocol):
@@ -65,6 +66,7 @@ class ModelPolicy:
         max_context: Tokens of prompt and turn that the model can take; a longer conversation gets
             no answer. None: the model's own limit.
         keep_turns: Keep token ids and log-probabilities of every turn.
+        style: How GPT-OSS is shown policy, tools and results, see `HarmonyFormat`.
 
     Attributes:
         failures: How many completions had which failure, by kind.
@@ -76,14 +78,14 @@ class ModelPolicy:
     def __init__(
         self, model: Any, tokenizer: Any, max_new_tokens: int = 256,
         temperature: float | None = None, batch_size: int = 16, reasoning: str = "low",
-        max_context: int | None = None, keep_turns: bool = False,
+        max_context: int | None = None, keep_turns: bool = False, style: PromptStyle = "full",
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._max_new_tokens, self._temperature = max_new_tokens, temperature
         self._batch_size, self._keep_turns = batch_size, keep_turns
         limit = getattr(model.config, "max_position_embeddings", None)
         self._max_context = max_context or limit or 2**31
-        self._format = make_format(model, tokenizer, reasoning)
+        self._format = make_format(model, tokenizer, reasoning, style)
         self._memories: WeakKeyDictionary[Any, _Memory] = WeakKeyDictionary()
         self.failures: Counter[str] = Counter()
 
@@ -138,14 +140,16 @@ class ModelPolicy:
         return self._memories.setdefault(conversation, _Memory())
 
 
-def make_format(model: Any, tokenizer: Any, reasoning: str = "low") -> Format:
+def make_format(
+    model: Any, tokenizer: Any, reasoning: str = "low", style: PromptStyle = "full"
+) -> Format:
     """Return harmony for GPT-OSS, and any other model's own chat template.
 
     Raises:
         ModelError: There is no usable chat template.
     """
     if model.config.model_type == "gpt_oss":
-        return HarmonyFormat(reasoning)
+        return HarmonyFormat(reasoning, style)
     stops = model.generation_config.eos_token_id
     try:
         return TemplateFormat(tokenizer, tokenizer.convert_ids_to_tokens(stops), reasoning)

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from prompting import harmony
-from prompting.agent import agent_instructions, agent_tools
+from prompting.agent import agent_instructions, agent_tools, brief_result
 from prompting.dialogue import (
     HarmonyFormat,
     assistant_message,
@@ -186,3 +186,30 @@ def test_prompt_names_all_sixteen_tools_and_their_parameters():
     for tool in agent_tools():
         for name in tool["function"]["parameters"]["properties"]:
             assert f"\n{name}: " in text
+
+
+def test_brief_results_keep_the_facts_without_the_json(db):
+    order_id, order = next((k, o) for k, o in db.orders.items() if len(o["items"]) > 1)
+    whole = json.dumps(order, ensure_ascii=False)
+    text = brief_result("get_order_details", whole)
+    assert len(text) < len(whole) / 2 and "{" not in text and '"' not in text
+    facts = [order["status"], order["user_id"], order["address"]["address1"]]
+    facts += [item[name] for item in order["items"] for name in ("item_id", "product_id", "name")]
+    facts += [str(item["price"]) for item in order["items"]]
+    facts += [value for item in order["items"] for value in item["options"].values()]
+    assert all(fact in text for fact in facts)
+    assert brief_result("cancel_pending_order", whole) == order["status"]
+    product = next(iter(db.products.values()))
+    lines = brief_result("get_product_details", json.dumps(product)).splitlines()
+    for line, variant in zip(lines[1:], product["variants"].values(), strict=True):
+        assert line.startswith(variant["item_id"]) and str(variant["price"]) in line
+        assert line.endswith(" out of stock") != variant["available"]
+    user = db.users[order["user_id"]]
+    text = brief_result("get_user_details", json.dumps(user))
+    assert all(key in text for key in (*user["payment_methods"], *user["orders"], user["email"]))
+
+
+def test_other_results_stay_as_they_are():
+    for text in ("Error: user not found", "mei_lin_1", "12.5", "[1]"):
+        assert brief_result("find_user_id_by_email", text) == text
+    assert brief_result("list_all_product_types", '{"Lamp": "1", "Rug": "2"}') == "Lamp 1\nRug 2"

@@ -344,6 +344,8 @@ def load_agent_policy(
 ) -> ModelPolicy:
     """Load any causal model as an agent.
 
+    A model of a run in agent mode is shown conversations as it was trained on them.
+
     Args:
         model: Folder of a model or of an adapter, or a hub name.
         batch_size: Conversations in one generate call at most.
@@ -355,9 +357,12 @@ def load_agent_policy(
     """
     from gptoss.load import load_for_evaluation
 
-    stage = configs.config_of_model(model).model
-    loaded, tokenizer = load_for_evaluation(model, stage, any_model=True)
-    return ModelPolicy(loaded, tokenizer, max_new_tokens, temperature, batch_size, reasoning)
+    config = configs.config_of_model(model)
+    style = config.data.prompt_style if config.mode == "agent" else "full"
+    loaded, tokenizer = load_for_evaluation(model, config.model, any_model=True)
+    return ModelPolicy(
+        loaded, tokenizer, max_new_tokens, temperature, batch_size, reasoning, style=style
+    )
 
 
 def evaluate_model_dir(
