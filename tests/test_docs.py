@@ -34,7 +34,7 @@ PARSERS = {
     "task_generator.py": task_generator.parse_arguments,
 }
 FOREIGN = ("accelerate", "cd", "docker", "export", "git", "jupyter", "pip", "sudo", "tensorboard",
-           "tau2", "torchrun", "vllm", "trl", "source", ".venv/bin/python", "python3.11", "nvidia-smi")
+           "tau2", "torchrun", "vf-eval", "vllm", "trl", "source", ".venv/bin/python", "python3.11", "nvidia-smi")
 
 
 def commands_of(path):
