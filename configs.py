@@ -409,6 +409,7 @@ def from_dict(settings: dict) -> RunConfig:
     stages = {f.name: f.default_factory for f in dataclasses.fields(RunConfig)
               if f.default_factory is not dataclasses.MISSING}
     try:
+        settings = {"agent": {}} | settings  # runs from before agent mode was trained
         parts = {name: stage(**settings[name]) for name, stage in stages.items()}
         return RunConfig(**(settings | parts))
     except (KeyError, TypeError) as error:

@@ -16,13 +16,14 @@ import configs
 from agent import ScriptedCustomer, play, scripted_policy
 from agent.conversation import Conversation
 from agent.policies import ScriptedPolicy, oracle
-from data_reader import read_tasks
+from common.user_error import UserError
+from data_reader import DatasetError, read_tasks
 from gptoss.load import load_model
 from training.conversations import Context
 from training.episode_rewards import EpisodeScorer, make_episode_rewards, summarize_episodes
 from training.grpo import build_grpo_trainer
 from training.monitor import RULES, find_warnings
-from training.pipeline import run_pipeline
+from training.pipeline import prepare_run, run_pipeline
 
 NAMES = (
     "episodes/success", "episodes/violations", "episodes/turns", "episodes/calls",
@@ -255,6 +256,28 @@ def test_killed_agent_runs_end_bitwise_equal(tmp_path):
     assert reached == {"sft", "grpo"}
 
 
+def test_a_damaged_file_of_conversations_is_named_before_time_is_spent(tmp_path):
+    path = tmp_path / "t.jsonl"
+    config = agent_config(tmp_path, agent__trajectories_path=str(path))
+    with pytest.raises(DatasetError, match="t.jsonl: cannot be read"):
+        prepare_run(config)
+    path.write_text('{"task_id": "tiny-0", "messages": 1}\n')
+    with pytest.raises(DatasetError, match=r"t.jsonl:1: messages"):
+        prepare_run(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_resumed_on_other_conversations(tmp_path):
+    path = tmp_path / "t.jsonl"
+    row = {"task_id": "tiny-0", "messages": [{"role": "user", "content": "Hi"}]}
+    path.write_text(json.dumps(row) + "\n")
+    config = agent_config(tmp_path, agent__trajectories_path=str(path))
+    prepare_run(config)
+    path.write_text((json.dumps(row) + "\n") * 2)
+    with pytest.raises(UserError, match="t.jsonl .* changed"):
+        prepare_run(config, resume=True)
+
+
 def test_settings_of_agent_mode_are_sized_and_checked():
     config = configs.get_preset("cpu", "agent")
     assert config.mode == "agent" and config.agent.max_turn_tokens < config.model.max_seq_length
@@ -266,6 +289,13 @@ def test_settings_of_agent_mode_are_sized_and_checked():
         configs.with_overrides(config, {"agent.max_turn_tokens": 5000})
     for name in ("t4", "24gb", "80gb"):
         assert configs.get_preset(name, "agent").model.max_seq_length == 8192
+
+
+def test_runs_from_before_are_read_as_plan_mode():
+    config = configs.get_preset("cpu")
+    settings = json.loads(config.to_json())
+    del settings["agent"], settings["mode"]
+    assert configs.from_dict(settings) == config
 
 
 def test_the_command_line_takes_the_mode():

@@ -191,7 +191,8 @@ def _set_aside(config: configs.RunConfig, folder: Path) -> None:
     """Move the files of an earlier run to a folder beside this one."""
     found = artifacts(folder)
     data = config.data
-    for name in (config.model.model_name, data.dataset_path, data.eval_dataset_path, data.data_dir):
+    inputs = (data.dataset_path, data.eval_dataset_path, data.data_dir, config.agent.trajectories_path)
+    for name in (config.model.model_name, *inputs):
         place = Path(name or "").resolve()
         if any(path in (place, *place.parents) for path in found):
             raise RunError(f"{name}: lies in the earlier run of {folder}; choose another --output-dir")

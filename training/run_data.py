@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import configs
+from agent.trajectories import read_conversations
 from common.files import RunError
 from data_reader import DatasetError, Splits, Task
 from envs.retail import RetailDatabase
@@ -42,6 +43,9 @@ def load_tasks(
     def split(path: str) -> Splits:
         return open_splits(path, db, data.split_seed, data.fractions, data.skip_invalid_tasks)
 
+    if config.agent.trajectories_path:
+        for _ in read_conversations(Path(config.agent.trajectories_path)):
+            pass  # a damaged row is named before time is spent
     splits = split(data.dataset_path)
     same_file = data.eval_dataset_path == data.dataset_path
     held_out = splits if same_file else split(data.eval_dataset_path)
@@ -61,7 +65,8 @@ def describe_content(config: configs.RunConfig, db: RetailDatabase) -> Content:
         A part for each task file, by path, and one for the store.
     """
     data, found = config.data, {}
-    for path in dict.fromkeys((data.dataset_path, data.eval_dataset_path)):
+    conversations = config.agent.trajectories_path
+    for path in dict.fromkeys(filter(None, (data.dataset_path, data.eval_dataset_path, conversations))):
         digest, lines = hashlib.sha256(), 0
         with Path(path).open("rb") as stream:
             while chunk := stream.read(CHUNK_BYTES):
