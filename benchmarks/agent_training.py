@@ -3,7 +3,9 @@
     python benchmarks/agent_training.py --adapter outputs/agent/sft/adapter
 
 Plays `--episodes` conversations of training tasks at once, each turn one call of the engine for all,
-then one update over them, and writes benchmarks/results/agent_training.json.
+then one update over them, and writes benchmarks/results/agent_training.json. At the end the loss of the
+last rows is computed once more with their mask and once with every token masked: its gradient must then
+be 0, whoever computes the loss.
 """
 
 import argparse
@@ -58,6 +60,36 @@ class Clock:
         setattr(owner, name, timed)
 
 
+class KeptInputs:
+    """Stands before a trainer's loss and keeps what it was given last."""
+
+    def __init__(self, trainer: Any) -> None:
+        """Take the place of the trainer's `compute_loss`."""
+        self._trainer, self._loss = trainer, trainer.compute_loss
+        self.inputs: dict[str, Any] = {}
+        trainer.compute_loss = self
+
+    def __call__(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss."""
+        self.inputs = dict(inputs)
+        return self._loss(model, inputs, *args, **kwargs)
+
+    def gradient_norm(self, masks_all: bool) -> float:
+        """Return the norm of the adapter's gradient, with advantages of 1 and -1 in turns."""
+        model, inputs = self._trainer.model, dict(self.inputs)
+        signs = [1.0, -1.0] * len(inputs["advantages"])
+        inputs["advantages"] = torch.tensor(
+            signs[: len(inputs["advantages"])], device=model.device
+        )
+        if masks_all:
+            inputs["tool_mask"] = torch.zeros_like(inputs["tool_mask"])
+        model.train()
+        model.zero_grad()
+        self._loss(model, inputs).backward()
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        return float(torch.stack([gradient.float().norm() for gradient in gradients]).norm())
+
+
 def main() -> None:
     """Measure and write the figures."""
     parser = argparse.ArgumentParser(
@@ -82,7 +114,7 @@ def main() -> None:
         if args.adapter:
             load_adapter(model, args.adapter)
         trainer = build_grpo_trainer(model, tokenizer, run.train, run.db, config, [])
-        clock = Clock()
+        kept, clock = KeptInputs(trainer), Clock()
         clock.watch(RolloutPolicy, "reply", "model")
         clock.watch(Conversation, "step", "step")
         clock.watch(ScriptedCustomer, "open", "customer")
@@ -93,6 +125,7 @@ def main() -> None:
         clock.seconds["all"] = time.perf_counter() - begin
         clock.seconds["all_cpu"] = time.process_time() - cpu
         logged = trainer.state.log_history[0]
+        norms = {name: kept.gradient_norm(name == "all_masked") for name in ("own_mask", "all_masked")}
     seconds = clock.seconds
     for kind in ("", "_cpu"):
         # A step of a conversation holds the customer's answer; the opening comes before it.
@@ -104,8 +137,13 @@ def main() -> None:
         "episodes": args.episodes, "engine_calls": clock.calls["model"], "turns": clock.calls["step"],
         "seconds": {part: round(seconds[part], 3) for part in parts},
         "cpu_seconds": {part: round(seconds[f"{part}_cpu"], 3) for part in parts},
+        "gradient_norm": norms,
+        "peak_gib": (
+            round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None
+        ),
         "logged": {name: round(logged[name], 4) for name in names},
         "threads": torch.get_num_threads(), "cores": os.cpu_count(), "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "preset": args.preset, "set": pairs, "adapter": bool(args.adapter),
     }
     args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
