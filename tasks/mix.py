@@ -35,31 +35,16 @@ class TaskMix:
     """Share of customers who give an email; the others give name and zip."""
     intent_weights: Mapping[str, float] = field(
         default_factory=lambda: _table(
-            cancel=12,
-            exchange=13,
-            change_items=12,
-            change_address=11,
-            change_payment=12,
-            change_profile_address=10,
-            ask_order=5,
-            ask_product=5,
-            ask_product_types=2.5,
-            ask_account=4,
-            calculate_sum=3,
-            calculate_difference=2,
-            **{"return": 13},
+            cancel=12, exchange=13, change_items=12, change_address=11, change_payment=12,
+            change_profile_address=10, ask_order=5, ask_product=5, ask_product_types=2.5,
+            ask_account=4, calculate_sum=3, calculate_difference=2, **{"return": 13},
         )
     )
     """Weights of the intents that can be granted; every write tool gets 8 to 25 % of the writes."""
     refused_weights: Mapping[str, float] = field(
         default_factory=lambda: _table(
-            refuse_cancel=4,
-            refuse_order_change=3,
-            refuse_return=3,
-            refuse_other_customer=3,
-            refuse_unavailable=3,
-            refuse_gift_card=3,
-            transfer=5,
+            refuse_cancel=4, refuse_order_change=3, refuse_return=3, refuse_other_customer=3,
+            refuse_unavailable=3, refuse_gift_card=3, transfer=5,
         )
     )
     """Weights of the intents that must be refused or handed to a person."""
@@ -81,11 +66,7 @@ class TaskMix:
     """Where the query comes from."""
 
     def __post_init__(self) -> None:
-        """Check that shares are shares and that the tables name known things.
-
-        Raises:
-            ValueError: A field is out of range; the message names it.
-        """
+        """Check that shares are shares and that the tables name known things, else a ValueError."""
         for name in ("num_intents_shares", "num_items_shares"):
             if abs(sum(getattr(self, name)) - 1.0) > 1e-9:
                 raise ValueError(f"TaskMix.{name}: shares must sum to 1")

@@ -37,10 +37,8 @@ COUNTS = (
 )
 # Findings that task files of this kind are known for, as patterns of "kind: reason".
 KNOWN_FINDINGS = (
-    (
-        "address incomplete or made up",
-        r"\b(address[12]|city|state|country|zip)\b.* not in the query|address2 is empty",
-    ),
+    ("address incomplete or made up",
+     r"\b(address[12]|city|state|country|zip)\b.* not in the query|address2 is empty"),
     ("item ids that the query does not name", r"item_ids .*not in the query"),
     ("items paired otherwise than the query does", r"^swapped_pair"),
     ("email that the query does not give", r"\bemail .*not in the query"),

@@ -27,7 +27,7 @@ from tasks.blueprint import Blueprint
 from tasks.generate.sampler import BlueprintSampler
 from tasks.generate.store_view import StoreView
 from tasks.mix import DEFAULT_MIX, TaskMix
-from tasks.phrasing.instruction import write_instruction
+from tasks.phrasing.instruction import address_words, write_instruction
 from tasks.phrasing.query import word
 
 # A task number is given up, and the run with it, after this many drafts.
@@ -100,11 +100,7 @@ def fact_sheet(blueprint: Blueprint) -> str:
         parts = [str(facts.pop(name)) for name in ("order_id", "user_id") if name in facts]
         address = facts.pop("address", None)
         if address:
-            second = address["address2"] or "no second line"
-            parts.append(
-                f"{address['address1']}, {second}, {address['city']}, {address['state']}, "
-                f"{address['country']}, {address['zip']}"
-            )
+            parts.append(address_words(address))
         for pair in facts.pop("pairs", ()):
             parts.append(f"{pair['old']['item_id']} for {pair['new']['item_id']}")
         parts += [item["item_id"] for item in facts.pop("items", ())]
@@ -208,10 +204,8 @@ class Drafter:
             tags={
                 "wishes": [intent.kind for intent in blueprint.intents],
                 "num_wishes": len(blueprint.intents),
-                "channel": words.channel,
-                "persona": words.persona,
-                "difficulty": blueprint.difficulty,
-                "refusal": blueprint.refusal,
+                "channel": words.channel, "persona": words.persona,
+                "difficulty": blueprint.difficulty, "refusal": blueprint.refusal,
                 "distractor": blueprint.distractor is not None,
             },
         )

@@ -208,9 +208,7 @@ class ChatClient:
             `num_prompt_tokens` and `num_tokens` (read and written) where it counted them.
 
         Raises:
-            LlmUnavailable: As `ask`.
-            BudgetSpent: As `ask`.
-            LlmError: As `ask`.
+            LlmUnavailable, BudgetSpent, LlmError: As `ask`.
         """
         request = {"model": self.config.model, "messages": messages, "tools": tools, **fields}
         return self._answer(request, words=False)

@@ -271,14 +271,9 @@ def apply_llm_steps(
     if not (args.reword or args.review):
         return iter(tasks)
     config = LlmConfig.from_environment(
-        model=args.llm_model,
-        base_url=args.llm_base_url,
-        timeout_s=args.llm_timeout,
-        requests_per_minute=args.llm_rpm,
-        num_workers=args.llm_workers,
-        input_price=args.llm_price[0],
-        output_price=args.llm_price[1],
-        max_cost=args.llm_max_cost,
+        model=args.llm_model, base_url=args.llm_base_url, timeout_s=args.llm_timeout,
+        requests_per_minute=args.llm_rpm, num_workers=args.llm_workers,
+        input_price=args.llm_price[0], output_price=args.llm_price[1], max_cost=args.llm_max_cost,
     )
     steps = LlmSteps(ChatClient(config), db, args.reviewers, args.review_model)
 

@@ -8,6 +8,7 @@ talk.
 from random import Random
 from typing import Any
 
+from envs.retail.store import ADDRESS_FIELDS
 from tasks.audit.grounding import MISTAKE
 from tasks.blueprint import Blueprint, Distractor, Intent
 from tasks.phrasing.naming import join_words
@@ -71,11 +72,7 @@ def pair_words(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 def address_words(address: dict[str, str]) -> str:
     """Say an address with all six fields."""
-    second = address["address2"] or "no second line"
-    return (
-        f"{address['address1']}, {second}, {address['city']}, {address['state']}, "
-        f"{address['country']}, {address['zip']}"
-    )
+    return ", ".join(address[name] or "no second line" for name in ADDRESS_FIELDS)
 
 
 def intent_words(intent: Intent) -> str:

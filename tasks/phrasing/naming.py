@@ -26,6 +26,10 @@ UNIT_SPELLINGS = (
     (re.compile(r"^(\d+)mAh$"), ("{} mAh",)),
 )
 UNIT_SHARE = 0.35
+NO_SECOND_LINE = (
+    " (no apartment number)", ", no unit number", " (no second line)", ", no apartment",
+    " (there's no suite)", ", without a unit",
+)
 
 
 def join_words(parts: list[str], last: str = " and ") -> str:
@@ -63,12 +67,8 @@ def item_words(rng: Random, item: dict[str, Any]) -> str:
     """Say an item with its id, mostly with its name, at times with options."""
     item_id, name = fact(item["item_id"]), fact(item["name"])
     forms = [
-        f"the {name} (item {item_id})",
-        f"item {item_id}, the {name},",
-        f"the {name} {item_id}",
-        f"the {name}, item {item_id},",
-        f"item {item_id} ({name})",
-        f"item {item_id}",
+        f"the {name} (item {item_id})", f"item {item_id}, the {name},", f"the {name} {item_id}",
+        f"the {name}, item {item_id},", f"item {item_id} ({name})", f"item {item_id}",
         f"the {name} with item id {item_id}",
     ]
     if item["options"]:
@@ -88,9 +88,7 @@ def new_item_words(rng: Random, pair: dict[str, Any]) -> str:
     if changed:
         options = option_words(rng, changed, 2)
         forms += [
-            f"item {new_id} ({options})",
-            f"item {new_id} with {options}",
-            f"{new_id} ({options})",
+            f"item {new_id} ({options})", f"item {new_id} with {options}", f"{new_id} ({options})",
             f"item {new_id}, that is {options}",
         ]
     if "color" in changed:
@@ -112,13 +110,11 @@ def amount_words(rng: Random, amount: str) -> str:
 def address_lines(rng: Random, address: dict[str, str]) -> str:
     """Say an address with a label before every field."""
     second = address["address2"]
-    labels = rng.choice(
-        (
-            ("street", "unit", "city", "state", "country", "zip"),
-            ("address line 1", "address line 2", "city", "state", "country", "zip code"),
-            ("street address", "apartment or suite", "town", "state", "country", "postal code"),
-        )
-    )
+    labels = rng.choice((
+        ("street", "unit", "city", "state", "country", "zip"),
+        ("address line 1", "address line 2", "city", "state", "country", "zip code"),
+        ("street address", "apartment or suite", "town", "state", "country", "postal code"),
+    ))
     separator = rng.choice((": ", ": ", " "))
     parts = []
     for label, field in zip(labels, ADDRESS_FIELDS):
@@ -135,26 +131,10 @@ def address_words(rng: Random, address: dict[str, str]) -> str:
         return address_lines(rng, address)
     street, city, state = fact(address["address1"]), fact(address["city"]), fact(address["state"])
     country, zip_code = fact(address["country"]), fact(address["zip"])
-    if address["address2"]:
-        second = ", " + fact(address["address2"])
-    else:
-        second = rng.choice(
-            (
-                " (no apartment number)",
-                ", no unit number",
-                " (no second line)",
-                ", no apartment",
-                " (there's no suite)",
-                ", without a unit",
-            )
-        )
-    tail = rng.choice(
-        (
-            f"{city}, {state} {zip_code}, {country}",
-            f"{city}, {state}, {zip_code}, {country}",
-            f"{city}, {state}, {country} {zip_code}",
-            f"{city}, {state}, {country}, {zip_code}",
-            f"{city}, {state}, {country}, zip {zip_code}",
-        )
-    )
+    second = ", " + fact(address["address2"]) if address["address2"] else rng.choice(NO_SECOND_LINE)
+    tail = rng.choice((
+        f"{city}, {state} {zip_code}, {country}", f"{city}, {state}, {zip_code}, {country}",
+        f"{city}, {state}, {country} {zip_code}", f"{city}, {state}, {country}, {zip_code}",
+        f"{city}, {state}, {country}, zip {zip_code}",
+    ))
     return f"{street}{second}, {tail}"

@@ -102,24 +102,16 @@ class Writer:
     def method_words(self, method: dict[str, str]) -> str:
         """Say a payment method with its id."""
         name = f"method_{method['source']}"
-        if name not in PHRASES:
-            name = "method_other"
+        name = name if name in PHRASES else "method_other"
         return self.grammar.pick(name, self.slots(pay=fact(method["id"]), label=fact(method["label"])))
 
     def intent_slots(self, intent: Intent) -> dict[str, str]:
         """Return the words for all facts of an intent."""
         rng, facts = self.rng, intent.facts
         slots = self.slots()
-        if "order_id" in facts:
-            slots["order"] = fact(facts["order_id"])
-        if "user_id" in facts:
-            slots["user"] = fact(facts["user_id"])
-        if "product_id" in facts:
-            slots["product"] = fact(facts["product_id"])
-        if "name" in facts:
-            slots["name"] = fact(facts["name"])
-        if "subject" in facts:
-            slots["subject"] = fact(facts["subject"])
+        for name in ("order_id", "user_id", "product_id", "name", "subject"):
+            if name in facts:
+                slots[name.removesuffix("_id")] = fact(facts[name])
         if facts.get("names"):
             names = [fact(name) for name in facts["names"][: rng.choice((1, 2, 2, 3))]]
             slots["names"] = join_words(names)
@@ -236,9 +228,7 @@ class Writer:
 
     def join_sentences(self, sentences: list[str]) -> str:
         """Put sentences of one passage together, in lines where the channel has lines."""
-        if self.channel == "form":
-            return "\n".join(sentences)
-        return " ".join(sentences)
+        return ("\n" if self.channel == "form" else " ").join(sentences)
 
     def passages(self) -> list[str]:
         """Return one passage an intent, joined up as the channel does it."""
@@ -263,18 +253,13 @@ class Writer:
 
     def query(self) -> str:
         """Return the finished message."""
-        compose = {"chat": self.chat, "email": self.email, "form": self.form, "call_note": self.call_note}[
-            self.channel
-        ]
+        compose = getattr(self, self.channel)  # the channels have a method each
         text = tidy_punctuation(resolve_articles(compose()))
         if self.rng.random() < self.mix.typo_share:
             text = add_slips(self.rng, text, self.rng.choice((1, 1, 2, 3)))
         casual = self.channel == "chat" and self.persona in ("brisk", "chatty", "annoyed")
-        if casual and self.rng.random() < 0.35:
-            text = lower_case(text)
-        else:
-            text = capitalize(text)
-        return finish(text)
+        hurried = casual and self.rng.random() < 0.35
+        return finish(lower_case(text) if hurried else capitalize(text))
 
     def talk(self, share: float) -> list[str]:
         """Return a sentence of small talk, or nothing."""
@@ -291,13 +276,8 @@ class Writer:
         parts = [self.grammar.pick(f"greeting_{self.persona}", self.slots())]
         who, intents = [self.identity("who")], self.passages()
         talk = self.talk(0.4)
-        order = self.rng.randrange(4)
-        if order == 0:
-            parts += talk + intents + who
-        elif order == 1:
-            parts += intents + who + talk
-        else:
-            parts += (who + talk if order == 2 else talk + who) + intents
+        orders = (talk + intents + who, intents + who + talk, who + talk + intents, talk + who + intents)
+        parts += orders[self.rng.randrange(4)]
         if self.rng.random() < 0.7:
             parts.append(self.grammar.pick(f"closing_{self.persona}", self.slots()))
         return " ".join(part for part in parts if part)
@@ -327,20 +307,18 @@ class Writer:
 
     def form(self) -> str:
         """Write a form: labelled lines."""
-        slots = self.slots()
-        lines = [self.grammar.pick("form_start", slots)]
+        lines = [self.grammar.pick("form_start", self.slots())]
         who, intents = self.identity("form"), self.passages()
         lines += [who, *intents] if self.rng.random() < 0.6 else [*intents, who]
-        lines.append(self.grammar.pick("form_end", slots))
+        lines.append(self.grammar.pick("form_end", self.slots()))
         return "\n".join(line for line in lines if line)
 
     def call_note(self) -> str:
         """Write an agent's note of a call."""
-        slots = self.slots()
-        parts = [self.grammar.pick("note_start", slots)]
+        parts = [self.grammar.pick("note_start", self.slots())]
         who, intents = [self.identity("third")], self.passages()
         parts += who + intents if self.rng.random() < 0.7 else intents + who
-        parts.append(self.grammar.pick("note_end", slots))
+        parts.append(self.grammar.pick("note_end", self.slots()))
         return " ".join(part for part in parts if part)
 
 
