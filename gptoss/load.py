@@ -30,6 +30,7 @@ from gptoss.preflight import (
     check_layers,
     count_parameters,
     holds_mxfp4_experts,
+    hub_error,
     list_tensor_names,
     read_json_file,
 )
@@ -340,10 +341,7 @@ def _load_error(stage: ModelStage, error: Exception) -> ModelError:
         return ModelError(
             f"{stage.model_name}: cannot be loaded: {type(error).__name__}: {first_line}; {remedy}"
         )
-    return ModelError(
-        f"{stage.model_name}: not a folder here, and the model hub did not give it "
-        f"({first_line}); check the network and the name, or set model.model_name to a folder"
-    )
+    return hub_error(stage.model_name, first_line)
 
 
 def _set_stop_tokens(model: Model, tokenizer: Tokenizer, harmony: bool) -> None:

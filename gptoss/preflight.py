@@ -196,10 +196,15 @@ def check_hub(name: str) -> None:
         HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
     except (httpx.HTTPError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
-        raise ModelError(
-            f"{name}: not a folder here, and the model hub did not give it ({reason}); check the "
-            "network and the name, or set model.model_name to a folder"
-        ) from error
+        raise hub_error(name, reason) from error
+
+
+def hub_error(name: str, reason: str) -> ModelError:
+    """Return the one line for a model that is neither here nor on the hub."""
+    return ModelError(
+        f"{name}: not a folder here, and the model hub did not give it ({reason}); check the "
+        "network and the name, or set model.model_name to a folder"
+    )
 
 
 def count_parameters(model_name: str) -> int:
