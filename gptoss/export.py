@@ -18,6 +18,7 @@ import torch
 
 from common.files import build_folder, write_text_atomic
 from common.outputs import check_folder, record
+from common.run_folder import is_run
 from configs import ModelStage, config_of_model
 from data_reader import Task, plan_prompt
 from gptoss import mxfp4
@@ -31,6 +32,7 @@ from gptoss.load import (
 )
 from gptoss.memory import LARGER_GPU, free_memory
 from gptoss.merge import write_merged
+from gptoss.model_card import model_card
 from gptoss.model_types import Model, Tokenizer
 from gptoss.nf4 import holds_fused_experts
 from gptoss.preflight import ModelError, check_checkpoint, check_disk_space
@@ -78,7 +80,6 @@ def run_export(
             "name its folder with --llama-cpp, or use --format mxfp4"
         )
     config = config_of_model(model_dir)
-    source_card = Path(model_dir) / "README.md"
     prompts = check_prompts(config.data.prompt_style)
     stage = replace(config.model, sampling="plain")
     if Path(model_dir).is_dir() and not (Path(model_dir) / "adapter_config.json").is_file():
@@ -86,7 +87,8 @@ def run_export(
         if holds_fused_experts(Path(model_dir)):
             stage = replace(stage, load_in_4bit=False)
     model, tokenizer = load_for_evaluation(model_dir, stage)
-    card = source_card.read_text(encoding="utf-8") if source_card.is_file() else ""
+    run_dir = Path(model_dir).parent
+    card = model_card(run_dir, adapter=False) if is_run(run_dir) else ""
     export_model(model, tokenizer, folder, stage, export_format, llama_cpp, card)
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
     print(f"{folder}: {size:.2f} GB as {export_format}")

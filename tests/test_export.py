@@ -1,5 +1,6 @@
 """Exports: what transformers loads is what was in memory, and nothing is written by halves."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import train_script
-from configs import ModelStage
+from configs import ModelStage, get_preset
 from gptoss import export as export_module
 from gptoss import mxfp4
 from gptoss.export import (
@@ -191,6 +192,23 @@ def test_the_command_exports_an_adapter_and_a_merged_model(
     last = shown.splitlines()[-1]
     assert "experts rounded in memory: same likeliest token in 100%" in last
     assert float(last.split("differ by ")[1].split()[0]) < 1e-5
+
+
+def test_the_card_of_an_export_is_that_of_complete_weights(trained, tmp_path, monkeypatch):
+    """A run's adapter card is not copied; a model without a run gets no card."""
+    settings = json.loads(get_preset("cpu").to_json())
+    (tmp_path / "config.json").write_text(json.dumps({"settings": settings, "versions": {}}))
+    save_adapter(*trained, tmp_path / "final_model")
+    (tmp_path / "final_model" / "README.md").write_text("library_name: peft. This folder: LoRA adapter")
+    monkeypatch.setattr(export_module, "check_prompts", lambda style: PROMPTS[2:])
+    for name in ("in", "out"):
+        output = tmp_path / name / "model"
+        assert export_module.run_export(str(tmp_path / "final_model"), "16bit", str(output)) == 0
+        (tmp_path / "config.json").unlink(missing_ok=True)
+    card = (tmp_path / "in" / "model" / "README.md").read_text()
+    assert 'library_name: "transformers"' in card and "AutoModelForCausalLM" in card
+    assert "complete weights, the adapter folded in" in card and "peft" not in card
+    assert not (tmp_path / "out" / "model" / "README.md").exists()
 
 
 def test_fixed_prompts_end_where_models_differ():
