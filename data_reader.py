@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.bench_rows import is_tau2_row, own_form
 from common.json_rows import DatasetError, parse_row, read_rows, shown_keys, typed_field
-from common.reader_text import folded
+from common.reader_text import folded, is_blank
+from common.row_form import as_json, inner_rows, is_talk, nearest
+from common.user_error import quoted
 from envs.retail import Episode, RetailDatabase
-from envs.retail.tools import call_finding
+from envs.retail.tools.call_form import call_finding, is_call
 from prompting.harmony import find_special_token, render_completion, render_prompt
 from prompting.plan import PromptStyle, plan_instructions
 
@@ -81,7 +83,16 @@ REQUIRED = {
 
 def _check_gold(actions: Any, findings: list[str], may_be_empty: bool) -> None:
     if not isinstance(actions, list):
-        findings.append("gold_actions: must be a list of calls; write [{\"name\", \"arguments\"}]")
+        meant = as_json(actions)
+        lists = [k for k, v in meant.items() if isinstance(v, list)] if isinstance(meant, dict) else []
+        remedy = 'write [{"name", "arguments"}]'
+        if isinstance(meant, list):
+            remedy = "write the list itself, not its text"
+        elif lists:
+            remedy = f"it has {shown_keys(meant)}; write the list under {lists[0][:40]} alone"
+        elif is_call(meant):
+            remedy = "put the call into a list, [...]"
+        findings.append(f"gold_actions: must be a list of calls, not {type(actions).__name__}; {remedy}")
         return
     if not actions and not may_be_empty:
         findings.append("gold_actions: is empty; name at least one call, or leave the row out")
@@ -102,6 +113,38 @@ def _check_text(row: Mapping[str, Any], findings: list[str]) -> None:
         findings.append("row: contains half of a surrogate pair (\\ud800-\\udfff); write it whole")
 
 
+def _missing_finding(row: Mapping[str, Any], missing: list[str]) -> str:
+    """Say which required fields a row lacks, what it has instead and what to write."""
+    if not any(name in row for name in REQUIRED):
+        inner = inner_rows(row, (*REQUIRED, "actions", "evaluation_criteria"))
+        if inner:
+            return f"row: is no task itself, {inner}"
+    states = {name: "is null" if name in row else "is missing" for name in missing}
+    first, *rest = missing
+    also = [f"{name} {states[name]}" for name in rest]
+    if len(set(states.values())) == 1 and rest:
+        also = [f"{', '.join(rest)} too"]
+    others = [key for key in row if key not in REQUIRED]
+    steps = []
+    for name in missing:
+        meant = nearest(name, others)
+        for key in others if name == "gold_actions" and not meant else ():
+            value = as_json(row[key])
+            if isinstance(value, list) and value and all(map(is_call, value)):
+                meant = key
+        if meant is None or row[meant] is None:
+            steps.append(f"add {REQUIRED[name]}")
+        elif name == "gold_actions" and isinstance(row[meant], str):
+            steps.append(f"rename {meant[:40]} to {name}, as a list, not as text")
+        else:
+            steps.append(f"rename {meant[:40]} to {name}")
+    talks = [key for key in others if is_talk(row[key])]
+    hint = f" (the customer's words and the calls are in {talks[0][:40]})" if talks else ""
+    where = f" ({', '.join(also)})" if also else ""
+    keys = shown_keys(row) or "no key"
+    return f"{first}: {states[first]}{where}, the row has {keys}; {' and '.join(steps)}{hint}"
+
+
 def _task_of_row(
     row: Any, line: int, number: int, findings: list[str], may_be_empty: bool = False
 ) -> Task | None:
@@ -110,29 +153,32 @@ def _task_of_row(
         findings.append("row: must be a JSON object; write one task object a line")
         return None
     may_be_empty = may_be_empty or is_tau2_row(row)
-    row = own_form(row, findings)
+    given, row = row, own_form(row, findings)
     query = typed_field(row, "query", str, "text", findings)
     gold_final = typed_field(row, "gold_final", str, "text", findings)
     missing = [name for name in REQUIRED if row.get(name) is None]
     if missing:
-        also = f" ({', '.join(missing[1:])} too)" if missing[1:] else ""
-        remedy = " and ".join(REQUIRED[name] for name in missing)
-        keys = shown_keys(row) or "no key"
-        findings.append(f"{missing[0]}: is missing{also}, the row has {keys}; add {remedy}")
+        findings.append(_missing_finding(given, missing))
     if len(missing) == len(REQUIRED):  # no task at all
         return None
-    if query is not None and not query.strip():
+    if query is not None and is_blank(query):
         findings.append("query: is empty; add the customer's message")
     if row.get("gold_actions") is not None:
         _check_gold(row["gold_actions"], findings, may_be_empty)
     task_id = typed_field(row, "task_id", str, "text", findings)
-    if task_id == "":
+    if task_id is not None and is_blank(task_id):
         findings.append("task_id: is empty; give it a name or leave the field out")
     user_id = typed_field(row, "user_id", str, "text", findings)
     instruction = typed_field(row, "instruction", str, "text", findings)
+    if instruction and is_blank(instruction):
+        findings.append("instruction: is empty; write the customer's scenario or leave the field out")
     outputs = typed_field(row, "outputs", list, "a list of texts", findings) or []
-    if not all(isinstance(output, str) for output in outputs):
-        findings.append("outputs: must be a list of texts")
+    for output in outputs:
+        if not isinstance(output, str):
+            kind, shown = type(output).__name__, output if isinstance(output, int | float) else "..."
+            findings.append(f'outputs: must be a list of texts, one is {kind}; write it as "{shown}"')
+        elif is_blank(output):
+            findings.append("outputs: a text is empty; write what the agent must say, or leave it out")
     tags = typed_field(row, "tags", dict, "an object", findings) or {}
     _check_text(row, findings)
     if findings:
@@ -169,7 +215,7 @@ def scan_tasks(
         if task is not None and check_ids:
             earlier = lines_by_id.setdefault(task.task_id, place)
             if earlier != place:
-                findings.append(f"task_id: {task.task_id!r} is at {earlier} too; name each task once")
+                findings.append(f"task_id: {quoted(task.task_id)} is at {earlier} too; name each task once")
                 task = None
         yield ScannedRow(line, task, [f"{place}: {text}" for text in findings], number)
     if num_rows == 0:

@@ -24,7 +24,8 @@ from agent.trajectories import DEFECTS, audit_conversations
 from common import outputs
 from common.files import RunError
 from common.json_rows import read_rows
-from common.user_error import UserError, shorten
+from common.row_form import inner_rows, nearest
+from common.user_error import UserError, brief, printable, quoted, shorten
 from data_reader import DatasetError, Task, read_tasks, shown_keys
 from envs.retail import DatabaseError, RetailDatabase
 from envs.retail.store import store_files
@@ -45,7 +46,6 @@ from scoring.reward import (
     score_completion,
 )
 from tasks.audit import REPORT_COMMAND, report_files
-from tasks.llm.client import LlmError
 
 __all__ = [
     "DEFAULT_WEIGHTS", "MAX_CALLS", "MAX_CHARACTERS", "Call", "CallScore", "GoldError",
@@ -62,7 +62,7 @@ AGENT_FILES = ("trajectories.jsonl", "episodes.html", "evaluation.json")
 EXIT_CODES = "exit code: 0 done, 1 invalid data, 2 wrong usage or a file that is not there"
 
 
-class UsageError(ValueError):
+class UsageError(UserError, ValueError):
     """A command that cannot be run as it was given."""
 
 
@@ -203,7 +203,7 @@ def _run_evaluate_agent(args: argparse.Namespace) -> int:
         outputs.record("evaluate", written)
     except (DatasetError, DatabaseError, GoldError, outputs.OutputError):
         raise
-    except (UserError, LlmError) as error:
+    except UserError as error:
         raise UsageError(str(error)) from None
     except KeyboardInterrupt:
         raise UsageError("stopped; the same command goes on where it ended") from None
@@ -262,7 +262,7 @@ def _judgeable(tasks: Sequence[Task], args: argparse.Namespace, db: RetailDataba
 
 
 def _some(names: Iterable[str]) -> str:
-    names = list(names)
+    names = list(map(brief, names))
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
@@ -272,20 +272,19 @@ def _completion_of_row(row: Any, number: int, tasks: dict[str, Task]) -> tuple[T
         raise ValueError("row: must be an object with task_id and completion; write one a line")
     task_id, completion = row.get("task_id"), row.get("completion")
     if completion is None:
-        keys = shown_keys(row) or "no key"
-        raise ValueError(f"completion: is missing, the row has {keys}; add the final message's text")
+        raise ValueError(_missing_completion(row))
     if task_id is None:
         # Matched by line, a row that names its task in another key would be scored for a wrong one.
         for key in row:
             if re.sub("[^a-z]", "", key.lower()) in ("taskid", "id", "task"):
-                raise ValueError(f"task_id: is missing, the row has {key[:80]!r}; write task_id instead")
+                raise ValueError(f"task_id: is missing, the row has {quoted(key)}; write task_id instead")
         task_id = f"line-{number}"
     if not isinstance(task_id, str) or task_id not in tasks:
         problem = f"must be text, not {type(task_id).__name__}"
         if isinstance(task_id, str):
-            problem = f"{task_id[:80]!r} names no task of the task file"
+            problem = f"{quoted(task_id)} names no task of the task file"
         raise ValueError(
-            f"task_id: {problem}; write the task's own id, such as \"{next(iter(tasks))}\" for the "
+            f"task_id: {problem}; write the task's own id, such as \"{brief(next(iter(tasks)))}\" for the "
             'first task (rows without one are "line-<n>")'
         )
     if not isinstance(completion, str):
@@ -296,19 +295,31 @@ def _completion_of_row(row: Any, number: int, tasks: dict[str, Task]) -> tuple[T
     return tasks[task_id], completion
 
 
-def _read_completions(path: Path, tasks: dict[str, Task]) -> list[tuple[Task, str]]:
-    """Read {"task_id", "completion"} rows, all findings of the file at once.
+def _missing_completion(row: dict[str, Any]) -> str:
+    inner = "" if "completion" in row else inner_rows(row, ("completion",))
+    if inner:
+        return f"row: is no completion itself, {inner}"
+    state = "null" if "completion" in row else "missing"
+    texts = [key for key, value in row.items() if key != "task_id" and isinstance(value, str)]
+    meant = nearest("completion", texts) or (texts[0] if len(texts) == 1 else None)
+    remedy = f"rename {meant[:40]} to completion, it is" if meant else "add"
+    keys = shown_keys(row) or "no key"
+    return f"completion: is {state}, the row has {keys}; {remedy} the final message's text"
+
+
+def _read_completions(path: Path, tasks: dict[str, Task]) -> list[tuple[Task, str, str]]:
+    """Return task, completion and place of {"task_id", "completion"} rows.
 
     Raises:
         DatasetError: a row is invalid or names no task, or there is no row.
     """
-    found: list[tuple[Task, str]] = []
+    found: list[tuple[Task, str, str]] = []
     findings: list[str] = []
     for _, number, place, row, finding in read_rows(path):
         try:
             if finding:
                 raise ValueError(finding)
-            found.append(_completion_of_row(row, number, tasks))
+            found.append((*_completion_of_row(row, number, tasks), place))
         except ValueError as error:
             findings.append(f"{place}: {error}")
     if not findings and not found:
@@ -318,18 +329,23 @@ def _read_completions(path: Path, tasks: dict[str, Task]) -> list[tuple[Task, st
     return found
 
 
-def _warn_of_wrapped_plans(answers: Sequence[tuple[Task, str]], scores: Sequence[Score]) -> None:
-    """Say on stderr when completions are not the final message's text but hold it."""
+def _warn_of_wrapped_plans(
+    answers: Sequence[tuple[Task, str, str]], scores: Sequence[Score]
+) -> None:
+    """Say on stderr when completions are not the final message's text but hold it.
+
+    No error: a model may write such a text itself, and that is a parse failure of its own.
+    """
     wrapped = [
-        (task.task_id, score.parse_error)
-        for (task, text), score in zip(answers, scores, strict=True)
+        (place, score.parse_error)
+        for (_, text, place), score in zip(answers, scores, strict=True)
         if score.parse_error and (find_special_token(text) or '"tool_calls"' in text)
     ]
     if wrapped:
-        task_id, kind = wrapped[0]
+        place, kind = wrapped[0]
         print(
-            f"score: warning: {len(wrapped)} of {len(scores)} completions are more or other than a "
-            f"plan, so they count as parse failures (the first: {task_id}, {kind}); give the final "
+            f"score: warning: {printable(place)}: completion: more or other than a plan ({kind}), as "
+            f"{len(wrapped)} of {len(scores)} are, which count as parse failures; give the final "
             'message\'s text alone, {"tool_calls": [{"name", "arguments"}]}, without harmony tokens, '
             "channel names or code fences",
             file=sys.stderr,
@@ -352,10 +368,10 @@ def _run_score(args: argparse.Namespace) -> int:
     tasks = {task.task_id: task for task in read_tasks(args.tasks, may_be_empty=True)}
     answers = _read_completions(args.completions, tasks)
     db = RetailDatabase.load(args.data_dir)
-    answered = {task.task_id: task for task, _ in answers}
+    answered = {task.task_id: task for task, _, _ in answers}
     judged = {task.task_id: task for task in _judgeable(list(answered.values()), args, db)}
-    answers = [(judged[t.task_id], text) for t, text in answers if t.task_id in judged]
-    scores = [score_completion(task, completion, db) for task, completion in answers]
+    answers = [(judged[t.task_id], *rest) for t, *rest in answers if t.task_id in judged]
+    scores = [score_completion(task, completion, db) for task, completion, _ in answers]
     _warn_of_wrapped_plans(answers, scores)
     if args.output is not None:
         text = "".join(_score_row(score) + "\n" for score in scores)

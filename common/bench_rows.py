@@ -7,6 +7,7 @@ other row. tau2's assertions in natural language, which a model must judge, are 
 from collections.abc import Mapping
 from typing import Any
 
+_CHECK_FIELDS = ("action_id", "requestor", "info", "compare_args")
 _SCENARIO_FIELDS = ("known_info", "reason_for_call", "unknown_info", "task_instructions")
 
 
@@ -32,7 +33,7 @@ def own_form(row: Mapping[str, Any], findings: list[str]) -> Mapping[str, Any]:
 def _tau2_row(row: Mapping[str, Any], findings: list[str]) -> dict[str, Any]:
     criteria = row["evaluation_criteria"]
     if not isinstance(criteria, dict):
-        findings.append("evaluation_criteria: must be an object with actions and communicate_info")
+        findings.append("evaluation_criteria: must be an object; write {\"actions\": [...], \"communicate_info\": [...]}")
         criteria = {}
     if row.get("initial_state"):
         findings.append("initial_state: must be null; a task starts on the store as it was loaded")
@@ -56,7 +57,7 @@ def _call(action: Any) -> Any:
     """Return an action's name and arguments; what else it holds is about tau2's own checks."""
     if not isinstance(action, dict):
         return action
-    return {key: action[key] for key in ("name", "arguments") if key in action}
+    return {key: value for key, value in action.items() if key not in _CHECK_FIELDS}
 
 
 def _instruction(scenario: Any) -> str:

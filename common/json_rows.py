@@ -5,11 +5,13 @@ with the remedy.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from common import strict_json
-from common.user_error import UserError, shorten
+from common.user_error import UserError, printable, shorten
 
 NUM_HEAD_BYTES = 4096
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -82,16 +84,32 @@ def read_rows(path: Path) -> Iterator[JsonRow]:
 
 
 def _rows(path: Path, stream: BinaryIO) -> Iterator[JsonRow]:
-    is_first = True
-    unfinished: JsonRow | None = None
+    """Yield the rows of an array, of one object over several lines, or of any other file."""
     for line, raw in enumerate(stream, start=1):
         raw = raw.removeprefix(_BYTE_ORDER_MARK)
         if not raw.strip():
             continue
-        if is_first and raw.lstrip().startswith(b"["):
+        if raw.lstrip().startswith(b"["):
             yield from _array_rows(path, raw + stream.read(), line)
             return
-        is_first = False
+        lines: Iterable[bytes] = chain([raw], stream)
+        if parse_row(raw)[2]:
+            raw += stream.read()
+            value, finding, _ = parse_row(raw)
+            if not finding:
+                yield JsonRow(line, line, f"{path}:{line}", value, "")
+                return
+            lines = BytesIO(raw)
+        yield from _line_rows(path, lines, line)
+        return
+
+
+def _line_rows(path: Path, lines: Iterable[bytes], first_line: int) -> Iterator[JsonRow]:
+    unfinished: JsonRow | None = None
+    for line, raw in enumerate(lines, start=first_line):
+        raw = raw.removeprefix(_BYTE_ORDER_MARK)
+        if not raw.strip():
+            continue
         if unfinished is not None and raw[:1] in b' \t"}]':
             reason = "row: a JSON object over several lines; write each object on one line (jq -c)"
             unfinished = unfinished._replace(finding=reason)
@@ -170,5 +188,5 @@ def typed_field(
 
 def shown_keys(keys: Iterable[str]) -> str:
     """Name the keys of an object, the first eight of them, for a message."""
-    keys = [key[:40] for key in keys]
+    keys = [printable(key[:40]) for key in keys]
     return ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "")

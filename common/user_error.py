@@ -9,10 +9,14 @@ from pathlib import Path
 MAX_FINDINGS = 12
 MAX_LINES_NAMED = 5
 MAX_CHARACTERS = 500
+MAX_QUOTED = 80
 
 
 class UserError(Exception):
     """Something that the user has to change; the message names it and says how."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(printable, super().__str__().split("\n")))
 
     def _render_traceback_(self) -> list[str]:
         """Return what a notebook shows in the place of the traceback, as the command line does."""
@@ -49,10 +53,27 @@ def shorten(findings: Sequence[str]) -> list[str]:
     return lines[:MAX_FINDINGS] + [f"... and {num_more} other findings"] * (num_more > 0)
 
 
+def printable(text: str) -> str:
+    """Return a text with control characters, line ends among them, escaped as in `repr`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def brief(text: str) -> str:
+    """Return a user's text, a name mostly, for a message: one line, escaped, cut at 80 characters."""
+    return printable(text[:MAX_QUOTED]) + ("..." if len(text) > MAX_QUOTED else "")
+
+
+def quoted(text: str) -> str:
+    """Return `brief` text in quotes."""
+    return repr(text[:MAX_QUOTED]) + ("..." if len(text) > MAX_QUOTED else "")
+
+
 def cut(text: str) -> str:
-    """Return a text for one line of output, without its middle when it is very long."""
+    """Return a text for one line of output: escaped, without its middle when it is very long."""
     half = MAX_CHARACTERS // 2
-    return text if len(text) <= MAX_CHARACTERS else f"{text[:half]} ... {text[-half:]}"
+    return printable(text if len(text) <= MAX_CHARACTERS else f"{text[:half]} ... {text[-half:]}")
 
 
 def print_error(text: str) -> None:

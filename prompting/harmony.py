@@ -203,8 +203,8 @@ def parse_completion(text: str) -> Parsed:
     def keep_message() -> None:
         channel, recipient = _parse_header("".join(header)) or ("", "")
         content = "".join(body)
-        if recipient.startswith(_TOOL_PREFIX) and channel != "final":
-            name = recipient.removeprefix(_TOOL_PREFIX)
+        name = recipient.removeprefix(_TOOL_PREFIX)
+        if name not in ("", recipient) and channel != "final":
             tool_calls.append({"name": name, "arguments": _parse_arguments(content)})
             call_texts.append(content)
         elif channel == "final" and not recipient:

@@ -14,6 +14,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
+from common.user_error import UserError, brief
 from data_reader import Task
 from envs.retail import TOOL_SCHEMAS, WRITE_TOOLS, Episode, RetailDatabase
 from scoring.parse import Call, ParseKind, parse_plan
@@ -26,7 +27,7 @@ _REQUIRED = {
 }
 
 
-class GoldError(ValueError):
+class GoldError(UserError, ValueError):
     """A task whose own gold calls the store refuses; the message names task, call and reason."""
 
 
@@ -183,11 +184,11 @@ def replay_gold(task: Task, db: RetailDatabase) -> GoldReplay:
         GoldError: the store refuses a gold call, or there is none (but see `ignore_refused_gold`).
     """
     if not task.gold_actions and task.refused_gold is None:
-        raise GoldError(f"task {task.task_id}: has no gold call")
+        raise GoldError(f"task {brief(task.task_id)}: has no gold call")
     try:
         return _replay_actions(db, json.dumps(task.gold_actions))
     except GoldError as error:
-        raise GoldError(f"task {task.task_id}: {error}") from None
+        raise GoldError(f"task {brief(task.task_id)}: {error}") from None
 
 
 class PlanRun(NamedTuple):

@@ -34,6 +34,7 @@ from prompting.harmony import parse_completion, render_prompt
 ROOT = Path(__file__).parents[1]
 TAUBENCH = ROOT.parent / "shared" / "taubench"
 TOKENIZER = ROOT.parent / "shared" / "gpu" / "gptoss_tokenizer.json.gz"
+BLANKS = ("", " \n", "\u200b\u2060\ufeff", "\u3164", "\u2800", "\u00ad\ufe0f", "\u0007", "\u0301", "\U000e0041")
 LOOK = call("get_order_details", order_id="#W0000000")
 
 
@@ -75,7 +76,7 @@ def test_all_fields_are_read_and_written(tmp_path):
 
 @pytest.mark.parametrize("line, fault", [
     (row(query=...), "query: is missing"),
-    (row(query=None), "query: is missing"),
+    (row(query=None), "query: is null, the row has query, gold_actions, gold_final; add the"),
     (row(query=5), "query: must be text, not int"),
     (row(query=" \n"), "query: is empty"),
     (row(gold_final=...), "gold_final: is missing"),
@@ -99,7 +100,11 @@ def test_all_fields_are_read_and_written(tmp_path):
     (row(user_id=7), "user_id: must be text, not int"),
     (row(instruction=[]), "instruction: must be text, not list"),
     (row(outputs="x"), "outputs: must be a list of texts, not str"),
-    (row(outputs=["x", 1]), "outputs: must be a list of texts"),
+    (row(outputs=["x", 1]), "outputs: must be a list of texts, one is int; write it as \"1\""),
+    *((row(outputs=["x", blank]), "outputs: a text is empty; write what") for blank in BLANKS),
+    *((row(query=blank), "query: is empty; add the customer's message") for blank in BLANKS),
+    (row(task_id="\u200b "), "task_id: is empty; give it a name"),
+    (row(instruction="\t"), "instruction: is empty; write the customer's scenario"),
     (row(tags=["x"]), "tags: must be an object, not list"),
     (row(query="Hi <|end|> there"), "row: contains the control token <|end|>"),
     (row(gold_actions=[call("think", thought="<|call|>")]), "contains the control token <|call|>"),
@@ -237,6 +242,10 @@ def test_rows_in_tau2_form_are_read(tmp_path):
         (
             {"evaluation_criteria": {"actions": [{"name": "fly", "arguments": {}}]}},
             "gold_actions[0]: unknown tool",
+        ),
+        (
+            {"evaluation_criteria": {"actions": [{"action_id": "1", "name": "think", "kwargs": {}}]}},
+            "arguments, not name, kwargs; rename kwargs to arguments",
         ),
         ({"evaluation_criteria": {"actions": [], "communicate_info": [1]}}, "outputs: must be"),
         ({"initial_state": {"message_history": []}}, "initial_state: must be null"),

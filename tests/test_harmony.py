@@ -155,6 +155,9 @@ TO = "to=functions.get_order_details"
     (f"<|channel|>commentary {TO}<|startoftext|> json", "control token in the name"),
     (f"<|channel|>commentary <|constrain|>{TO}", "no content type"),
     ("<|channel|>commentary to= json", "nobody is named"),
+    ("<|channel|>commentary to=functions. json", "no tool is named"),
+    (" to=functions.<|channel|>commentary json", "no tool is named"),
+    ("<|channel|>analysis to=functions. <|constrain|>json", "no tool is named"),
     (f"{TO}<|channel|>commentary json", "no blank behind the role"),
     (f"<|start|>assistantassistant {TO}<|channel|>commentary json", "role twice"),
     (f"<|start|>assistant assistant {TO}<|channel|>commentary json", "role twice"),
@@ -173,6 +176,7 @@ def test_a_malformed_header_says_nothing(header, reason):
      [{"name": "get_order_details", "arguments": "<|message|>{}"}]),
     (f"<|channel|>commentary {TO} json{CALL_BODY}<|call|>", "", [CALL]),
     (f"<|start|>assistant<|start|>assistant<|channel|>commentary {TO} json{CALL_BODY}", "", [CALL]),
+    (f"<|channel|>final<|message|><|message|>{ANSWER}<|return|>", f"<|message|>{ANSWER}", []),
     ("<|channel|>final <|constrain|> json\n<|message|>{}<|return|>", "{}", []),
 ])
 def test_doubled_tokens_behind_the_header_are_read_as_written(text, final, calls):

@@ -65,6 +65,19 @@ def test_an_id_is_grounded_behind_direction_marks(db):
     assert check_grounding(Task("Order #W123\u200f4567 please", [action], "", "t"), db) == []
 
 
+@pytest.mark.parametrize("zero", [0x660, 0x6F0, 0x966, 0xFF10, 0x1D7CE, 0xE50])
+def test_the_digits_of_every_script_are_read(zero):
+    digits = str.maketrans({str(n): chr(zero + n) for n in range(10)})
+    actions = [{"name": "get_order_details", "arguments": {"order_id": "#W1234567"}},
+               {"name": "calculate", "arguments": {"expression": "1200.50 + 3"}}]
+    query = "Order #W1234567; what are 1200.50 and 3?".translate(digits)
+    assert check_grounding(Task(query, actions, "", "t"), db=None) == []
+    other = query.replace(chr(zero + 7), chr(zero + 8))
+    assert len(check_grounding(Task(other, actions, "", "t"), db=None)) == 1
+    assert folded(query) == folded(query.translate({zero + n: str(n) for n in range(10)}))
+    assert plain("\u0661\u066c\u0662\u0660\u0660\u066b\u0665") == "1,200.5"
+
+
 def test_a_query_is_repeated_in_any_form():
     unique = UniquenessCheck()
     assert unique.check(name_task("Zoë Straße writes", "", "")) == []

@@ -21,6 +21,7 @@ from common import strict_json
 from common.user_error import MAX_FINDINGS, shorten
 from data_reader import DatasetError, gold_completion, iter_tasks, read_tasks, scan_tasks, task_to_json
 from envs.retail import Episode, RetailDatabase
+from envs.retail.tools.call_form import call_finding
 from prompting.harmony import parse_completion
 from scoring.parse import parse_plan
 from tasks.audit.duplicates import masked_words
@@ -339,6 +340,11 @@ def as_text(call: dict) -> str:
     return json.dumps(call["arguments"])
 
 
+def camel(name: str) -> str:
+    return re.sub("_(.)", lambda found: found[1].upper(), name)
+
+
+CALL = ROWS[0]["gold_actions"][0]
 SHAPES = {
     "text": (calls(lambda c: {**c, "arguments": as_text(c)}), ["not a string; write {...}"]),
     "null": (calls(lambda c: {**c, "arguments": {**c["arguments"], "x": None}}), ["holds null (x); leave"]),
@@ -367,6 +373,92 @@ SHAPES = {
         [{"id": n, "query": row["query"], "answers": "[]"} for n, row in enumerate(ROWS)],
         ["gold_actions: is missing (gold_final too)", "has id, query, answers", "as gold_actions"],
     ),
+    "xlam with answers": (
+        [{"id": 0, "query": row["query"], "answers": json.dumps(row["gold_actions"])} for row in ROWS],
+        ["rename answers to gold_actions, as a list, not as text and add the outcome"],
+    ),
+    "gemini": (
+        calls(lambda c: {"functionCall": {"name": c["name"], "args": c["arguments"]}}),
+        ["not functionCall; keep the object under functionCall and nothing else, rename args to"],
+    ),
+    "function call": (
+        calls(lambda c: {"function_call": {"name": c["name"], "arguments": as_text(c)}}),
+        ["keep the object under function_call", "its arguments as an object, not as text"],
+    ),
+    "bedrock": (
+        calls(lambda c: {"toolUse": {"toolUseId": "1", "name": c["name"], "input": c["arguments"]}}),
+        ["keep the object under toolUse", "rename input to arguments, drop toolUseId"],
+    ),
+    "anthropic": (
+        calls(lambda c: {"type": "tool_use", "id": "1", "name": c["name"], "input": c["arguments"]}),
+        ["not type, id, name, input; rename input to arguments, drop type, id"],
+    ),
+    "langchain": (
+        calls(lambda c: {"name": c["name"], "args": c["arguments"], "id": "1", "type": "tool_call"}),
+        ["not name, args, id, type; rename args to arguments, drop id, type"],
+    ),
+    "agent action": (
+        calls(lambda c: {"tool": c["name"], "tool_input": c["arguments"], "log": ""}),
+        ["not tool, tool_input, log; rename tool to name, rename tool_input to arguments, drop log"],
+    ),
+    "parallel": (
+        calls(lambda c: {"recipient_name": f"functions.{c['name']}", "parameters": c["arguments"]}),
+        ["rename recipient_name to name, rename parameters to arguments"],
+    ),
+    "name as key": (
+        calls(lambda c: {c["name"]: c["arguments"]}),
+        [f'not {CALL["name"]}; write {{"name": "{CALL["name"]}", "arguments": {{...}}}}'],
+    ),
+    "message": (
+        calls(lambda c: {"from": "function_call", "value": json.dumps(c)}),
+        ["not from, value; keep the object under value as an object and nothing else"],
+    ),
+    "flat": (
+        calls(lambda c: {"name": c["name"], **c["arguments"]}),
+        [f"put {', '.join(CALL['arguments'])} into arguments"],
+    ),
+    "call as text": (calls(json.dumps), ["not a text; write the object itself"]),
+    "no arguments": (calls(lambda c: {**c, "arguments": None}), ["not null; write {"]),
+    "upper keys": (
+        calls(lambda c: {**c, "arguments": {k.upper(): v for k, v in c["arguments"].items()}}),
+        [f"(arguments has {', '.join(CALL['arguments']).upper()}); rename", *(
+            f"rename {key.upper()} to {key}" for key in CALL["arguments"])],
+    ),
+    "null for a value": (
+        calls(lambda c: {**c, "arguments": dict.fromkeys(c["arguments"])}),
+        [f"holds null ({', '.join(CALL['arguments'])}); give a value to "],
+    ),
+    "camel case": (
+        calls(lambda c: {**c, "name": camel(c["name"])}),
+        [f"{camel(CALL['name'])}'; write '{CALL['name']}'"],
+    ),
+    "plan": (
+        [{**row, "gold_actions": {"tool_calls": row["gold_actions"]}} for row in ROWS],
+        ["not dict; it has tool_calls; write the list under tool_calls alone"],
+    ),
+    "calls as text": (
+        [{**row, "gold_actions": json.dumps(row["gold_actions"])} for row in ROWS],
+        ["not str; write the list itself, not its text"],
+    ),
+    "null query": (
+        [{**row, "query": None} for row in ROWS], ["query: is null, the row has task_id, query"],
+    ),
+    "null and missing": (
+        [{"query": None, "gold_actions": row["gold_actions"]} for row in ROWS],
+        ["query: is null (gold_final is missing), the row has query, gold_actions; add the customer's"],
+    ),
+    "renamed": (
+        [{"Query": row["query"], "goldActions": row["gold_actions"], "final": "x"} for row in ROWS],
+        ["rename Query to query and rename goldActions to gold_actions and rename final to gold_final"],
+    ),
+    "data": ([{"data": ROWS}], ["the row has data; write each object under .data[] on a line"]),
+    "row": (
+        [{"features": [], "rows": [{"row_idx": n, "row": row} for n, row in enumerate(ROWS)]}],
+        ["the row has features, rows; write each object under .rows[].row on a line of its own"],
+    ),
+    "by name": (
+        [{row["task_id"]: row for row in ROWS}], ["under .[] on a line of its own (jq -c '.[]')"],
+    ),
     "number": ([{**row, "task_id": n} for n, row in enumerate(ROWS)], ['not int; write "0"']),
 }
 
@@ -378,8 +470,90 @@ def test_shapes_of_other_origins_name_their_keys_and_a_remedy(tmp_path, capsys, 
     status, lines = audit(capsys, path)
     assert status == 1 and all("; " in line for line in lines) and len(lines) <= MAX_LINES
     assert all(word in lines[0] for word in words), lines[0]
-    if name in ("sharegpt", "chat", "xlam", "number"):
+    if name in ("sharegpt", "chat", "xlam", "number", "data", "row", "by name"):
         assert len(lines) == 1
+
+
+@pytest.mark.parametrize("indent", [None, 2, "\t"])
+@pytest.mark.parametrize("read", ["tasks", "completions"])
+def test_a_wrapped_file_is_named_once_however_it_is_written(tmp_path, capsys, indent, read):
+    rows = ROWS
+    if read == "completions":
+        rows = [{"task_id": t.task_id, "completion": gold_completion(t)} for t in TASKS]
+    path = write(tmp_path / "w.json", json.dumps({"version": 1, "data": {"test": rows}}, indent=indent))
+    tasks = write(tmp_path / "t.jsonl", jsonl(ROWS))
+    answers = ["score", "--tasks", str(tasks), "--completions", str(path)]
+    assert task_tester.main(["audit", str(path)] if read == "tasks" else answers) == 1
+    captured = capsys.readouterr()
+    (line,) = [x for x in (captured.out + captured.err).splitlines() if f"{path}:" in x]
+    assert f"{path}:1: " in line and "(jq -c '.data.test[]')" in line
+    assert "the row has version, data; write each object under .data.test[]" in line
+    if read == "tasks":
+        assert "(jq -c '.data.test[]')" in training_error(path)[0]
+
+
+def test_one_task_over_several_lines_is_read(tmp_path):
+    path = write(tmp_path / "t.json", "\ufeff\n" + json.dumps(ROWS[0], indent=1))
+    assert read_tasks(path) == TASKS[:1]
+    assert [row.line for row in scan_tasks(path)] == [2]
+    only_training = open_splits(path, DB, 0, (1, 0, 0))
+    assert list(only_training.train) == TASKS[:1]
+
+
+@pytest.mark.parametrize(("call", "remedy"), [
+    ({"order_id": 7, "reason": "no longer needed"}, 'not a number; write order_id as "7"'),
+    ({"order_id": "#W1", "reason": "No Longer Needed"},
+     "write 'no longer needed', not 'No Longer Needed'"),
+    ({"order_id": "#W1", "reason": "x" * 10**5}, "; write 'no longer needed', not 'xxx"),
+    ({"orderId": "#W1", "why": "x"}, "rename orderId to order_id, add reason, leave out why"),
+    ({"id": "#W1", "reason": "no longer needed"}, "rename id to order_id"),
+    ({"arguments": {"order_id": "#W1", "reason": "x"}}, "take order_id, reason out of arguments"),
+    ({"order_id": "#W1", "reason": "x", "note": None}, "holds null (note); leave out note"),
+    ({"\n\x1b[31m" * 10**5: 1}, "(arguments has \\n\\x1b[31m"),
+    ([], 'not an array; write {"order_id": ..., "reason": ...}'),
+])
+def test_arguments_that_do_not_fit_name_their_keys_and_the_right_ones(call, remedy):
+    finding = call_finding({"name": "cancel_pending_order", "arguments": call})
+    assert remedy in finding and len(finding) < 600
+
+
+def test_lists_that_do_not_fit_have_a_remedy():
+    order = {"order_id": "#W1", "payment_method_id": "paypal_1"}
+    for items, remedy in (("[\"1\"]", "write the list of item_ids itself, not its text"),
+                          ([1], 'write item_ids as ["...", "..."], each id in quotes')):
+        call = {"name": "return_delivered_order_items", "arguments": {**order, "item_ids": items}}
+        assert call_finding(call).endswith(remedy)
+
+
+HOSTILE = "id\n\x1b[31m\u202e" + "x" * 100_000
+
+
+def test_no_users_text_is_echoed_raw_or_whole(tmp_path, capsys):
+    rows = [{**row, "task_id": f"{n}{HOSTILE}", "user_id": HOSTILE} for n, row in enumerate(ROWS)]
+    rows[0]["gold_actions"] = [{"name": "get_order_details", "arguments": {"order_id": "#W0"}}]
+    tasks = write(tmp_path / "t.jsonl", jsonl(rows))
+    more = [rows[1], {HOSTILE: 1}, {**ROWS[0], "gold_actions": [{HOSTILE: {}}]}]
+    bad = write(tmp_path / "bad.jsonl", jsonl(rows + more))
+    answers = write(tmp_path / "c.jsonl", jsonl(
+        {"task_id": rows[n]["task_id"], "completion": "<|start|>" + HOSTILE} for n in (0, 1)))
+    unknown = write(tmp_path / "u.jsonl", jsonl([
+        {"task_id": HOSTILE, "completion": ""}, {"Task": HOSTILE, HOSTILE: HOSTILE},
+        {"completion": "", "id": 1}]))
+    named = write(tmp_path / "\n\x1b[31mt.jsonl", "{")
+    words = ["score", "--tasks", str(tasks), "--completions"]
+    for command in (
+        ["audit", str(bad)], ["audit", str(named)], ["audit", str(tmp_path / "\nnone\x1b")],
+        [*words, str(answers)], [*words, str(answers), "--refused-gold", "skip"],
+        [*words, str(answers), "--refused-gold", "ignore"], [*words, str(unknown)],
+        ["audit", str(tasks), "--data-dir", str(tmp_path / "\x1b\n")],
+    ):
+        task_tester.main(command)
+        captured = capsys.readouterr()
+        lines = (captured.out + captured.err).split("\n")
+        assert all(line.isprintable() and len(line) < 1500 for line in lines), command
+        assert len(lines) < 40
+    assert all(line.isprintable() and len(line) < 1500 for line in training_error(bad))
+    assert str(DatasetError(["f:1: a\nb"], "then this")).count("\n") == 1
 
 
 def test_an_order_id_without_its_hash_is_given_with_it(tmp_path, capsys):
@@ -422,7 +596,7 @@ def answers_file(path: Path, change) -> Path:
 @pytest.mark.parametrize(("change", "words"), [
     (lambda row, n: {**row, "task_id": n}, "task_id: must be text, not int; write the task's own id"),
     (lambda row, n: {**row, "task_id": f"t{n}"}, "names no task of the task file; write the task's"),
-    (lambda row, n: {"task_id": row["task_id"], "response": "x"}, "has task_id, response; add the"),
+    (lambda row, n: {"task_id": row["task_id"], "response": "x"}, "has task_id, response; rename response to completion, it is the final message's text"),
     (lambda row, n: {**row, "completion": [row]}, "completion: must be text, not list; give the"),
     (lambda row, n: {**row, "completion": {"tool_calls": []}}, "not dict; give the final message's"),
     (lambda row, n: [row], "one whole JSON array, or an object a line"),
@@ -449,7 +623,8 @@ def test_more_than_the_final_text_is_warned_of_once(tmp_path, capsys, change):
     completions = answers_file(tmp_path / "c.jsonl", change)
     status, out, err = score(capsys, tasks, completions)
     assert status == 0 and "exact_match_rate         0.000" in out
-    assert err.count("\n") == 1 and f"warning: {len(ROWS)} of {len(ROWS)} completions" in err
+    assert err.count("\n") == 1 and f"warning: {completions}:1: completion: more or other" in err
+    assert f"as {len(ROWS)} of {len(ROWS)} are" in err
     assert "give the final message's text alone" in err
 
 
@@ -475,8 +650,8 @@ def test_an_array_of_completions_is_read(tmp_path, capsys):
     ("c00-good.jsonl", 0, ""), ("c09-bom-crlf.jsonl", 0, ""), ("c04-array.json", 0, ""),
     ("c01-int-ids.jsonl", 1, "task_id: must be text, not int; write the task's own id"),
     ("c11-int-line-ids.jsonl", 1, 'such as "line-1"'), ("c08-utf16.jsonl", 1, "is UTF-16 text"),
-    ("c02-raw-harmony.jsonl", 0, "warning: 8 of 8"), ("c03-stripped-tokens.jsonl", 0, "warning: 8"),
-    ("c07-fenced.jsonl", 0, "warning: 8 of 8"), ("c12-shapes.jsonl", 0, "warning: 4 of 8"),
+    ("c02-raw-harmony.jsonl", 0, "c02-raw-harmony.jsonl:1: completion: more or other"), ("c03-stripped-tokens.jsonl", 0, "as 8 of 8 are"),
+    ("c07-fenced.jsonl", 0, "as 8 of 8 are"), ("c12-shapes.jsonl", 0, "as 4 of 8 are"),
     ("c05-messages.jsonl", 1, "must be text, not list"), ("c06-plan-object.jsonl", 1, "not dict"),
     ("c10-response-key.jsonl", 1, "the row has task_id, response"),
 ])

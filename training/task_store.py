@@ -19,6 +19,7 @@ import numpy as np
 
 from accelerate import PartialState
 from common.files import disk_full_error, is_disk_full
+from common.user_error import quoted
 from data_reader import (
     DatasetError,
     Splits,
@@ -124,9 +125,11 @@ def _line_starts(path: Path) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _is_array(path: Path) -> bool:
+def _is_one_value(path: Path) -> bool:
+    """Tell whether a file is an array or one object over several lines, not an object a line."""
     with path.open("rb") as stream:
-        return stream.read(CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+        head = stream.read(CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return head.startswith(b"[") or head.partition(b"\n")[0].strip() == b"{"
 
 
 def _digest(task_id: str) -> int:
@@ -147,7 +150,7 @@ def _find_repeats(tasks: StoredTasks, digests: np.ndarray) -> dict[int, str]:
         earlier = places.setdefault(task_id, line)
         if earlier != line:
             findings[line] = (
-                f"{tasks.path}:{line}: task_id: {task_id!r} is at {tasks.path}:{earlier} too; "
+                f"{tasks.path}:{line}: task_id: {quoted(task_id)} is at {tasks.path}:{earlier} too; "
                 "name each task once"
             )
     return findings
@@ -181,7 +184,7 @@ def open_splits(
     findings: list[tuple[int, str]] = []
     lines, numbers, digests, sizes = array("I"), array("B"), array("Q"), array("I")
     kept: list[Task] = []
-    in_memory = path.is_file() and _is_array(path)
+    in_memory = path.is_file() and _is_one_value(path)
     for row in scan_tasks(path, check_ids=in_memory):
         found = [*row.faults, *([] if row.task is None else _gold_findings(path, row.task, db))]
         findings += [(row.line, finding) for finding in found]

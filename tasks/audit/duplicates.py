@@ -16,6 +16,7 @@ from zlib import crc32
 import numpy as np
 
 from common.reader_text import folded
+from common.user_error import quoted
 from data_reader import Splits, Task, split_tasks, task_group
 from envs.retail import RetailDatabase
 from tasks.audit.finding import Finding
@@ -73,7 +74,7 @@ class UniquenessCheck:
         if task.task_id:
             task_id = fingerprint(task.task_id)
             if task_id in self._task_ids:
-                findings.append(Finding("duplicate_task_id", f"task_id {task.task_id!r} is taken"))
+                findings.append(Finding("duplicate_task_id", f"task_id {quoted(task.task_id)} is taken"))
             self._task_ids.add(task_id)
         return findings
 

@@ -7,6 +7,7 @@ other_user_id, address_shape.
 
 import re
 
+from common.user_error import quoted
 from data_reader import Task
 from envs.retail import WRITE_TOOLS, Episode, RetailDatabase, check_arguments
 from envs.retail.store import ADDRESS_FIELDS
@@ -146,12 +147,12 @@ class RowChecks:
         if task.user_id is None:
             return []
         if task.user_id not in self._db.users:
-            return [Finding("unknown_user", f"user_id {task.user_id!r} is not in the store")]
+            return [Finding("unknown_user", f"user_id {quoted(task.user_id)} is not in the store")]
         for action in task.gold_actions:
             if action["name"] in AUTHENTICATION_TOOLS:
                 found = Episode(self._db).call(action["name"], action["arguments"])
                 if found.ok and found.content != task.user_id:
-                    detail = f"user_id is {task.user_id}, gold finds {found.content}"
+                    detail = f"user_id is {quoted(task.user_id)}, gold finds {found.content}"
                     return [Finding("other_user_id", detail)]
         return []
 
@@ -171,7 +172,7 @@ class RowChecks:
                 if not HOUSE_NUMBER.match(arguments["address1"]):
                     wrong.append("address1")
             findings += [
-                Finding("address_shape", f"{call_label(index, action)}: {name} {arguments[name]!r}")
+                Finding("address_shape", f"{call_label(index, action)}: {name} {quoted(arguments[name])}")
                 for name in wrong
             ]
         return findings
@@ -183,6 +184,6 @@ class RowChecks:
         episode = Episode(self._db)
         shown = set().union(*(shown_values(episode, action) for action in task.gold_actions))
         return [
-            Finding("unfounded_output", f"no gold call shows {output!r}")
+            Finding("unfounded_output", f"no gold call shows {quoted(output)}")
             for output in task.outputs if output not in shown
         ]

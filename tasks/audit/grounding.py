@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from common.reader_text import folded, plain
+from common.user_error import quoted
 from data_reader import Task
 from envs.retail import Episode, RetailDatabase
 from envs.retail.store import ADDRESS_FIELDS
@@ -203,7 +204,7 @@ def ground_address(words: SearchText, arguments: dict) -> list[tuple[str, str]]:
             continue
         found = words.places(field, value)
         if not found:
-            findings.append(("ungrounded", f"{field} {value!r} is not in the query"))
+            findings.append(("ungrounded", f"{field} {quoted(value)} is not in the query"))
         places.append(found)
     if not findings and smallest_span(places) > MAX_ADDRESS_SPAN:
         findings.append(("address_scattered", "its fields are not close together in the query"))
@@ -243,7 +244,7 @@ def ground_expression(words: SearchText, expression: str) -> list[tuple[str, str
 def ground_name(words: SearchText, arguments: dict) -> list[tuple[str, str]]:
     """Check first name, last name and zip: each is there, and the names are close together."""
     findings = [
-        ("ungrounded", f"{field} {arguments[field]!r} is not in the query")
+        ("ungrounded", f"{field} {quoted(arguments[field])} is not in the query")
         for field in ("first_name", "last_name", "zip")
         if not words.has(field, arguments[field])
     ]
@@ -278,7 +279,7 @@ def ground_call(words: SearchText, action: dict, num_cancels: int) -> list[tuple
             continue
         for one in value if isinstance(value, list) else [value]:
             if not words.has(field, one):
-                findings.append(("ungrounded", f"{field} {one!r} is not in the query"))
+                findings.append(("ungrounded", f"{field} {quoted(one)} is not in the query"))
     if "address1" in arguments:
         findings += ground_address(words, arguments)
     if "new_item_ids" in arguments:
@@ -360,7 +361,7 @@ def unknown_arguments(said: SearchText, shown: Shown, arguments: dict) -> list[t
         return said.has(field, value) or shown.has(value)
 
     return [
-        ("ungrounded", f"{field} {one!r} is neither said nor shown")
+        ("ungrounded", f"{field} {quoted(one)} is neither said nor shown")
         for field, value in arguments.items()
         if field not in ("reason", "thought")
         for one in (value if isinstance(value, list) else [value])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from common import outputs
 from common.files import RunError
+from common.user_error import cut
 from data_reader import DatasetError, Splits
 from envs.retail import DatabaseError
 from envs.retail.store import store_files
@@ -181,7 +182,7 @@ def _finding_lines(reports: Sequence[AuditReport]) -> list[str]:
         kinds = ", ".join(f"{kind} {count}" for kind, count in report.faults.items())
         lines += [f"{name}: {len(report.reasons)} findings ({kinds}).", ""]
         lines += [
-            f"- line {reason.line}, {reason.task_id}: {reason.kind}: {reason.reason}"
+            f"- line {reason.line}, {cut(reason.task_id)}: {reason.kind}: {reason.reason}"
             for reason in report.reasons[:MAX_LISTED]
         ]
         if len(report.reasons) > MAX_LISTED:

@@ -12,6 +12,8 @@ import time
 from dataclasses import dataclass
 from typing import Any, Callable
 
+from common.user_error import UserError
+
 INSTALL_COMMAND = "pip install 'openai>=1.40'"
 BACKOFF_BASE_S = 1.0
 RETRIED_STATUSES = frozenset({408, 409, 425, 429})
@@ -19,7 +21,7 @@ FATAL_STATUSES = frozenset({401, 403, 404})
 MAX_ERROR_CHARACTERS = 300
 
 
-class LlmError(RuntimeError):
+class LlmError(UserError, RuntimeError):
     """The LLM steps cannot work at all: package, key, model name or a setting is wrong."""
 
 
