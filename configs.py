@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common import versions
+from common.files import real_path
 from common.threads import quiet_idle_threads
 from common.user_error import UserError
 
@@ -591,7 +592,7 @@ def config_of_model(model: str) -> RunConfig:
     recorded = read_settings(Path(model).parent / "config.json")
     if recorded:
         return recorded
-    if Path(model).resolve() == (Path(__file__).resolve().parent / TINY_MODEL_PATH).resolve():
+    if real_path(model) == real_path(Path(__file__).resolve().parent / TINY_MODEL_PATH):
         return get_preset("cpu")
     config = get_preset("auto")
     try:
@@ -625,9 +626,12 @@ def config_from_arguments(arguments: argparse.Namespace) -> RunConfig:
     Raises:
         ConfigError: The preset or a field is unknown, or a value does not fit.
     """
-    overrides: dict[str, object] = {"output_dir": arguments.output_dir or None}
+    for option, given in (("--dataset", arguments.dataset), ("--output-dir", arguments.output_dir)):
+        if given is not None and not given.strip():
+            raise ConfigError(f"{option}: is empty; name a path, or leave the option out")
+    overrides: dict[str, object] = {"output_dir": arguments.output_dir}
     for name in ("data.dataset_path", "data.eval_dataset_path"):
-        overrides[name] = arguments.dataset or None
+        overrides[name] = arguments.dataset
     for text in arguments.overrides:
         path, separator, value = text.partition("=")
         if not separator:

@@ -25,7 +25,7 @@ from common import outputs
 from common.files import RunError
 from common.json_rows import read_rows
 from common.row_form import inner_rows, nearest
-from common.user_error import UserError, brief, printable, quoted, shorten
+from common.user_error import UserError, brief, cut, printable, quoted, shorten
 from data_reader import DatasetError, Task, read_tasks, shown_keys
 from envs.retail import DatabaseError, RetailDatabase
 from envs.retail.store import store_files
@@ -536,7 +536,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"task_tester.py {args.command}: error: {error}", file=sys.stderr)
         return INVALID_DATA
     except (UsageError, OSError) as error:
-        print(f"task_tester.py {args.command}: error: {error}", file=sys.stderr)
+        text = str(error) if isinstance(error, UsageError) else cut(str(error))
+        print(f"task_tester.py {args.command}: error: {text}", file=sys.stderr)
         return USAGE
 
 

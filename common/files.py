@@ -27,6 +27,11 @@ class SettingsError(RunError):
     """The data cannot be trained on with these settings; others would do."""
 
 
+def real_path(path: str | Path) -> Path:
+    """Return the absolute path without links; unlike `Path.resolve` never raises on a loop of links."""
+    return Path(os.path.realpath(path))
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """Write a file so that a kill leaves either the old or the new content.
 

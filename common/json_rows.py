@@ -28,6 +28,9 @@ class DatasetError(UserError, ValueError):
         super().__init__("\n".join(shorten(faults) + [remedy] * bool(remedy)))
         self.faults = list(faults)
 
+    def __str__(self) -> str:
+        return "\n".join(map(printable, self.args[0].split("\n")))
+
 
 class JsonRow(NamedTuple):
     """One row of a file: its value, or what is wrong with it."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.files import COMPLETE_NAME, read_json, write_json_atomic
+from common.files import COMPLETE_NAME, read_json, real_path, write_json_atomic
 from common.run_folder import MODEL_MARKS, is_artifact, is_living
 from common.user_error import UserError
 
@@ -103,7 +103,7 @@ def check_files(
             raise OutputError(f"{path.parent}: {kind}; choose another {option}")
         if not os.path.lexists(place) or _is_own(command, place):
             continue
-        is_bound = marks or any(given.resolve() in place.parents for given in inputs)
+        is_bound = marks or any(real_path(given) in place.parents for given in inputs)
         may = overwrite is not None and place.is_file() and not is_bound
         if not (may and overwrite):
             kind = "not what an earlier run of this command wrote"
@@ -121,7 +121,7 @@ def check_folder(command: str, folder: Path, inputs: Sequence[Path] = ()) -> Non
         RunError: A record is damaged.
     """
     _check_place(folder, inputs, "--output")
-    if any(given.exists() and folder.resolve() in given.resolve().parents for given in inputs):
+    if any(given.exists() and folder.resolve() in real_path(given).parents for given in inputs):
         raise OutputError(f"{folder}: an input lies in it; choose another --output")
     if not os.path.lexists(folder):
         return

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 from weakref import WeakValueDictionary
 
-from common.files import COMPLETE_NAME, RunError
+from common.files import COMPLETE_NAME, RunError, real_path
 
 try:
     import fcntl
@@ -75,7 +75,7 @@ def lock_folder(folder: Path, name: str) -> TextIO:
     Raises:
         RunError: It is locked already, lies in a saved model, or cannot be written.
     """
-    for parent in folder.resolve().parents:
+    for parent in real_path(folder).parents:
         if (parent / COMPLETE_NAME).exists():
             raise RunError(f"{folder}: lies in a saved model; choose another --output-dir")
     try:
@@ -113,7 +113,7 @@ def lock_run(folder: Path) -> TextIO:
     Raises:
         RunError: Another process holds it, or the folder cannot be written.
     """
-    path = folder.resolve()
+    path = real_path(folder)
     lock = _held.get(path) or lock_folder(folder, LOCK_NAME)
     _held[path] = lock
     return lock

@@ -16,7 +16,7 @@ class UserError(Exception):
     """Something that the user has to change; the message names it and says how."""
 
     def __str__(self) -> str:
-        return "\n".join(map(printable, super().__str__().split("\n")))
+        return printable(super().__str__())
 
     def _render_traceback_(self) -> list[str]:
         """Return what a notebook shows in the place of the traceback, as the command line does."""
@@ -66,7 +66,7 @@ def brief(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return `brief` text in quotes."""
+    """Return a user's text in quotes for a message: one line, escaped, cut at 80 characters."""
     return repr(text[:MAX_QUOTED]) + ("..." if len(text) > MAX_QUOTED else "")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from common.files import build_folder, write_text_atomic
+from common.files import build_folder, real_path, write_text_atomic
 from common.outputs import check_folder, record
 from common.run_folder import is_run
 from configs import ModelStage, config_of_model
@@ -71,7 +71,7 @@ def run_export(
         RunError: The disk is full.
     """
     folder = Path(output_dir).absolute()  # other programs would read a leading dash as an option
-    if folder.resolve() == Path(model_dir).resolve():
+    if real_path(folder) == real_path(model_dir):
         raise ModelError(f"{folder}: is the model itself; choose another --output")
     check_folder("export", folder, [Path(model_dir), Path(llama_cpp)])
     if export_format == "gguf" and not Path(llama_cpp, CONVERTER).is_file():

@@ -30,6 +30,7 @@ from common.files import (
     is_complete,
     is_disk_full,
     read_json,
+    real_path,
     write_json_atomic,
 )
 from common.run_folder import artifacts, check_new_run, is_run, lock_run
@@ -156,7 +157,7 @@ def _open_folder(
         _resume_settings(path, before, config, content)
         return lock
     if path.exists():
-        _set_aside(config, folder.resolve())
+        _set_aside(config, real_path(folder))
     settings = json.loads(config.to_json())
     write_json_atomic(path, {
         "settings": settings, "versions": package_versions(), "git_hash": git_hash(),
@@ -193,7 +194,7 @@ def _set_aside(config: configs.RunConfig, folder: Path) -> None:
     data = config.data
     inputs = (data.dataset_path, data.eval_dataset_path, data.data_dir, config.agent.trajectories_path)
     for name in (config.model.model_name, *inputs):
-        place = Path(name or "").resolve()
+        place = real_path(name or "")
         if any(path in (place, *place.parents) for path in found):
             raise RunError(f"{name}: lies in the earlier run of {folder}; choose another --output-dir")
     if found == [folder / "config.json"]:

@@ -317,8 +317,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (outputs.OutputError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (DatasetError, DatabaseError, OSError) as error:
+    except (DatasetError, DatabaseError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {cut(str(error))}", file=sys.stderr)
         return 2
     print(f"wrote {args.output}")
     return 0 if all(report.num_valid == report.num_tasks for report in reports) else 1
