@@ -17,7 +17,7 @@ from pathlib import Path
 from common import versions
 from common.files import real_path
 from common.threads import quiet_idle_threads
-from common.user_error import UserError
+from common.user_error import UserError, brief
 
 dataset_path = "dataset.jsonl"
 """Training tasks, 800 of them; "3.5k.jsonl" is the extended set. Path relative to the root."""
@@ -605,6 +605,10 @@ def config_of_model(model: str) -> RunConfig:
 
 def _convert(path: str, text: object, wanted: type) -> object:
     """Turn the text of an override into the field's type."""
+    try:
+        str(text).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{path}={brief(str(text))}: is no text in UTF-8; choose another") from None
     if isinstance(text, wanted) and not (isinstance(text, bool) and wanted is not bool):
         return text
     words = str(text)
@@ -616,7 +620,7 @@ def _convert(path: str, text: object, wanted: type) -> object:
         if wanted is float:
             return float(words)
     except (KeyError, ValueError):
-        raise ConfigError(f"{path}={words}: expected {wanted.__name__}") from None
+        raise ConfigError(f"{path}={brief(words)}: expected {wanted.__name__}") from None
     return words
 
 

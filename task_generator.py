@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> None:
     ) as error:
         _fail(EXIT_DATA, str(error))
     except OSError as error:
-        _fail(EXIT_USAGE, f"cannot write {output}: {error.strerror}")
+        _fail(EXIT_USAGE, f"cannot write {output}: {error.strerror}; choose another --output")
     except KeyboardInterrupt:
         _fail(130, f"interrupted, {output} is as it was")
 

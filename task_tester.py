@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from common import outputs
 from common.files import RunError
 from common.json_rows import read_rows
 from common.row_form import inner_rows, nearest
-from common.user_error import UserError, brief, cut, printable, quoted, shorten
+from common.user_error import UserError, brief, printable, quoted, shorten, system_error
 from data_reader import DatasetError, Task, read_tasks, shown_keys
 from envs.retail import DatabaseError, RetailDatabase
 from envs.retail.store import store_files
@@ -152,6 +153,12 @@ def _check_evaluation(args: argparse.Namespace, names: Sequence[str]) -> list[Pa
     return written
 
 
+def _record_evaluation(written: list[Path]) -> None:
+    """Note what was written, after a failure too: the same command may replace it then."""
+    with suppress(OSError):  # on a full disk
+        outputs.record("evaluate", written)
+
+
 def _run_evaluate(args: argparse.Namespace) -> int:
     if args.mode == "agent":
         return _run_evaluate_agent(args)
@@ -183,7 +190,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     finally:
         if is_new and not any(args.output.iterdir()):
             args.output.rmdir()
-    outputs.record("evaluate", written)
+        _record_evaluation(written)
     return 0
 
 
@@ -199,8 +206,10 @@ def _run_evaluate_agent(args: argparse.Namespace) -> int:
         db = RetailDatabase.load(args.data_dir)
         tasks = _judgeable(tasks, args, db)
         written = _check_evaluation(args, AGENT_FILES)
-        run_agent_evaluation(args, tasks, db, _load_policy)
-        outputs.record("evaluate", written)
+        try:
+            run_agent_evaluation(args, tasks, db, _load_policy)
+        finally:
+            _record_evaluation(written)
     except (DatasetError, DatabaseError, GoldError, outputs.OutputError):
         raise
     except UserError as error:
@@ -379,7 +388,10 @@ def _run_score(args: argparse.Namespace) -> int:
             with outputs.writing("score", args.output) as (part,):
                 part.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise UsageError(f"{args.output}: cannot be written ({error.strerror})") from None
+            raise UsageError(
+                f"{args.output}: cannot be written ({error.strerror}); free some space or choose "
+                "another --output"
+            ) from None
     missing = [task_id for task_id in tasks if task_id not in answered]
     if missing:
         print(
@@ -536,7 +548,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"task_tester.py {args.command}: error: {error}", file=sys.stderr)
         return INVALID_DATA
     except (UsageError, OSError) as error:
-        text = str(error) if isinstance(error, UsageError) else cut(str(error))
+        text = str(error)
+        if isinstance(error, OSError):
+            output = getattr(args, "output", None) or getattr(args, "report", None)
+            text = system_error(error, output or "stdout")
         print(f"task_tester.py {args.command}: error: {text}", file=sys.stderr)
         return USAGE
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import configs
 from common import versions
-from common.user_error import UserError, cut, print_error
+from common.user_error import UserError, print_error, system_error
 
 EPILOG = """examples:
   python train_script.py --preset cpu
@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not is_disk_full(error, folder):
             if error.filename is None:  # no file of the user's
                 raise
-            print_error(f"error: {cut(str(error))}; check the path")
+            print_error(f"error: {system_error(error, folder)}")
             return 1
         again = "disk full; free some space and start again"
         print_error(f"error: {disk_full_error(folder) if command is train else again}")

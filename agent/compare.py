@@ -14,7 +14,7 @@ from pathlib import Path
 from agent.evaluation import score_of_row
 from agent.viewer import write_viewer
 from common.outputs import add_overwrite, check_files, writing
-from common.user_error import UserError
+from common.user_error import UserError, cut, system_error
 from data_reader import read_tasks
 from envs.retail import RetailDatabase
 from scoring.metrics import format_estimate
@@ -36,7 +36,7 @@ def read_trajectories(folder: Path) -> list[dict]:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except OSError as error:
         raise CompareError(
-            f"{path}: cannot be read ({error.strerror}); name a folder that `task_tester.py "
+            f"{cut(str(path))}: cannot be read ({error.strerror}); name a folder that `task_tester.py "
             "evaluate --mode agent` wrote"
         ) from error
     except ValueError as error:
@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
         with writing("compare", args.output) as (page,):
             text = compare(args.before, args.after, args.tasks, page, db)
     except OSError as error:
-        print(f"error: {args.output}: cannot be written ({error.strerror})", file=sys.stderr)
+        print(f"error: {system_error(error, args.output)}", file=sys.stderr)
         return 1
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,11 +44,15 @@ def write_text_atomic(path: Path, text: str) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json_atomic(path: Path, value: object) -> None:
@@ -178,7 +183,7 @@ def is_disk_full(error: BaseException, folder: Path) -> bool:
     full_numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, OSError) and error.errno in full_numbers:
         return True
-    if "No space left" in str(error) or "os error 28" in str(error):
+    if re.search(rf"No space left|os error ({'|'.join(map(str, full_numbers))})\b", str(error)):
         return True
     existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     return shutil.disk_usage(existing).free < 2**20

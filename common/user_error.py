@@ -76,6 +76,17 @@ def cut(text: str) -> str:
     return printable(text if len(text) <= MAX_CHARACTERS else f"{text[:half]} ... {text[-half:]}")
 
 
+def system_error(error: OSError, place: object) -> str:
+    """Return one line for a file that cannot be read or written.
+
+    Args:
+        error: What the system said.
+        place: The file when the error names none, as a full disk does.
+    """
+    name = place if error.filename is None else error.filename
+    return f"{cut(str(name))}: {error.strerror}; check the path, its rights and the disk's free space"
+
+
 def print_error(text: str) -> None:
     """Print an error to stderr; of the processes that torchrun started, the first to fail does."""
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")

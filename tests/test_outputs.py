@@ -21,6 +21,7 @@ import tiny_random
 import task_generator
 import task_tester
 import train_script
+from agent import compare
 from common import outputs, run_folder
 from common.files import RunError, build_folder
 from data_reader import gold_completion
@@ -453,6 +454,113 @@ def test_two_runs_of_the_field():
     for second, first in (lines[:2], lines[2:]):
         assert "exit 1: error: " in second and "another run is running there" in second
         assert "exit 0: done: " in first
+
+
+# -- inputs that are something else, and writes that fail ---------------------------------------
+
+
+def read_from(name: str, world: Path, given: str, output: Path) -> int:
+    """Run a command with one of its inputs replaced; return its exit code."""
+    tasks, answers, model = (str(world / n) for n in ("tasks.jsonl", "answers.jsonl", "run/final_model"))
+    train = ["--preset", "cpu", f"--output-dir={output}/run", "--set", f"model.model_name={world / 'model'}"]
+    evaluate = ["evaluate", "--limit", "1", f"--output={output}/e"]
+    oracle = [*evaluate, "--mode", "agent", "--policy", "oracle"]
+    run, words = {
+        "audit": (task_tester.main, ["audit", "--", given]),
+        "audit --data-dir": (task_tester.main, ["audit", tasks, f"--data-dir={given}"]),
+        "audit --run": (task_tester.main, ["audit", tasks, f"--run={given}"]),
+        "audit --against": (task_tester.main, ["audit", tasks, f"--against={given}"]),
+        "audit --trajectories": (task_tester.main, ["audit", tasks, f"--trajectories={given}"]),
+        "score --tasks": (task_tester.main, ["score", f"--tasks={given}", "--completions", answers]),
+        "score --completions": (task_tester.main, ["score", "--tasks", tasks, f"--completions={given}"]),
+        "evaluate --model": (task_tester.main, [*evaluate, f"--model={given}", "--tasks", tasks]),
+        "evaluate --tasks": (task_tester.main, [*evaluate, "--model", model, f"--tasks={given}"]),
+        "agent --tasks": (task_tester.main, [*oracle, f"--tasks={given}"]),
+        "agent --data-dir": (task_tester.main, [*oracle, "--tasks", tasks, f"--data-dir={given}"]),
+        "compare": (compare.main, [f"--tasks={tasks}", f"--output={output}/c.html", "--", given, given]),
+        "compare --tasks": (compare.main, [f"--tasks={given}", f"--output={output}/c.html", model, model]),
+        "report": (audit_report.main, [f"--output={output}/r.md", "--", given]),
+        "generator --data-dir": (task_generator.main, [
+            "--num-tasks", "1", "--seed", "1", f"--data-dir={given}", f"--output={output}/g.jsonl"]),
+        "trajectories --tasks": (task_generator.main, [
+            "trajectories", f"--tasks={given}", f"--output={output}/t.jsonl"]),
+        "chat": (train_script.main, ["chat", f"--model={given}"]),
+        "export": (train_script.main, [
+            "export", f"--model={given}", "--format", "16bit", f"--output={output}/x"]),
+        "export --llama-cpp": (train_script.main, [
+            "export", "--model", model, "--format", "gguf", f"--llama-cpp={given}", f"--output={output}/x"]),
+        "train --dataset": (train_script.main, [*train, f"--dataset={given}"]),
+        "train model": (train_script.main, [
+            *train[:-2], "--dataset", tasks, "--set", f"model.model_name={given}"]),
+        "train store": (train_script.main, [*train, "--dataset", tasks, "--set", f"data.data_dir={given}"]),
+    }[name]
+    try:
+        return run(words)
+    except SystemExit as stopped:
+        return stopped.code or 0
+
+
+COMMANDS = (
+    "audit", "audit --data-dir", "audit --run", "audit --against", "audit --trajectories",
+    "score --tasks", "score --completions", "evaluate --model", "evaluate --tasks", "agent --tasks",
+    "agent --data-dir", "compare", "compare --tasks", "report", "generator --data-dir",
+    "trajectories --tasks", "chat", "export", "export --llama-cpp", "train --dataset", "train model",
+    "train store",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [
+    "stranger", "FILE/below", "loop", "none/such", "-none", "a\nb\x1b[31m", "x" * 300, "x/" * 3000,
+    "na\udcffme", "/dev/null", " ",
+])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_input_that_is_something_else_is_one_line(world, tmp_path, monkeypatch, capsys, name, kind):
+    given = kind
+    if kind in ("stranger", "FILE/below"):
+        given = str(world / kind)
+    elif kind == "loop":
+        given = str(tmp_path / "loop")
+        (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    before, output = sums(world), tmp_path / "output"
+    output.mkdir()
+    assert read_from(name, world, given, output) in (1, 2)
+    error = error_line(capsys)
+    assert error.isprintable() and len(error) < 1200 and ";" in error
+    assert sums(world) == before
+    assert {path.name for path in output.rglob("*")} <= {"run", "run.lock", "config.json"}
+
+
+@pytest.mark.parametrize("option", ["--dataset", "--output-dir"])
+def test_an_empty_path_is_no_default(world, capsys, option):
+    assert train_script.main(["--preset", "cpu", f"{option}="]) == 2
+    assert f"{option}: is empty; name a path" in error_line(capsys)
+
+
+LIMITED = ("import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))\n"
+           "sys.path[:0] = [{root!r}, {tests!r}]\n"
+           "from pathlib import Path; import test_outputs\n"
+           "sys.exit(test_outputs.command(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])))")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "place"), [
+    ("score", "s.jsonl"), ("audit", "r.md"), ("report", "r.md"), ("generator", "t.jsonl"),
+    ("make_store", "store"), ("agent", "e"), ("evaluate", "e"), ("export", "x"), ("train", "run"),
+])
+def test_a_write_that_fails_midway_is_one_line_and_loses_nothing(world, tmp_path, name, place):
+    """A limit on a file's size fails writes as a full disk does, for root too."""
+    code = LIMITED.format(root=str(ROOT), tests=str(ROOT / "tests"))
+    done = subprocess.run([sys.executable, "-c", code, name, world, tmp_path / place],
+                          cwd=ROOT, capture_output=True, text=True, timeout=300)
+    lines = [x for x in done.stderr.splitlines() if x and "Loading weights" not in x]
+    assert done.returncode in (1, 2) and len(lines) == 1, done.stderr
+    assert str(tmp_path / place) in lines[0] and ";" in lines[0]
+    assert not [path for path in tmp_path.rglob("*") if ".tmp" in path.name]
+    if name != "train":
+        assert command(name, world, tmp_path / place) == 0  # once there is room
 
 
 def odd_places(folder: Path) -> dict[str, Path]:

@@ -20,7 +20,7 @@ if __name__ == "__main__":  # the folder of the script is on the import path, th
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common.outputs import check_files, writing
-from common.user_error import UserError
+from common.user_error import UserError, system_error
 
 DEFAULT_SEED = 7
 NUM_ID_CLASSES = 89
@@ -304,7 +304,10 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"make_store.py: {error}", file=sys.stderr)
         return 1
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        print(f"make_store.py: {system_error(error, options.output_dir)}", file=sys.stderr)
+        return 2
+    except ValueError as error:
         print(f"make_store.py: {error}", file=sys.stderr)
         return 2
     print(f"{options.output_dir}: {options.num_users} users, {options.num_orders} orders")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common import outputs
 from common.files import RunError
-from common.user_error import cut
+from common.user_error import cut, system_error
 from data_reader import DatasetError, Splits
 from envs.retail import DatabaseError
 from envs.retail.store import store_files
@@ -321,7 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {cut(str(error))}", file=sys.stderr)
+        print(f"error: {system_error(error, args.output)}", file=sys.stderr)
         return 2
     print(f"wrote {args.output}")
     return 0 if all(report.num_valid == report.num_tasks for report in reports) else 1
