@@ -19,6 +19,7 @@ from typing import NoReturn
 from agent.trajectories import write_trajectories
 from common.files import RunError
 from common.outputs import OutputError, add_overwrite, check_files, writing
+from common.user_error import cut
 from data_reader import DatasetError, Task, iter_tasks, task_to_json
 from envs.retail import DatabaseError, RetailDatabase
 from envs.retail.store import store_files
@@ -101,9 +102,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def _check_output(parser: argparse.ArgumentParser, output: Path) -> None:
     if os.path.isdir(output):
-        parser.error(f"argument --output: {output} is a folder, name a file in it")
+        parser.error(f"argument --output: {cut(str(output))} is a folder; name a file in it")
     if not output.parent.is_dir():
-        parser.error(f"argument --output: folder {output.parent} does not exist, make it first")
+        parser.error(f"argument --output: folder {cut(str(output.parent))} does not exist; make it first")
     if not os.access(output.parent, os.W_OK):
         parser.error(f"argument --output: folder {output.parent} is not writable, choose another")
 

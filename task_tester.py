@@ -31,7 +31,13 @@ from data_reader import DatasetError, Task, read_tasks, shown_keys
 from envs.retail import DatabaseError, RetailDatabase
 from envs.retail.store import store_files
 from prompting.harmony import find_special_token
-from scoring.metrics import metric_line, parse_failure_table, per_tool_table, summarize, summarize_outcome
+from scoring.metrics import (
+    metric_line,
+    parse_failure_table,
+    per_tool_table,
+    summarize,
+    summarize_outcome,
+)
 from scoring.parse import MAX_CALLS, MAX_CHARACTERS, Call, ParseKind, parse_plan
 from scoring.reward import (
     DEFAULT_WEIGHTS,
@@ -60,6 +66,7 @@ INVALID_DATA, USAGE = 1, 2
 EVALUATION_FILES = ("evaluation.json", "evaluation_details.json", "completions.jsonl")
 AGENT_FILES = ("trajectories.jsonl", "episodes.html", "evaluation.json")
 
+_HOLDS_CALL = re.compile(r"""tool_call|["']arguments["']""")
 EXIT_CODES = "exit code: 0 done, 1 invalid data, 2 wrong usage or a file that is not there"
 
 
@@ -348,7 +355,7 @@ def _warn_of_wrapped_plans(
     wrapped = [
         (place, score.parse_error)
         for (_, text, place), score in zip(answers, scores, strict=True)
-        if score.parse_error and (find_special_token(text) or '"tool_calls"' in text)
+        if score.parse_error and (find_special_token(text) or _HOLDS_CALL.search(text))
     ]
     if wrapped:
         place, kind = wrapped[0]

@@ -19,7 +19,14 @@ import pytest
 import task_tester
 from common import strict_json
 from common.user_error import MAX_FINDINGS, shorten
-from data_reader import DatasetError, gold_completion, iter_tasks, read_tasks, scan_tasks, task_to_json
+from data_reader import (
+    DatasetError,
+    gold_completion,
+    iter_tasks,
+    read_tasks,
+    scan_tasks,
+    task_to_json,
+)
 from envs.retail import Episode, RetailDatabase
 from envs.retail.tools.call_form import call_finding
 from prompting.harmony import parse_completion
@@ -525,6 +532,16 @@ def test_lists_that_do_not_fit_have_a_remedy():
         assert call_finding(call).endswith(remedy)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file's name is text")
+def test_a_file_of_any_name_is_audited(tmp_path, capsys):
+    path = write(Path(f"{tmp_path}/\n\x1b[31m na\udcffme $x [1].jsonl"), jsonl(ROWS) + "{}\n")
+    for words in (["--json"], ["--report", str(tmp_path / "r.md")], []):
+        assert task_tester.main(["audit", str(path), *words]) == 1
+        captured = capsys.readouterr()
+        assert captured.err == "" and "\x1b" not in captured.out and "udcffme" in captured.out
+    assert "na\\udcffme" in (tmp_path / "r.md").read_text()
+
+
 HOSTILE = "id\n\x1b[31m\u202e" + "x" * 100_000
 
 
@@ -614,7 +631,10 @@ def raw(channel: str):
 
 @pytest.mark.parametrize("change", [
     raw("<|channel|>final<|message|>"), raw("<|channel|>analysis<|message|>Hm.<|end|>"),
-    raw("analysisHm.assistantfinal"), raw("Here is the plan: "),
+    raw("analysisHm.assistantfinal"), raw("Here is the plan: "), raw("<think>Hm.</think>"),
+    lambda row, n: {**row, "completion": json.dumps(json.loads(row["completion"])["tool_calls"])},
+    lambda row, n: {**row, "completion": str(json.loads(row["completion"]))},
+    lambda row, n: {**row, "completion": '<tool_call>{"name": "think"}</tool_call>'},
     lambda row, n: {**row, "completion": f"```\n{row['completion']}\n```"},
     lambda row, n: {**row, "completion": "<|channel|>commentary to=functions.think<|message|>{}<|call|>"},
 ])
@@ -651,7 +671,7 @@ def test_an_array_of_completions_is_read(tmp_path, capsys):
     ("c01-int-ids.jsonl", 1, "task_id: must be text, not int; write the task's own id"),
     ("c11-int-line-ids.jsonl", 1, 'such as "line-1"'), ("c08-utf16.jsonl", 1, "is UTF-16 text"),
     ("c02-raw-harmony.jsonl", 0, "c02-raw-harmony.jsonl:1: completion: more or other"), ("c03-stripped-tokens.jsonl", 0, "as 8 of 8 are"),
-    ("c07-fenced.jsonl", 0, "as 8 of 8 are"), ("c12-shapes.jsonl", 0, "as 4 of 8 are"),
+    ("c07-fenced.jsonl", 0, "as 8 of 8 are"), ("c12-shapes.jsonl", 0, "as 6 of 8 are"),
     ("c05-messages.jsonl", 1, "must be text, not list"), ("c06-plan-object.jsonl", 1, "not dict"),
     ("c10-response-key.jsonl", 1, "the row has task_id, response"),
 ])

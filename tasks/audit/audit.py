@@ -13,10 +13,15 @@ from pathlib import Path
 from random import Random
 from typing import Any, TextIO
 
-from common.user_error import cut, shorten
+from common.user_error import cut, printable, shorten
 from data_reader import ScannedRow, Task, gold_completion, scan_tasks
 from envs.retail import WRITE_TOOLS, RetailDatabase
-from tasks.audit.duplicates import SplitLeakage, UniquenessCheck, fingerprint, wording_figures
+from tasks.audit.duplicates import (
+    SplitLeakage,
+    UniquenessCheck,
+    fingerprint,
+    wording_figures,
+)
 from tasks.audit.execution import RowChecks
 from tasks.audit.finding import Finding
 from tasks.audit.policy import AUTHENTICATION_TOOLS
@@ -242,7 +247,7 @@ def audit_files(
     """
     db = RetailDatabase.load(data_dir)
     leakage = SplitLeakage(db, **split)
-    audits = [Audit(str(path), db, leakage) for path in paths]
+    audits = [Audit(printable(str(path)), db, leakage) for path in paths]
     for path, audit in zip(paths, audits, strict=True):
         for row in scan_tasks(path, check_ids=False):
             audit.add(row)
