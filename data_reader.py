@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from common.bench_rows import is_tau2_row, own_form
 from common.json_rows import DatasetError, parse_row, read_rows, shown_keys, typed_field
 from common.reader_text import folded, is_blank
-from common.row_form import as_json, inner_rows, is_talk, nearest
+from common.row_form import as_json, missing_finding
 from common.user_error import quoted
 from envs.retail import Episode, RetailDatabase
 from envs.retail.tools.call_form import call_finding, is_call
@@ -76,6 +76,8 @@ REQUIRED = {
     "gold_final": "the outcome in a short phrase as gold_final",
 }
 """What every row must have, and in words what to add."""
+BENCH_FIELDS = ("actions", "evaluation_criteria")
+"""Fields by which rows of tau-bench and tau2-bench are known."""
 
 
 # -- rows --------------------------------------------------------------------------------------
@@ -113,36 +115,9 @@ def _check_text(row: Mapping[str, Any], findings: list[str]) -> None:
         findings.append("row: contains half of a surrogate pair (\\ud800-\\udfff); write it whole")
 
 
-def _missing_finding(row: Mapping[str, Any], missing: list[str]) -> str:
-    """Say which required fields a row lacks, what it has instead and what to write."""
-    if not any(name in row for name in REQUIRED):
-        inner = inner_rows(row, (*REQUIRED, "actions", "evaluation_criteria"))
-        if inner:
-            return f"row: is no task itself, {inner}"
-    states = {name: "is null" if name in row else "is missing" for name in missing}
-    first, *rest = missing
-    also = [f"{name} {states[name]}" for name in rest]
-    if len(set(states.values())) == 1 and rest:
-        also = [f"{', '.join(rest)} too"]
-    others = [key for key in row if key not in REQUIRED]
-    steps = []
-    for name in missing:
-        meant = nearest(name, others)
-        for key in others if name == "gold_actions" and not meant else ():
-            value = as_json(row[key])
-            if isinstance(value, list) and value and all(map(is_call, value)):
-                meant = key
-        if meant is None or row[meant] is None:
-            steps.append(f"add {REQUIRED[name]}")
-        elif name == "gold_actions" and isinstance(row[meant], str):
-            steps.append(f"rename {meant[:40]} to {name}, as a list, not as text")
-        else:
-            steps.append(f"rename {meant[:40]} to {name}")
-    talks = [key for key in others if is_talk(row[key])]
-    hint = f" (the customer's words and the calls are in {talks[0][:40]})" if talks else ""
-    where = f" ({', '.join(also)})" if also else ""
-    keys = shown_keys(row) or "no key"
-    return f"{first}: {states[first]}{where}, the row has {keys}; {' and '.join(steps)}{hint}"
+def _is_gold(key: str, value: Any) -> bool:
+    value = as_json(value)
+    return isinstance(value, list) and bool(value) and all(map(is_call, value))
 
 
 def _task_of_row(
@@ -158,7 +133,7 @@ def _task_of_row(
     gold_final = typed_field(row, "gold_final", str, "text", findings)
     missing = [name for name in REQUIRED if row.get(name) is None]
     if missing:
-        findings.append(_missing_finding(given, missing))
+        findings.append(missing_finding(given, REQUIRED, {"gold_actions": _is_gold}, BENCH_FIELDS))
     if len(missing) == len(REQUIRED):  # no task at all
         return None
     if query is not None and is_blank(query):

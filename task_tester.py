@@ -25,9 +25,9 @@ from agent.trajectories import DEFECTS, audit_conversations
 from common import outputs
 from common.files import RunError
 from common.json_rows import read_rows
-from common.row_form import inner_rows, nearest
+from common.row_form import missing_finding
 from common.user_error import UserError, brief, printable, quoted, shorten, system_error
-from data_reader import DatasetError, Task, read_tasks, shown_keys
+from data_reader import DatasetError, Task, read_tasks
 from envs.retail import DatabaseError, RetailDatabase
 from envs.retail.store import store_files
 from prompting.harmony import find_special_token
@@ -288,7 +288,8 @@ def _completion_of_row(row: Any, number: int, tasks: dict[str, Task]) -> tuple[T
         raise ValueError("row: must be an object with task_id and completion; write one a line")
     task_id, completion = row.get("task_id"), row.get("completion")
     if completion is None:
-        raise ValueError(_missing_completion(row))
+        texts = {"completion": lambda key, value: key != "task_id" and isinstance(value, str)}
+        raise ValueError(missing_finding(row, {"completion": "the final message's text"}, texts))
     if task_id is None:
         # Matched by line, a row that names its task in another key would be scored for a wrong one.
         for key in row:
@@ -309,18 +310,6 @@ def _completion_of_row(row: Any, number: int, tasks: dict[str, Task]) -> tuple[T
             "text, a plan as the JSON text that the model wrote"
         )
     return tasks[task_id], completion
-
-
-def _missing_completion(row: dict[str, Any]) -> str:
-    inner = "" if "completion" in row else inner_rows(row, ("completion",))
-    if inner:
-        return f"row: is no completion itself, {inner}"
-    state = "null" if "completion" in row else "missing"
-    texts = [key for key, value in row.items() if key != "task_id" and isinstance(value, str)]
-    meant = nearest("completion", texts) or (texts[0] if len(texts) == 1 else None)
-    remedy = f"rename {meant[:40]} to completion, it is" if meant else "add"
-    keys = shown_keys(row) or "no key"
-    return f"completion: is {state}, the row has {keys}; {remedy} the final message's text"
 
 
 def _read_completions(path: Path, tasks: dict[str, Task]) -> list[tuple[Task, str, str]]:

@@ -5,7 +5,8 @@ Nothing is repaired; these are the words of a remedy.
 
 import json
 import re
-from collections.abc import Collection, Mapping
+import shlex
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from difflib import get_close_matches
 from typing import Any
 
@@ -41,36 +42,69 @@ def as_json(value: Any) -> Any:
     return value
 
 
-def inner_rows(row: Mapping[str, Any], fields: Collection[str]) -> str:
-    """Say where a row that is none itself holds the rows, and how to get them out.
+def missing_finding(
+    row: Mapping[str, Any], required: Mapping[str, str],
+    fits: Mapping[str, Callable[[str, Any], bool]], fields: Sequence[str] = (),
+) -> str:
+    """Say which required fields a row lacks, what it has instead and what to write.
 
     Args:
-        row: A row without any of the fields.
-        fields: Fields by which a row is known.
+        row: A row that lacks a field, or holds null in it.
+        required: The fields, each with what to add in words.
+        fits: For a field whether another key and its value may be what is meant.
+        fields: More fields by which a row is known that lies inside of another.
 
     Returns:
-        "the row has ...; write ...", or "" when it holds no rows.
+        "field: ..., the row has ...; what to write".
     """
-    path = _path(row, frozenset(fields), 4)
-    for key, value in row.items() if path is None and len(row) == 1 else ():
+    keys = shown_keys(row) or "no key"
+    known = {*required, *fields}
+    path = _rows_path(row, known) if known.isdisjoint(row) else None
+    if path:
+        return (
+            f"row: holds its rows inside, the row has {keys}; write each object under {path} on a "
+            f"line of its own (jq -c {shlex.quote(path)})"
+        )
+    missing = [name for name in required if row.get(name) is None]
+    others = [key for key, value in row.items() if key not in required and value is not None]
+    steps = []
+    for name in missing:
+        meant = nearest(name, others)
+        alike = [key for key in others if name in fits and fits[name](key, row[key])]
+        if meant is None and len(alike) == 1:
+            meant = alike[0]
+        if meant is None:
+            steps.append(f"add {required[name]}")
+        elif isinstance(row[meant], str) and isinstance(as_json(row[meant]), list):
+            steps.append(f"rename {meant[:_MAX_KEY]} to {name}, as a list, not as text")
+        else:
+            steps.append(f"rename {meant[:_MAX_KEY]} to {name}")
+    talks = [key[:_MAX_KEY] for key in others if _is_talk(row[key])]
+    hint = f" (the customer's words and the calls are in {talks[0]})" if talks else ""
+    states = {name: "is null" if name in row else "is missing" for name in missing}
+    also = [f"{name} {states[name]}" for name in missing[1:]]
+    if also and len(set(states.values())) == 1:
+        also = [f"{', '.join(missing[1:])} too"]
+    where = f" ({', '.join(also)})" if also else ""
+    return f"{missing[0]}: {states[missing[0]]}{where}, the row has {keys}; {' and '.join(steps)}{hint}"
+
+
+def _rows_path(row: Mapping[str, Any], fields: Set[str]) -> str | None:
+    """Return jq's path to the rows inside of a row, None when there are none."""
+    for key, value in row.items() if len(row) == 1 else ():
         items = value if isinstance(value, list) else []
-        if items and all(isinstance(one, dict) for one in items) and not is_talk(items):
-            path = f"{_step(key)}[]"
-    if not path:
-        return ""
-    return (
-        f"the row has {shown_keys(row)}; write each object under {path} on a line of its own "
-        f"(jq -c '{path}')"
-    )
+        if items and all(isinstance(one, dict) for one in items) and not _is_talk(items):
+            return _path(row, fields, 4) or f"{_step(key)}[]"
+    return _path(row, fields, 4)
 
 
-def is_talk(value: Any) -> bool:
+def _is_talk(value: Any) -> bool:
     """Tell whether a value is a list of chat messages."""
     return isinstance(value, list) and any(
         isinstance(one, dict) and not {"role", "from"}.isdisjoint(one) for one in value)
 
 
-def _path(value: Any, fields: frozenset[str], depth: int) -> str | None:
+def _path(value: Any, fields: Set[str], depth: int) -> str | None:
     """Return jq's path to the first object with one of the fields, "" for the value itself."""
     if isinstance(value, list):
         found = _path(value[0], fields, depth) if value and isinstance(value[0], dict) else None

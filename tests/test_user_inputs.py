@@ -613,7 +613,7 @@ def answers_file(path: Path, change) -> Path:
 @pytest.mark.parametrize(("change", "words"), [
     (lambda row, n: {**row, "task_id": n}, "task_id: must be text, not int; write the task's own id"),
     (lambda row, n: {**row, "task_id": f"t{n}"}, "names no task of the task file; write the task's"),
-    (lambda row, n: {"task_id": row["task_id"], "response": "x"}, "has task_id, response; rename response to completion, it is the final message's text"),
+    (lambda row, n: {"task_id": row["task_id"], "response": "x"}, "has task_id, response; rename response to completion"),
     (lambda row, n: {**row, "completion": [row]}, "completion: must be text, not list; give the"),
     (lambda row, n: {**row, "completion": {"tool_calls": []}}, "not dict; give the final message's"),
     (lambda row, n: [row], "one whole JSON array, or an object a line"),
