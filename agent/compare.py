@@ -14,9 +14,10 @@ from pathlib import Path
 from agent.evaluation import score_of_row
 from agent.viewer import write_viewer
 from common.outputs import add_overwrite, check_files, writing
-from common.user_error import UserError, cut, system_error
+from common.user_error import UserError, cut
 from data_reader import read_tasks
 from envs.retail import RetailDatabase
+from envs.retail.store import store_files
 from scoring.metrics import format_estimate
 from scoring.trials import compare_trials
 
@@ -104,13 +105,15 @@ def main(arguments: list[str] | None = None) -> int:
     add_overwrite(parser)
     args = parser.parse_args(arguments)
     try:
-        inputs = [args.tasks, *(folder / "trajectories.jsonl" for folder in (args.before, args.after))]
+        played = [folder / "trajectories.jsonl" for folder in (args.before, args.after)]
+        inputs = [args.tasks, *played, *store_files(args.data_dir)]
         check_files("compare", [args.output], inputs, overwrite=args.overwrite)
         db = RetailDatabase.load(args.data_dir)
         with writing("compare", args.output) as (page,):
             text = compare(args.before, args.after, args.tasks, page, db)
     except OSError as error:
-        print(f"error: {system_error(error, args.output)}", file=sys.stderr)
+        reason = f"cannot be written ({error.strerror}); choose another --output"
+        print(f"error: {cut(str(args.output))}: {reason}", file=sys.stderr)
         return 1
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

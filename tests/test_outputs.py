@@ -67,6 +67,7 @@ def world(tmp_path_factory):
         path.write_text(f"years of work: {name}")
     shutil.copytree(world / "stranger/checkpoint-500", world / "trainer/checkpoint-500")
     (world / "FILE").write_text("more work")
+    assert command("agent", world, world / "played") == 0
     return world
 
 
@@ -97,6 +98,14 @@ def command(name: str, world: Path, output: Path, *more: str) -> int:
             task_generator.main(["--num-tasks", "2", "--seed", "1", "--data-dir", str(world / "store"),
                                  "--output" + here, *given])
             return 0
+        if name == "trajectories":
+            task_generator.main(["trajectories", "--tasks", str(world / "tasks.jsonl"), "--data-dir",
+                                 str(world / "store"), "--output" + here, *given])
+            return 0
+        if name == "compare":
+            played = str(world / "played")
+            return compare.main([played, played, "--tasks", tasks, "--data-dir", str(world / "store"),
+                                 "--output" + here, *given])
         if name == "make_store":
             return make_store.main(["--num-users", "2", "--num-orders", "3", "--output-dir" + here])
         if name == "export":
@@ -118,6 +127,7 @@ def error_line(capsys) -> str:
     return lines[0]
 
 
+WRITERS = ("score", "audit", "report", "generator", "trajectories", "compare")
 FILES = (
     "tasks.jsonl", "answers.jsonl", "store/users.json", "run/evaluation.json", "run/config.json",
     "run/final_model/adapter_config.json", "run/final_model/new.jsonl", "run/sft/adapter/deep/new.md",
@@ -126,8 +136,9 @@ FILES = (
 FOLDERS = ("run/final_model", "run/merged_model", "run/checkpoint-1", "model", "stranger", "FILE",
            "tasks.jsonl", "FILE/below", "/proc/none/x", "run/final_model/new")
 REFUSED = [
-    *((name, place) for name in ("score", "audit", "report", "generator") for place in FILES
-      if (name, place) != ("audit", "answers.jsonl")),
+    *((name, place) for name in WRITERS for place in FILES if (name, place) != ("audit", "answers.jsonl")),
+    *(("compare", f"played/{name}") for name in ("trajectories.jsonl", "evaluation.json", "episodes.html")),
+    *(("train --mode=agent", place) for place in (*FOLDERS, "trainer", "played")),
     ("audit", "stranger/new.md"), ("report", "stranger/new.md"), ("generator", "stranger/other.jsonl"),
     *((name, place) for name in ("evaluate", "agent", "tau2") for place in (*FOLDERS, "run")),
     *(("export", place) for place in (*FOLDERS, "run", "store", ".", "trainer")),
@@ -150,9 +161,8 @@ def test_nothing_is_lost(world, capsys, name, place):
 
 
 @pytest.mark.parametrize(("name", "place"), [
-    *((name, place) for name in ("score", "audit", "report", "generator") for place in FILES[:9]
-      if (name, place) not in ([("audit", "answers.jsonl"), ("report", "answers.jsonl"),
-                                ("generator", "answers.jsonl"), ("generator", "tasks.jsonl")])),
+    *((name, place) for name in WRITERS for place in FILES[:9]
+      if place != "answers.jsonl" or name == "score" if (name, place) != ("generator", "tasks.jsonl")),
     *(("evaluate", place) for place in ("run", "run/final_model", "model")),
 ])
 def test_overwrite_takes_no_input_no_run_and_no_model(world, capsys, name, place):
@@ -180,8 +190,7 @@ def test_overwrite_replaces_a_strangers_file(world, tmp_path, capsys, name, plac
 NAMES = ("My Drive", "it's \"so\"", "-rf", "\u00fc \u7a7a", "$HOME", "a;b#c", "[x]*?")
 
 
-@pytest.mark.parametrize("name", [
-    "evaluate", "agent", "score", "audit", "report", "generator", "make_store"])
+@pytest.mark.parametrize("name", ["evaluate", "agent", "make_store", *WRITERS])
 @pytest.mark.parametrize("folder", ["-rf", "it's \"My Drive\" \u00fc $HOME [x]*?"])
 def test_an_own_output_is_replaced_until_it_is_edited(world, tmp_path, monkeypatch, capsys, name, folder):
     monkeypatch.chdir(tmp_path)
