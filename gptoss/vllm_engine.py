@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from accelerate import PartialState
 from configs import ModelStage
 from gptoss.generation import Completion
 from gptoss.weights import KINDS, Experts, LoraFactors, find_core, linear_lora
@@ -242,12 +243,15 @@ def start_vllm(model: Any, stage: ModelStage) -> VllmEngine | None:
     Returns:
         The engine; None when vLLM is missing or does not start.
     """
+    state = PartialState()
     try:
+        if state.num_processes > 1:
+            raise ValueError(f"it samples for one process only, here are {state.num_processes}")
         return VllmEngine(model, stage)
     except ImportError as error:
         reason = f"vLLM cannot be imported ({error}): pip install vllm=={VERSION}"
     except Exception as error:  # vLLM raises errors of many kinds; the run can do without it
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         reason = f"vLLM does not start: {line[:300]}"
-    print(f"model.sampling=vllm: {reason}; fast sampling is used")
+    state.print(f"model.sampling=vllm: {reason}; fast sampling is used")
     return None

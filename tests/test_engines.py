@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from accelerate import PartialState
 from envs.retail import RetailDatabase
+from gptoss import vllm_engine
 from gptoss.generation import complete, engine_of
 from gptoss.load import load_for_evaluation, load_model, merge_and_save
 from gptoss.vllm_engine import RELEASED, VllmEngine, weights_for, write_adapter
@@ -117,6 +119,15 @@ def test_a_vllm_that_does_not_start_is_one_line_too(tmp_path_factory, vllm, monk
     load(tmp_path_factory, "vllm")
     assert ("model.sampling=vllm: vLLM does not start: Free memory on device is less than desired; "
             "fast sampling is used\n") in capsys.readouterr().out
+
+
+def test_several_processes_use_fast_sampling(tmp_path_factory, vllm, monkeypatch, capsys):
+    state = PartialState()
+    monkeypatch.setattr(state, "num_processes", 2)
+    monkeypatch.setattr(vllm_engine, "PartialState", lambda: state)
+    model = load(tmp_path_factory, "vllm")
+    assert "one process only, here are 2; fast sampling is used" in capsys.readouterr().out
+    assert not engine_of(model).differs
 
 
 def test_which_weights_vllm_loads(tmp_path, tmp_path_factory):
