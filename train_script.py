@@ -105,9 +105,9 @@ def _add_export(commands: Any) -> None:
     parser.set_defaults(run=export)
     parser.add_argument("--model", required=True, metavar="DIR", help="adapter or model folder")
     parser.add_argument(
-        "--format", required=True, choices=("16bit", "mxfp4", "gguf"),
-        help="16bit (2 bytes a parameter; 4 on a CPU), mxfp4 (experts in 4.25 bits), or gguf (mxfp4 "
-        "and a model.gguf beside it)",
+        "--format", required=True, choices=("16bit", "mxfp4", "gguf", "adapter"),
+        help="16bit (2 bytes a parameter; 4 on a CPU), mxfp4 (experts in 4.25 bits), gguf (mxfp4 "
+        "and a model.gguf beside it), or adapter (alone, as vLLM reads it)",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
     parser.add_argument(

@@ -2,7 +2,8 @@
 
 Formats: `16bit`, as `merged_model/` is written in a run; `mxfp4`, the layout of the released
 `openai/gpt-oss-20b`, a third of the size; `gguf`, that folder and a `model.gguf` beside it, made by
-llama.cpp's own converter. The first two load with transformers and vLLM.
+llama.cpp's own converter. The first two load with transformers and vLLM. `adapter` is the adapter
+alone, for vLLM to serve on its base: Unsloth's own layout, one LoRA per expert, vLLM does not read.
 Left out on purpose: Unsloth's `save_method="mxfp4"` and the `save_pretrained_gguf` built on it. They
 copy the packed experts of the base model and so leave out what an adapter changed in them.
 """
@@ -36,9 +37,10 @@ from gptoss.model_card import model_card
 from gptoss.model_types import Model, Tokenizer
 from gptoss.nf4 import holds_fused_experts
 from gptoss.preflight import ModelError, check_checkpoint, check_disk_space
+from gptoss.vllm_engine import write_adapter
 from gptoss.weights import KINDS, Experts, find_core
 
-FORMATS = ("16bit", "mxfp4", "gguf")
+FORMATS = ("16bit", "mxfp4", "gguf", "adapter")
 CONVERTER = "convert_hf_to_gguf.py"
 """llama.cpp's program that reads a folder in the released model's layout."""
 _BEGUN = '<|channel|>final<|message|>{"tool_calls":[{"name":"'
@@ -86,12 +88,16 @@ def run_export(
         check_checkpoint(Path(model_dir))
         if holds_fused_experts(Path(model_dir)):
             stage = replace(stage, load_in_4bit=False)
+    if export_format == "adapter" and not (Path(model_dir) / "adapter_config.json").is_file():
+        raise ModelError(f"{model_dir}: holds no adapter; name the run's final_model")
     model, tokenizer = load_for_evaluation(model_dir, stage)
     run_dir = Path(model_dir).parent
     card = model_card(run_dir, adapter=False) if is_run(run_dir) else ""
     export_model(model, tokenizer, folder, stage, export_format, llama_cpp, card)
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
     print(f"{folder}: {size:.2f} GB as {export_format}")
+    if export_format == "adapter":
+        return 0
     rounded = None
     with memory_guard(f"the comparison ({folder} is written)", LARGER_GPU):
         before = logits_on(model, tokenizer, prompts)
@@ -153,7 +159,10 @@ def export_model(
     check_disk_space(folder, needed, f"the {export_format} export", "or choose another --output")
 
     def build(part: Path) -> None:
-        write_merged(model, part, dtype, pack_experts=packed)
+        if export_format == "adapter":
+            write_adapter(model, part, model.peft_config["default"].base_model_name_or_path)
+        else:
+            write_merged(model, part, dtype, pack_experts=packed)
         tokenizer.save_pretrained(str(part))
         if card:
             write_text_atomic(part / "README.md", card)

@@ -57,12 +57,13 @@ def _stack(factors: LoraFactors, many: bool) -> Factors:
     return (a, b) if many else (a[0], b[0])
 
 
-def write_adapter(model: nn.Module, folder: Path) -> None:
-    """Write the active adapter in the layout that vLLM reads, whichever way it is held.
+def write_adapter(model: nn.Module, folder: Path, base: str = "") -> None:
+    """Write the active adapter in the layout that vLLM and PEFT read, whichever way it is held.
 
     Args:
         model: GPT-OSS with an adapter.
         folder: Created when missing.
+        base: Name or folder of the base model, for the adapter's settings.
     """
     tensors: dict[str, torch.Tensor] = {}
     rank = 0
@@ -81,7 +82,7 @@ def write_adapter(model: nn.Module, folder: Path) -> None:
             tensors[f"{key}lora_B.weight"] = b.cpu().contiguous()
     settings = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "bias": "none",
-        "target_modules": list(ATTENTION),
+        "target_modules": list(ATTENTION), "base_model_name_or_path": base,
     }
     if any(".experts." in key for key in tensors):
         settings["target_parameters"] = [f"mlp.experts.{kind}" for kind in KINDS]

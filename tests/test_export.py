@@ -97,6 +97,23 @@ def test_names_shapes_and_settings_are_those_of_the_released_model(packed_dir: P
     assert "lm_head" in config["quantization_config"]["modules_to_not_convert"]
 
 
+def test_an_adapter_alone_loads_on_its_base(trained, stage, tmp_path):
+    model, tokenizer = trained
+    export_model(model, tokenizer, tmp_path / "out", stage, "adapter")
+    again, _ = load_for_evaluation(str(tmp_path / "out"), stage)
+    before, after = (logits_on(each, tokenizer, PROMPTS) for each in (model, again))
+    assert compare_logits(before, after)["max_abs_diff"] < 1e-5
+    base, _ = load_for_evaluation(stage.model_name, stage)
+    assert compare_logits(before, logits_on(base, tokenizer, PROMPTS))["max_abs_diff"] > 1e-2
+
+
+def test_only_an_adapter_can_be_exported_as_one(tmp_path, capsys):
+    words = ["export", "--model", "models/tiny-gpt-oss", "--format", "adapter", "--output",
+             str(tmp_path / "out")]
+    assert train_script.main(words) == 1
+    assert "models/tiny-gpt-oss: holds no adapter" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("export_format", ["16bit", "mxfp4", "gguf"])
 def test_disk_space_is_asked_for_first(trained, stage, tmp_path, monkeypatch, export_format):
     needed = export_bytes(trained[0], torch.float32, packed=export_format != "16bit")
