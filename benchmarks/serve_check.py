@@ -68,7 +68,7 @@ def make_narrow(tokenizer_dir: Path, folder: Path) -> Path:
     config = GptOssConfig(
         num_hidden_layers=4, hidden_size=256, intermediate_size=256, num_local_experts=8,
         num_attention_heads=8, num_key_value_heads=2, head_dim=64, num_experts_per_tok=4,
-        vocab_size=201088, sliding_window=128, initializer_range=0.1, tie_word_embeddings=False,
+        vocab_size=201088, sliding_window=128, initializer_range=0.02, tie_word_embeddings=False,
         eos_token_id=200002, pad_token_id=199999,
         rope_parameters={
             "rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "beta_fast": 32.0,
@@ -77,6 +77,8 @@ def make_narrow(tokenizer_dir: Path, folder: Path) -> Path:
     )
     torch.manual_seed(0)
     model = GptOssForCausalLM(config).to(torch.bfloat16)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(50)  # likeliest tokens that rounding does not change
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = [200002, 200012], 199999
     model.save_pretrained(folder / "base")
     AutoTokenizer.from_pretrained(tokenizer_dir).save_pretrained(folder / "base")

@@ -18,6 +18,7 @@ from gptoss.weights import find_core
 from tests import standin_vllm, tiny_random
 from tests.test_model import randomize_lora
 from tests.test_rollouts import make_stage
+from training import importance
 from training.grpo import build_grpo_trainer
 from training.importance import MAX_WEIGHT, sampler_kl
 from training.rewards import make_reward_functions
@@ -162,6 +163,17 @@ def test_kl_of_the_sampler_by_hand():
     mask = torch.tensor([[1, 1, 0]])
     assert sampler_kl(trained, sampled, mask) == pytest.approx((math.exp(0.5) - 1 - 0.5) / 2)
     assert sampler_kl(sampled, sampled, mask) == sampler_kl(trained, sampled, 0 * mask) == 0.0
+
+
+def test_the_columns_of_completions_when_padding_was_moved_to_the_end():
+    # Prompts of 3, 1 and 2 tokens before completions of 2, padded on the left; moved, their tokens
+    # are p p p c c, p c c . . and p p c c . of which the last 2 + 2 columns are kept.
+    batch = {"prompt_mask": torch.tensor([[1, 1, 1], [0, 0, 1], [0, 1, 1]]),
+             "completion_mask": torch.ones(3, 2)}
+    kept = torch.tensor([[2, 3, 10, 11], [20, 21, 0, 0], [2, 30, 31, 0]])
+    expected = torch.tensor([[10, 11], [20, 21], [30, 31]])
+    assert torch.equal(importance.completion_columns(kept, batch), expected)
+    assert torch.equal(importance.completion_columns(expected, batch), expected)
 
 
 @pytest.mark.parametrize("shared_prefix", [False, True])

@@ -25,3 +25,22 @@ def sampler_kl(trained: torch.Tensor, sampled: torch.Tensor, mask: torch.Tensor)
     """
     difference = (trained - sampled)[mask.bool()].float()
     return float((difference.exp() - 1 - difference).mean()) if difference.numel() else 0.0
+
+
+def completion_columns(values: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the columns of the completions, `[B, T]`.
+
+    Unsloth moves a row's padding from before the prompt to its end, and leaves in front of the
+    completion as many columns as the row then lacks of the longest one's padding.
+
+    Args:
+        values: One a token, `[B, T]`, or as Unsloth's trainer has them, `[B, T + longest padding]`.
+        batch: `prompt_mask` and `completion_mask` are used.
+    """
+    num_rows, width = batch["completion_mask"].shape
+    longest = values.shape[1] - width
+    if not longest:
+        return values
+    padding = (batch["prompt_mask"] == 0).sum(1, keepdim=True)
+    columns = torch.arange(width, device=values.device).expand(num_rows, -1)
+    return values.gather(1, longest - padding + columns)

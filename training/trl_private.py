@@ -17,7 +17,7 @@ from trl.trainer.utils import split_tensor_dict
 
 from gptoss.model_types import Model
 from gptoss.weights import find_core
-from training.importance import sampler_kl
+from training.importance import completion_columns, sampler_kl
 from training.shared_prefix import ATTENTION, attend, find_groups, log_probabilities
 
 
@@ -88,7 +88,8 @@ def weigh_tokens(trainer: GRPOTrainer) -> None:
         mode = "train" if trainer.model.training else "eval"
         # In a conversation the model wrote a part of the completion alone.
         mask = batch["completion_mask"] * batch.get("tool_mask", 1)
-        kl = sampler_kl(batch["old_per_token_logps"], batch["sampling_per_token_logps"], mask)
+        trained = completion_columns(batch["old_per_token_logps"], batch)
+        kl = sampler_kl(trained, batch["sampling_per_token_logps"], mask)
         trainer._metrics[mode]["sampling/kl"].append(kl)
         return batch
 
