@@ -75,6 +75,14 @@ NOT_RUN = {
     "vllm serve outputs/tau_bench_rl/merged_model": VLLM,
     "vllm serve outputs/mxfp4_model": VLLM,
     "vllm serve outputs/mxfp4_model --max-model-len 4096": VLLM,
+    "vllm serve openai/gpt-oss-20b --enable-lora --max-lora-rank 16 --lora-modules "
+    "policy=outputs/vllm_adapter": VLLM,
+    "python benchmarks/serve_check.py --adapter outputs/tau_bench_rl/final_model --work "
+    "outputs/serve_check --output benchmarks/results/serving.json": VLLM,
+    "python benchmarks/vllm_adapters.py mxfp4_marlin_compiled --output "
+    "benchmarks/results/vllm_adapters.json": VLLM,
+    "pip install vllm==0.26.0": NETWORK,
+    "python train_script.py --preset 80gb --set model.sampling=vllm": GPU,
     'pip install "vllm>=0.20.0,<=0.30.0"': NETWORK,
     "CUDA_VISIBLE_DEVICES=0 trl vllm-serve --model MODEL --port 8000 --max_model_len 2048 "
     "--gpu_memory_utilization 0.9": VLLM,
