@@ -87,7 +87,7 @@ def make_narrow(tokenizer_dir: Path, folder: Path) -> Path:
     with torch.no_grad():
         for name, parameter in trained.named_parameters():
             if "lora_B" in name:
-                parameter.normal_(std=0.02)
+                parameter.normal_(std=0.002)
     return save_adapter(trained, tokenizer, folder / "adapter")
 
 
