@@ -133,6 +133,11 @@ def weights_for(stage: ModelStage) -> str:
     return str(folder)
 
 
+def graph_sizes(rows: int) -> list[int]:
+    """Return the batch sizes whose decode steps are recorded; others are padded to the next one."""
+    return [*(size for size in (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192) if size < rows), rows]
+
+
 class VllmEngine:
     """vLLM as an engine of `gptoss.generation`.
 
@@ -178,7 +183,11 @@ class VllmEngine:
             logprobs_mode="processed_logprobs", disable_log_stats=True,
             enable_flashinfer_autotune=False,
             # Without torch.compile adapters do not run on experts that are padded to tiles.
-            compilation_config={"cudagraph_mode": "FULL_DECODE_ONLY"}, **adapter,
+            compilation_config={
+                "cudagraph_mode": "FULL_DECODE_ONLY",
+                "cudagraph_capture_sizes": graph_sizes(stage.sampling_rows),
+            },
+            **adapter,
         )
         self._request = self._register() if factors else None
 

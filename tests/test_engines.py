@@ -98,6 +98,7 @@ def test_memory_and_adapter_settings_reach_vllm(tmp_path_factory, vllm):
     assert settings["kv_cache_memory_bytes"] == 2.5 * 2**30 and settings["max_num_seqs"] == 9
     assert settings["max_lora_rank"] == 8 and settings["max_loras"] == 1
     assert settings["lora_target_modules"] == ["qkv_proj", "o_proj"]
+    assert settings["compilation_config"]["cudagraph_capture_sizes"] == [1, 2, 4, 8, 9]
 
 
 def test_without_vllm_one_line_says_so_and_fast_sampling_is_used(
