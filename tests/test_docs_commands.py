@@ -123,6 +123,7 @@ NOT_RUN = {
     "torchrun --standalone --nproc_per_node=2": "the beginning of the command that is run with --preset cpu",
     "CUDA_VISIBLE_DEVICES=1,3 torchrun --standalone --nproc_per_node=2 train_script.py --preset 80gb": GPU,
     "accelerate launch": "the name of the program",
+    "vllm serve": "the name of the program",
     "accelerate launch --config_file accelerate/ddp_2.yaml train_script.py --preset 80gb": GPU,
     "torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 --master_addr=10.0.0.1 --master_port=29500 "
     "train_script.py --preset 80gb": MACHINES,
