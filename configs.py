@@ -119,6 +119,8 @@ class DataStage:
 
     dataset_path: str = dataset_path
     """JSONL file whose training users are trained on."""
+    grpo_dataset_path: str = ""
+    """JSONL file whose training users' tasks GRPO trains on; empty takes those that SFT trains on."""
     eval_dataset_path: str = "3.5k.jsonl"
     """JSONL file whose test users are evaluated on; may be the same file."""
     train_fraction: float = 0.7
@@ -232,6 +234,8 @@ class GrpoStage:
     """Weight of `outcome_reward`, 1.0 when the store ends as gold leaves it."""
     resample_rounds: int = 0
     """Dynamic sampling: times a zero-variance group is replaced by another task's; 0 trains as drawn."""
+    max_gold_probability: float = 1.0
+    """Leave out tasks that the policy after SFT answers with gold more surely; 1 leaves none out."""
     shared_prefix: bool = False
     """Read a group's prompt once when log-probabilities are computed; not under Unsloth yet."""
     curriculum: bool = False
@@ -266,6 +270,8 @@ class GrpoStage:
         zero_or_more += ("resample_rounds", "eval_steps", "early_stopping_patience", "max_kl")
         for name in (*zero_or_more, "generation_batch_size"):
             _check(getattr(self, name) >= 0, "grpo", name, getattr(self, name), "0 or more")
+        probability = self.max_gold_probability
+        _check(0 < probability <= 1, "grpo", "max_gold_probability", probability, "in (0, 1]")
         _check_choice("grpo", self, "loss_type", ("dapo", "dr_grpo", "bnpo", "grpo"))
         _check_choice("grpo", self, "scale_rewards", ("group", "batch", "none"))
         total = self.tool_reward_weight + self.outcome_reward_weight

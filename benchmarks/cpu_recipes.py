@@ -27,8 +27,6 @@ from data_reader import read_tasks  # noqa: E402
 from training import pipeline  # noqa: E402
 from training.evaluation import complete_tasks, score_texts  # noqa: E402
 from training.rewards import make_reward_functions  # noqa: E402
-from training.task_choice import gold_probabilities  # noqa: E402
-from training.task_store import select_tasks  # noqa: E402
 
 
 
@@ -41,13 +39,11 @@ def main() -> None:
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--changes", default="{}")
     parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--probabilities", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE")
     arguments = parser.parse_args()
     name = arguments.recipe
     changes = json.loads(arguments.changes)
     steps = int(arguments.steps * changes.pop("max_steps", 1))
-    choice = changes.pop("choice", None)
     exact = changes.pop("exact", None)
     random_rewards = changes.pop("random", None)
     more_sft = changes.pop("more_sft", None)
@@ -65,16 +61,6 @@ def main() -> None:
     run = take_over(arguments.run, dataclasses.replace(config, output_dir=str(folder)))
     model, tokenizer = pipeline.load_run_model(run)
     pipeline.train_sft(run, model, tokenizer)
-    if choice and arguments.probabilities and arguments.probabilities.exists():
-        known = json.loads(arguments.probabilities.read_text())
-    elif choice:
-        begun = time.monotonic()
-        known = gold_probabilities(model, tokenizer, list(run.train[:1600]), config.data.prompt_style)
-        print(name, "measured", round(time.monotonic() - begun, 1), "s", np.quantile(known, [.05, .1, .2, .3, .5]))
-    if choice:
-        chosen = [n for n, p in enumerate(known) if choice[0] < p < choice[1]]
-        print(name, len(chosen), "tasks of", len(known))
-        run = dataclasses.replace(run, train=select_tasks(run.train, chosen))
     figures = {"recipe": name, "changes": changes, "seed": config.seed, "steps": steps, "curve": []}
 
     def evaluate(step: int) -> None:
@@ -94,7 +80,7 @@ def main() -> None:
         from training.sft import run_sft
 
         # As long as GRPO takes: --set sft.max_steps; the rate of a fresh epoch would undo the first.
-        run_sft(model, tokenizer, run.train, config)
+        run_sft(model, tokenizer, run.grpo_train if config.data.grpo_dataset_path else run.train, config)
     elif steps:
         rewards = make_reward_functions
         if exact:
