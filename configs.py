@@ -235,7 +235,7 @@ class GrpoStage:
     resample_rounds: int = 0
     """Dynamic sampling: times a zero-variance group is replaced by another task's; 0 trains as drawn."""
     max_gold_probability: float = 1.0
-    """Leave out tasks that the policy after SFT answers with gold more surely; 1 leaves none out."""
+    """Plan mode: leave out tasks that the policy answers with gold more surely; 1 keeps all."""
     shared_prefix: bool = False
     """Read a group's prompt once when log-probabilities are computed; not under Unsloth yet."""
     curriculum: bool = False

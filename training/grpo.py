@@ -207,7 +207,7 @@ def run_grpo(
         return {}
     if config.grpo.eval_steps and not validation_tasks:
         raise SettingsError("grpo.eval_steps is set but the validation split is empty; add tasks")
-    if config.grpo.max_gold_probability < 1:
+    if config.mode == "plan" and config.grpo.max_gold_probability < 1:
         tasks = leave_out_mastered(model, tokenizer, tasks, config)
     trainer = build_grpo_trainer(
         model, tokenizer, tasks, db, config, validation_tasks or [], make_rewards
