@@ -1,101 +1,137 @@
-"""GRPO recipes of the small model compared, each from the same SFT adapter, on other held-out tasks.
+"""One way to go on from an SFT adapter, on held-out tasks: GRPO, GRPO with random rewards, or more SFT.
 
-    python benchmarks/cpu_recipes.py --run outputs/tau_bench_rl --tasks held_out.jsonl --recipe rate_4e-4
+    python benchmarks/cpu_recipes.py --run outputs/tau_bench_rl --output-dir outputs/recipes/rate_4e-4 \\
+        --set grpo.learning_rate=4e-4 --set grpo.max_steps=100
 
-Says which recipe gains most for the same number of completions. Each call trains one recipe with two threads and
-writes `<output-dir>/<recipe>.json`: settings, seconds of each step, and every held-out task's verdict before
-and after, so that recipes are compared task by task (`--table` does it).
+Compares recipes on the same tasks, one call each; recipe.json in the output folder holds the settings,
+the seconds, and the difference from the SFT adapter task by task. Random rewards are drawn like a
+coin: a gain that came from training on its own samples, or from a lenient evaluation, would show up
+there as well. `benchmarks/results/cpu_recipes.json` is put together from such calls.
 """
 
 import argparse
-import dataclasses
 import json
+import random
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import training  # noqa: E402, F401, I001  (Unsloth, before anything that it patches)
-import numpy as np  # noqa: E402
-
 import configs  # noqa: E402
-from benchmarks.random_reward_control import make_random_rewards, take_over  # noqa: E402
-from common.files import write_json_atomic  # noqa: E402
-from data_reader import read_tasks  # noqa: E402
+import training  # noqa: E402, F401  (Unsloth, before anything that it patches)
+from common.files import is_complete, write_json_atomic  # noqa: E402
 from training import pipeline  # noqa: E402
-from training.evaluation import complete_tasks, score_texts  # noqa: E402
-from training.rewards import make_reward_functions  # noqa: E402
+from training.evaluation import compare_evaluations  # noqa: E402
+from training.rewards import (  # noqa: E402
+    CompletionScorer,
+    RewardFunction,
+    make_reward_functions,
+)
+from training.sft import run_sft  # noqa: E402
 
+SHOWN = ("exact_match_rate", "db_match_rate")
+KINDS = ("grpo", "random", "more-sft")
+
+
+def make_random_rewards(seed: int) -> Callable[[CompletionScorer], list[RewardFunction]]:
+    """Return a maker of reward functions that toss a coin for each completion.
+
+    Args:
+        seed: Seed of the coin.
+
+    Returns:
+        A function like `training.rewards.make_reward_functions`.
+    """
+    coin = random.Random(seed)
+
+    def make(scorer: CompletionScorer) -> list[RewardFunction]:
+        watch, _ = make_reward_functions(scorer)
+
+        def tool_reward(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+            """Toss a coin; the true scores are logged all the same."""
+            watch(completion_ids=completion_ids, **kwargs)
+            return [float(coin.random() < 0.5) for _ in completion_ids]
+
+        def outcome_reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+            """Toss a coin."""
+            return [float(coin.random() < 0.5) for _ in completion_ids]
+
+        return [tool_reward, outcome_reward]
+
+    return make
+
+
+def begin_from(source: Path, config: configs.RunConfig) -> pipeline.Run:
+    """Open a run folder that begins with another run's SFT adapter."""
+    adapter = source / "sft" / "adapter"
+    if not is_complete(adapter):
+        sys.exit(f"error: {adapter}: no finished SFT adapter; run train_script.py first")
+    run = pipeline.prepare_run(config)
+    (run.folder / "sft").mkdir(exist_ok=True)
+    (run.folder / "sft" / "adapter").symlink_to(adapter.resolve())
+    return run
+
+
+def measure(source: Path, kind: str, config: configs.RunConfig) -> dict[str, Any]:
+    """Go on from a run's SFT adapter, and compare on the held-out tasks.
+
+    Args:
+        source: Folder of a run whose SFT is done.
+        kind: One of `KINDS`; "more-sft" trains `sft.max_steps` on the tasks of GRPO.
+        config: The settings, with the folder for this recipe.
+
+    Returns:
+        Rates before and after, the paired differences, and the seconds of training.
+    """
+    run = begin_from(source, config)
+    model, tokenizer = pipeline.load_run_model(run)
+    pipeline.train_sft(run, model, tokenizer)
+    before = pipeline.evaluate_stage(run, model, tokenizer, "sft")
+    begun = time.monotonic()
+    if kind == "more-sft":
+        more = replace(config, seed=config.seed + 1, output_dir=str(run.folder / "more"))
+        run_sft(model, tokenizer, run.train, more)
+    else:
+        rewards = make_random_rewards(config.seed) if kind == "random" else None
+        pipeline.train_grpo(run, model, tokenizer, make_rewards=rewards)
+    seconds = round(time.monotonic() - begun, 1)
+    after = pipeline.evaluate_stage(run, model, tokenizer, "sft_grpo")
+    difference = compare_evaluations(
+        before, after, config.evaluation.num_bootstrap, config.data.split_seed
+    )
+    found = {
+        "kind": kind, "seed": config.seed, "num_tasks": before.metrics["num_tasks"],
+        "train_seconds": seconds,
+        "sft": {name: before.metrics[name] for name in SHOWN},
+        "after": {name: after.metrics[name] for name in SHOWN},
+        "difference": {name: difference[name] for name in SHOWN},
+    }
+    write_json_atomic(run.folder / "recipe.json", found | {"settings": json.loads(config.to_json())})
+    return found
 
 
 def main() -> None:
-    """Train one recipe and write its verdicts."""
+    """Measure one recipe."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, default=ROOT / "outputs" / "tau_bench_rl")
-    parser.add_argument("--tasks", type=Path, required=True)
-    parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--recipe", required=True)
-    parser.add_argument("--changes", default="{}")
-    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--kind", choices=KINDS, default="grpo")
+    parser.add_argument("--output-dir", required=True)
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE")
     arguments = parser.parse_args()
-    name = arguments.recipe
-    changes = json.loads(arguments.changes)
-    steps = int(arguments.steps * changes.pop("max_steps", 1))
-    exact = changes.pop("exact", None)
-    random_rewards = changes.pop("random", None)
-    more_sft = changes.pop("more_sft", None)
     config = configs.read_settings(arguments.run / "config.json")
-    folder = arguments.output_dir / name
+    if config is None:
+        sys.exit(f"error: {arguments.run}: holds no run; run train_script.py first")
+    # Without early stopping: it would hide harm by keeping the adapter that SFT left.
     config = configs.with_overrides(config, {
-        "output_dir": str(folder), "show_progress": False, "merge_model": False,
-        "grpo.eval_steps": 0, "grpo.early_stopping_patience": 0,
-        **{name if "." in name else f"grpo.{name}": value for name, value in changes.items()},
-        "grpo.max_steps": steps, **dict(part.split("=", 1) for part in arguments.set),
+        "output_dir": arguments.output_dir, "show_progress": False, "merge_model": False,
+        "grpo.early_stopping_patience": 0, **dict(text.split("=", 1) for text in arguments.set),
     })
-    if more_sft:
-        config = configs.with_overrides(config, {"seed": config.seed + 1, "output_dir": str(folder / "more")})
-    tasks = read_tasks(arguments.tasks)
-    run = take_over(arguments.run, dataclasses.replace(config, output_dir=str(folder)))
-    model, tokenizer = pipeline.load_run_model(run)
-    pipeline.train_sft(run, model, tokenizer)
-    figures = {"recipe": name, "changes": changes, "seed": config.seed, "steps": steps, "curve": []}
-
-    def evaluate(step: int) -> None:
-        texts = complete_tasks(model, tokenizer, tasks, config, None)
-        scores = score_texts(tasks, texts, run.db, config, name).scores
-        figures["curve"].append({
-            "step": step, "seconds": round(time.monotonic() - start, 1),
-            "exact": "".join("01"[score.exact_match] for score in scores),
-            "db": "".join("01"[score.db_match] for score in scores),
-        })
-        write_json_atomic(arguments.output_dir / f"{name}.json", figures)
-        print(name, step, *(round(np.mean([c == "1" for c in figures["curve"][-1][k]]), 4)
-                            for k in ("exact", "db")), flush=True)
-
-    start = time.monotonic()
-    if more_sft:
-        from training.sft import run_sft
-
-        # As long as GRPO takes: --set sft.max_steps; the rate of a fresh epoch would undo the first.
-        run_sft(model, tokenizer, run.grpo_train if config.data.grpo_dataset_path else run.train, config)
-    elif steps:
-        rewards = make_reward_functions
-        if exact:
-            def rewards(scorer):
-                watch, outcome = make_reward_functions(scorer)
-
-                def outcome_reward(completion_ids, task, **given):
-                    scores = scorer.score(task, completion_ids)
-                    return [exact * score.exact_match + (1 - exact) * score.outcome for score in scores]
-                return [watch, outcome_reward]
-        if random_rewards:
-            rewards = make_random_rewards(config.seed)
-        pipeline.train_grpo(run, model, tokenizer, make_rewards=rewards)
-    figures["train_seconds"] = round(time.monotonic() - start, 1)
-    evaluate(steps)
+    print(json.dumps(measure(arguments.run, arguments.kind, config), indent=2))
 
 
 if __name__ == "__main__":
