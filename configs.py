@@ -557,6 +557,7 @@ _AGENT_GPU = {
 }
 _AGENT_CPU = {
     "model.max_seq_length": 1024, "agent.max_turn_tokens": 200, "agent.customers_per_task": 2,
+    "sft.num_train_epochs": 1.0, "grpo.max_steps": 30, "grpo.resample_rounds": 1,
     "grpo.max_completion_length": 200, "grpo.shared_prefix": False,
     "grpo.per_device_train_batch_size": 8, "grpo.gradient_accumulation_steps": 4,
     "evaluation.num_tasks": 128, "evaluation.batch_size": 64, "grpo.num_eval_tasks": 64,
@@ -645,6 +646,8 @@ def config_from_arguments(arguments: argparse.Namespace) -> RunConfig:
     overrides: dict[str, object] = {"output_dir": arguments.output_dir}
     for name in ("data.dataset_path", "data.eval_dataset_path"):
         overrides[name] = arguments.dataset
+    if arguments.dataset is not None:
+        overrides["data.grpo_dataset_path"] = ""
     for text in arguments.overrides:
         path, separator, value = text.partition("=")
         if not separator:

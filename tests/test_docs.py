@@ -207,10 +207,6 @@ def one_digit(value):
     return f"{value:.1f}"
 
 
-def three_digits(value):
-    return f"{value:.3f}"
-
-
 def two_digits(value):
     return f"{value:.2f}"
 
