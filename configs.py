@@ -119,6 +119,8 @@ class DataStage:
 
     dataset_path: str = dataset_path
     """JSONL file whose training users are trained on."""
+    grpo_dataset_path: str = ""
+    """JSONL file whose training users' tasks GRPO trains on; empty takes those that SFT trains on."""
     eval_dataset_path: str = "3.5k.jsonl"
     """JSONL file whose test users are evaluated on; may be the same file."""
     train_fraction: float = 0.7
@@ -232,6 +234,8 @@ class GrpoStage:
     """Weight of `outcome_reward`, 1.0 when the store ends as gold leaves it."""
     resample_rounds: int = 0
     """Dynamic sampling: times a zero-variance group is replaced by another task's; 0 trains as drawn."""
+    max_gold_probability: float = 1.0
+    """Plan mode: leave out tasks that the policy answers with gold more surely; 1 keeps all."""
     shared_prefix: bool = False
     """Read a group's prompt once when log-probabilities are computed; not under Unsloth yet."""
     curriculum: bool = False
@@ -266,6 +270,8 @@ class GrpoStage:
         zero_or_more += ("resample_rounds", "eval_steps", "early_stopping_patience", "max_kl")
         for name in (*zero_or_more, "generation_batch_size"):
             _check(getattr(self, name) >= 0, "grpo", name, getattr(self, name), "0 or more")
+        probability = self.max_gold_probability
+        _check(0 < probability <= 1, "grpo", "max_gold_probability", probability, "in (0, 1]")
         _check_choice("grpo", self, "loss_type", ("dapo", "dr_grpo", "bnpo", "grpo"))
         _check_choice("grpo", self, "scale_rewards", ("group", "batch", "none"))
         total = self.tool_reward_weight + self.outcome_reward_weight
@@ -486,16 +492,19 @@ _CPU = RunConfig(
         gradient_checkpointing=False, experts_implementation="eager", num_threads=2,
         sampling="fast",
     ),
-    data=DataStage(dataset_path="3.5k.jsonl", prompt_style="brief"),
+    # GRPO on tasks that SFT has not seen: on SFT's own it gained nothing (docs/TRAINING_METHODOLOGY.md).
+    data=DataStage(
+        dataset_path="3.5k.jsonl", grpo_dataset_path="dataset.jsonl", prompt_style="brief",
+    ),
     sft=SftStage(
-        per_device_train_batch_size=8, gradient_accumulation_steps=1,
+        num_train_epochs=2.0, per_device_train_batch_size=8, gradient_accumulation_steps=1,
         learning_rate=2e-3, warmup_steps=10, logging_steps=20, save_steps=50,
     ),
     grpo=GrpoStage(
-        max_steps=30, per_device_train_batch_size=16, gradient_accumulation_steps=4,
+        max_steps=50, per_device_train_batch_size=16, gradient_accumulation_steps=4,
         learning_rate=2e-4, warmup_steps=2, beta=0.0, max_completion_length=300, temperature=1.0,
-        num_generations=8, eval_steps=10, num_eval_tasks=200, early_stopping_patience=3,
-        save_steps=10, resample_rounds=1, shared_prefix=True,
+        num_generations=8, eval_steps=25, num_eval_tasks=200, early_stopping_patience=3,
+        save_steps=10, max_gold_probability=0.95, shared_prefix=True,
     ),
     evaluation=EvaluationStage(num_tasks=512, batch_size=128, max_new_tokens=300),
     preset="cpu",
@@ -548,6 +557,7 @@ _AGENT_GPU = {
 }
 _AGENT_CPU = {
     "model.max_seq_length": 1024, "agent.max_turn_tokens": 200, "agent.customers_per_task": 2,
+    "sft.num_train_epochs": 1.0, "grpo.max_steps": 30, "grpo.resample_rounds": 1,
     "grpo.max_completion_length": 200, "grpo.shared_prefix": False,
     "grpo.per_device_train_batch_size": 8, "grpo.gradient_accumulation_steps": 4,
     "evaluation.num_tasks": 128, "evaluation.batch_size": 64, "grpo.num_eval_tasks": 64,
@@ -636,6 +646,8 @@ def config_from_arguments(arguments: argparse.Namespace) -> RunConfig:
     overrides: dict[str, object] = {"output_dir": arguments.output_dir}
     for name in ("data.dataset_path", "data.eval_dataset_path"):
         overrides[name] = arguments.dataset
+    if arguments.dataset is not None:
+        overrides["data.grpo_dataset_path"] = ""
     for text in arguments.overrides:
         path, separator, value = text.partition("=")
         if not separator:

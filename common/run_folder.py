@@ -22,8 +22,9 @@ except ImportError:  # Windows: nothing is locked there
 
 ARTIFACTS = (
     "metrics.csv", "evaluation.json", "evaluation_details.json", "completions.jsonl",
-    "trajectories.jsonl", "warnings.jsonl", "evaluation_parts", "sft", "grpo_rows", "best_adapter", "final_model",
-    "merged_model", "plots/loss.png", "plots/rewards.png", "plots/health.png",
+    "trajectories.jsonl", "warnings.jsonl", "evaluation_parts", "sft", "grpo_rows",
+    "grpo_tasks.json", "best_adapter", "final_model", "merged_model", "plots/loss.png",
+    "plots/rewards.png", "plots/health.png",
     "plots/evaluation.png", "plots/failures.png", "tensorboard", "config.json",
 )
 """What a run leaves, beside its checkpoints; config.json is moved last: it says that there is a run."""

@@ -45,7 +45,7 @@ def resume_config(folder: Path, **overrides: object) -> configs.RunConfig:
         "sft__per_device_train_batch_size": 8, "sft__save_steps": 1,
         "grpo__max_steps": 6, "grpo__learning_rate": 1e-2, "grpo__save_steps": 1,
         "grpo__generation_batch_size": 16, "grpo__eval_steps": 2, "grpo__num_eval_tasks": 3,
-        "grpo__resample_rounds": 1,
+        "grpo__resample_rounds": 1, "grpo__max_gold_probability": 0.95,
     }
     return tiny_random.tiny_config(folder, **(settings | overrides))
 

@@ -22,8 +22,8 @@ from gptoss.load import load_model
 from training.conversations import Context
 from training.episode_rewards import EpisodeScorer, make_episode_rewards, summarize_episodes
 from training.grpo import build_grpo_trainer
-from training.monitor import RULES, find_warnings
 from training.pipeline import prepare_run, run_pipeline
+from training.warning_rules import RULES, find_warnings
 
 NAMES = (
     "episodes/success", "episodes/violations", "episodes/turns", "episodes/calls",

@@ -22,9 +22,10 @@ from prompting.harmony import render_completion
 from task_tester import score_completion
 from training import trainer as stage_module
 from training.grpo import run_grpo
-from training.monitor import RULES, describe_rollout, find_warnings
+from training.monitor import describe_rollout
 from training.plots import plot_all
 from training.trainer import MetricsTable, RunLogger
+from training.warning_rules import RULES, find_warnings
 
 
 class CutAfter(TrainerCallback):

@@ -207,12 +207,12 @@ def one_digit(value):
     return f"{value:.1f}"
 
 
-def three_digits(value):
-    return f"{value:.3f}"
-
-
 def two_digits(value):
     return f"{value:.2f}"
+
+
+def three_digits(value):
+    return f"{value:.3f}"
 
 
 def interval(estimate):
@@ -347,14 +347,10 @@ FIGURES = [
      "groups/equal at temperature 0.7", two_digits),
     ("docs/IMPLEMENTATION_SUMMARY.md", "once: {} left", "troubleshooting",
      "groups/equal at temperature 1.0, replaced once", two_digits),
-    ("docs/IMPLEMENTATION_SUMMARY.md", "{} after 20 steps", "troubleshooting",
-     "sft/20 steps/exact_match_rate", interval),
-    ("docs/IMPLEMENTATION_SUMMARY.md", "{} after 40", "troubleshooting",
-     "sft/40 steps/exact_match_rate", interval),
-    ("docs/IMPLEMENTATION_SUMMARY.md", "{} after 80", "troubleshooting",
-     "sft/80 steps/exact_match_rate", interval),
-    ("docs/IMPLEMENTATION_SUMMARY.md", "noise alone costs {}", "random_reward_control",
-     "random_minus_sft_paired/exact_match_rate/value", lambda value: f"{-value:.3f}"),
+    ("docs/IMPLEMENTATION_SUMMARY.md", "{} after one epoch", "cpu_recipes",
+     "held_out/sft/exact_match", three_digits),
+    ("docs/IMPLEMENTATION_SUMMARY.md", "{} after two (small", "cpu_recipes",
+     "held_out/after/2/exact_match", three_digits),
     ("docs/IMPLEMENTATION_SUMMARY.md", "{} tokens/s against 145", "gpu_rollouts",
      "ours/tokens_per_s", whole),
     ("docs/IMPLEMENTATION_SUMMARY.md", "tokens/s against {} with", "gpu_rollouts",

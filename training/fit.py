@@ -30,7 +30,8 @@ class Demand(NamedTuple):
 
 
 def run_demands(
-    config: configs.RunConfig, train: Sequence[Task], validation: Sequence[Task], test: Sequence[Task],
+    config: configs.RunConfig, train: Sequence[Task], grpo_train: Sequence[Task],
+    validation: Sequence[Task], test: Sequence[Task],
 ) -> list[Demand]:
     """Return what the stages of a run demand of its tasks."""
     data, stage = config.data, config.grpo
@@ -39,7 +40,8 @@ def run_demands(
         demands.append(Demand(data.dataset_path, train))
     if stage.max_steps:
         setting = ("grpo.max_completion_length", stage.max_completion_length)
-        demands.append(Demand(data.dataset_path, train, *setting))
+        path = data.grpo_dataset_path or data.dataset_path
+        demands.append(Demand(path, grpo_train, *setting))
     setting = ("evaluation.max_new_tokens", config.evaluation.max_new_tokens)
     path = data.eval_dataset_path
     return [*demands, *(Demand(path, tasks, *setting) for tasks in (validation, test))]

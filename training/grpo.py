@@ -38,6 +38,7 @@ from training.monitor import (
 from training.rewards import CompletionScorer, RewardFunction, make_reward_functions
 from training.run_data import DIFFICULTIES
 from training.sft import choose_rows, order_rows, row_lengths
+from training.task_choice import leave_out_mastered
 from training.task_store import drop_rows, select_tasks, store_rows
 from training.trainer import CheckpointMarker, RunLogger, common_arguments, round_up, run_trainer, world_size
 from training.trl_private import SharedPrefixTrainer, limit_forward_rows, weigh_tokens
@@ -206,6 +207,8 @@ def run_grpo(
         return {}
     if config.grpo.eval_steps and not validation_tasks:
         raise SettingsError("grpo.eval_steps is set but the validation split is empty; add tasks")
+    if config.mode == "plan" and config.grpo.max_gold_probability < 1:
+        tasks = leave_out_mastered(model, tokenizer, tasks, config)
     trainer = build_grpo_trainer(
         model, tokenizer, tasks, db, config, validation_tasks or [], make_rewards
     )

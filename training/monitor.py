@@ -1,8 +1,7 @@
 """Watch GRPO: validation evaluations, sample rollouts, warnings that say what to do.
 
-The warnings are rules over the rows of metrics.csv, so they can be tested on rows and hold for any
-run. Left out on purpose: acting on a warning. Only the KL guard and early stopping stop a run, and
-only when they are switched on.
+A warning changes nothing: only the KL guard and early stopping stop a run, and only when they are
+switched on.
 """
 
 import json
@@ -40,206 +39,13 @@ from training.episode_rewards import EpisodeScorer
 from training.evaluation import choose_tasks, complete_tasks
 from training.rewards import CompletionScorer
 from training.trainer import MetricsTable, RunLogger
+from training.warning_rules import Finding, find_warnings
 
 BEST_NAME = "best_adapter"
 QUIET_STEPS = 20
 """A warning of one kind is not repeated within this many steps."""
-MAX_SAMPLER_KL = 0.1
-"""Nats a token between the sampler and the trainer above which importance weights are mostly noise."""
 FIGURES = {"plan": ("db_match", "exact_match"), "agent": ("success", "reward_share")}
 """Figures of a validation evaluation, by mode."""
-Row = dict[str, float]
-
-
-class Finding(NamedTuple):
-    """A warning rule's finding."""
-
-    kind: str
-    message: str
-
-
-def _column(rows: list[Row], name: str) -> list[float]:
-    return [row[name] for row in rows if name in row]
-
-
-def _dead_groups(rows: list[Row]) -> str | None:
-    last = _column(rows, "frac_reward_zero_std")[-5:]
-    if len(last) == 5 and min(last) > 0.999:
-        return (
-            "every group had zero variance for 5 steps, so nothing is learned: raise "
-            "grpo.temperature, set grpo.resample_rounds=2, or train SFT longer (shorter if every "
-            "reward is at its maximum)"
-        )
-    return None
-
-
-def _clipping(rows: list[Row]) -> str | None:
-    if _lasts(rows, 0.5, "completions/clipped_ratio"):
-        return (
-            "half of the completions or more are cut at grpo.max_completion_length (in agent mode at "
-            "agent.max_turn_tokens): raise it, or train SFT longer so that answers end"
-        )
-    return None
-
-
-def _lasts(rows: list[Row], least: float, *names: str) -> bool:
-    """Return whether columns sum to `least` or more in each of the last three rows that have them."""
-    last = [sum(row[name] for name in names) for row in rows if names[0] in row][-3:]
-    return len(last) == 3 and min(last) >= least
-
-
-def _talks_for_ever(rows: list[Row]) -> str | None:
-    if _lasts(rows, 0.5, "endings/turn_limit", "endings/call_limit", "endings/customer_gave_up"):
-        return (
-            "half of the conversations or more end at agent.max_turns or with a customer who lost "
-            "patience: read the sample conversations, and train SFT longer"
-        )
-    return None
-
-
-def _never_writes(rows: list[Row]) -> str | None:
-    last = _column(rows, "episodes/writes_per_gold")[-3:]
-    if len(last) == 3 and max(last) < 0.1:
-        return (
-            "conversations make less than one change for ten that are asked for: train SFT longer, or "
-            "lower grpo.learning_rate"
-        )
-    return None
-
-
-def _always_transfers(rows: list[Row]) -> str | None:
-    if _lasts(rows, 0.5, "episodes/needless_transfers"):
-        return (
-            "half of the conversations or more are handed to a person who is not needed: lower "
-            "grpo.learning_rate, or train SFT longer"
-        )
-    return None
-
-
-def _confirms_nothing(rows: list[Row]) -> str | None:
-    if _lasts(rows, 0.5, "episodes/unconfirmed_writes"):
-        return (
-            "half of the changes or more are made without the customer's yes: lower "
-            "grpo.learning_rate, and read the violations in trajectories.jsonl"
-        )
-    return None
-
-
-def _length_collapse(rows: list[Row]) -> str | None:
-    lengths = _column(rows, "completions/mean_length")
-    if len(lengths) >= 8 and fmean(lengths[-3:]) < 0.4 * fmean(lengths[:5]):
-        return (
-            "completions are less than 0.4 times as long as at the start: read the sample rollouts "
-            "for what is left out, and lower grpo.learning_rate"
-        )
-    return None
-
-
-def _dropped_calls(rows: list[Row]) -> str | None:
-    ratios = _column(rows, "rollouts/calls_per_gold")
-    if len(ratios) < 8:
-        return None
-    start, now = fmean(ratios[:5]), fmean(ratios[-3:])
-    if now < 0.75 * start:
-        return (
-            f"plans hold {now:.2f} calls for each gold call, {start:.2f} at the start: the policy "
-            "drops calls to dodge penalties; lower grpo.learning_rate or raise "
-            "grpo.outcome_reward_weight"
-        )
-    return None
-
-
-def _kl_blow_up(rows: list[Row]) -> str | None:
-    values = _column(rows, "kl_to_sft") or _column(rows, "kl_to_base")
-    # Against the start and not against the step before: a slow rise ends as far away as a jump.
-    if len(values) > 1 and values[-1] > max(0.5, 5 * fmean(values[:-1][:10])):
-        return (
-            f"the KL to the reference policy rose to {values[-1]:.2f}: lower grpo.learning_rate, "
-            "raise grpo.beta, or set grpo.max_kl to stop in time"
-        )
-    return None
-
-
-def _fall_of_results(rows: list[Row]) -> float:
-    figures = _column(rows, "heldout/db_match") or _column(rows, "heldout/success")
-    return max(figures) - figures[-1] if figures else 0.0
-
-
-def _reward_rises(rows: list[Row]) -> bool:
-    rewards = _column(rows, "reward")
-    return len(rewards) >= 10 and fmean(rewards[-5:]) > fmean(rewards[:5])
-
-
-def _reward_without_result(rows: list[Row]) -> str | None:
-    fell = _fall_of_results(rows)
-    if fell >= 0.05 and _reward_rises(rows):
-        return (
-            f"the reward rises while held-out results fell by {fell:.2f} from its best: read the "
-            "sample rollouts for what is rewarded, and set grpo.early_stopping_patience=3"
-        )
-    return None
-
-
-def _result_falls(rows: list[Row]) -> str | None:
-    # A small fall alone may be noise: 0.15 is 2.5 standard errors of a share of 64 tasks.
-    fell = _fall_of_results(rows)
-    if fell >= 0.15 and not _reward_rises(rows):
-        return (
-            f"held-out results fell by {fell:.2f} from its best: lower grpo.learning_rate, and "
-            "set grpo.early_stopping_patience=3"
-        )
-    return None
-
-
-def _parse_rate_falls(rows: list[Row]) -> str | None:
-    rates = _column(rows, "rollouts/parsed")
-    if len(rates) >= 10 and fmean(rates[-5:]) < fmean(rates[:5]) - 0.1:
-        return (
-            "fewer completions are valid JSON than at the start: lower grpo.learning_rate or "
-            "grpo.temperature"
-        )
-    return None
-
-
-def _sampler_apart(rows: list[Row]) -> str | None:
-    last = _column(rows, "sampling/kl")[-3:]
-    if len(last) == 3 and fmean(last) > MAX_SAMPLER_KL:
-        return (
-            f"what samples and what trains are {fmean(last):.2f} nats a token apart (KL), more than "
-            "rounding explains: set model.vllm_model to the weights that model.model_name was made "
-            "from, or model.sampling=fast"
-        )
-    return None
-
-
-RULES: dict[str, Callable[[list[Row]], str | None]] = {
-    "dead_groups": _dead_groups,
-    "clipping": _clipping,
-    "length_collapse": _length_collapse,
-    "dropped_calls": _dropped_calls,
-    "kl_blow_up": _kl_blow_up,
-    "reward_without_result": _reward_without_result,
-    "result_falls": _result_falls,
-    "parse_rate_falls": _parse_rate_falls,
-    "sampler_apart": _sampler_apart,
-    "talks_for_ever": _talks_for_ever,
-    "never_writes": _never_writes,
-    "always_transfers": _always_transfers,
-    "confirms_nothing": _confirms_nothing,
-}
-
-
-def find_warnings(rows: list[Row]) -> list[Finding]:
-    """Return what the rows of metrics so far give reason to warn of.
-
-    Args:
-        rows: Rows of the GRPO stage, oldest first, as metrics.csv has them.
-
-    Returns:
-        One finding per rule that holds at the last row.
-    """
-    found = ((kind, rule(rows)) for kind, rule in RULES.items())
-    return [Finding(kind, message) for kind, message in found if message]
 
 
 def describe_completion(scorer: CompletionScorer, index: int) -> str:

@@ -51,7 +51,13 @@ from training.conversations import agent_rows
 from training.evaluation import Evaluation, evaluate_model, print_table, record_differences
 from training.fit import describe_long_tasks, run_demands
 from training.grpo import MakeRewards, run_grpo
-from training.run_data import Content, check_content, describe_content, load_tasks
+from training.run_data import (
+    Content,
+    check_content,
+    describe_content,
+    load_grpo_tasks,
+    load_tasks,
+)
 from training.sft import run_sft
 
 PACKAGES = (
@@ -71,7 +77,9 @@ class Run:
     resume: bool
     """Whether to resume from steps that were done or begun."""
     train: Sequence[Task]
-    """Tasks to train on; they stay on disk."""
+    """Tasks of SFT; they stay on disk."""
+    grpo_train: Sequence[Task]
+    """Tasks of GRPO, of the same users; they are those of SFT when no file of their own is set."""
     validation: Sequence[Task]
     """Tasks of other users, watched during training."""
     test: Sequence[Task]
@@ -137,10 +145,11 @@ def prepare_run(config: configs.RunConfig, resume: bool = False) -> Run:
             "accelerate/ddp_<n>.yaml or torchrun, see docs/MULTI_GPU.md"
         )
     train, validation, test, db = load_tasks(config)
+    grpo_train = load_grpo_tasks(config, train, db)
     folder = Path(config.output_dir)
     lock = _open_folder(config, folder, resume, db) if state.is_main_process else None
     state.wait_for_everyone()
-    return Run(config, folder, resume, train, validation, test, db, lock)
+    return Run(config, folder, resume, train, grpo_train, validation, test, db, lock)
 
 
 def _open_folder(
@@ -192,7 +201,8 @@ def _set_aside(config: configs.RunConfig, folder: Path) -> None:
     """Move the files of an earlier run to a folder beside this one."""
     found = artifacts(folder)
     data = config.data
-    inputs = (data.dataset_path, data.eval_dataset_path, data.data_dir, config.agent.trajectories_path)
+    inputs = (data.dataset_path, data.grpo_dataset_path, data.eval_dataset_path, data.data_dir,
+              config.agent.trajectories_path)
     for name in (config.model.model_name, *inputs):
         place = real_path(name or "")
         if any(path in (place, *place.parents) for path in found):
@@ -232,7 +242,7 @@ def load_run_model(run: Run) -> tuple[Model, Tokenizer]:
     model, tokenizer = load_model(run.config.model)
     # In agent mode a conversation that outgrows the model ends, and one for SFT is left out.
     if run.config.mode == "plan":
-        demands = run_demands(run.config, run.train, run.validation, run.test)
+        demands = run_demands(run.config, run.train, run.grpo_train, run.validation, run.test)
         if fault := describe_long_tasks(demands, model, tokenizer, run.config):
             raise SettingsError(fault)
     merged_dir = run.folder / "merged_model"
@@ -323,7 +333,7 @@ def train_grpo(
         return folder
     with memory_guard("GRPO", smaller_setting(run.config, "GRPO")), report_peak("GRPO"):
         run_grpo(
-            model, tokenizer, run.train, run.db, run.config,
+            model, tokenizer, run.grpo_train, run.db, run.config,
             validation_tasks=run.validation, resume=run.resume, make_rewards=make_rewards,
         )
     _save_stage_adapter(run, model, tokenizer, folder)

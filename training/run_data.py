@@ -33,8 +33,7 @@ def load_tasks(
         tasks), and the store.
 
     Raises:
-        DatasetError: A file is missing, invalid or too small to be split, or a difficulty tag is
-            unknown to the curriculum.
+        DatasetError: A file is missing, invalid or too small to be split.
         DatabaseError: The store cannot be read.
     """
     data = config.data
@@ -50,9 +49,28 @@ def load_tasks(
     same_file = data.eval_dataset_path == data.dataset_path
     held_out = splits if same_file else split(data.eval_dataset_path)
     test = choose_tasks(held_out.test, config.evaluation.num_tasks, data.split_seed)
-    if config.grpo.curriculum:
-        check_difficulties(splits.train, data.dataset_path)
     return splits.train, held_out.validation, test, db
+
+
+def load_grpo_tasks(
+    config: configs.RunConfig, train: Sequence[Task], db: RetailDatabase
+) -> Sequence[Task]:
+    """Return the tasks that GRPO trains on: those of the training users in `data.grpo_dataset_path`.
+
+    Args:
+        config: `data` and `grpo.curriculum` are used.
+        train: The tasks that SFT trains on, taken when no file is set.
+        db: The store.
+
+    Raises:
+        DatasetError: As `load_tasks`, or a difficulty tag is unknown to the curriculum.
+    """
+    data = config.data
+    if path := data.grpo_dataset_path:
+        train = open_splits(path, db, data.split_seed, data.fractions, data.skip_invalid_tasks).train
+    if config.grpo.curriculum:
+        check_difficulties(train, path or data.dataset_path)
+    return train
 
 
 def describe_content(config: configs.RunConfig, db: RetailDatabase) -> Content:
@@ -65,8 +83,9 @@ def describe_content(config: configs.RunConfig, db: RetailDatabase) -> Content:
         A part for each task file, by path, and one for the store.
     """
     data, found = config.data, {}
-    conversations = config.agent.trajectories_path
-    for path in dict.fromkeys(filter(None, (data.dataset_path, data.eval_dataset_path, conversations))):
+    paths = (data.dataset_path, data.grpo_dataset_path, data.eval_dataset_path,
+             config.agent.trajectories_path)
+    for path in dict.fromkeys(filter(None, paths)):
         digest, lines = hashlib.sha256(), 0
         with Path(path).open("rb") as stream:
             while chunk := stream.read(CHUNK_BYTES):

@@ -1,0 +1,104 @@
+"""Which tasks GRPO trains on: a file of their own, and those that SFT did not master."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import tiny_random
+import torch
+
+import configs
+from common.files import RunError, SettingsError
+from data_reader import read_tasks, sft_rows
+from gptoss.load import load_model
+from training import pipeline, task_choice
+from training.rewards import make_reward_functions
+from training.task_choice import gold_probabilities, leave_out_mastered
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return tiny_random.tiny_config(tmp_path_factory.mktemp("choice"), grpo__max_steps=1)
+
+
+@pytest.fixture(scope="module")
+def tasks(config):
+    return read_tasks(config.data.dataset_path)
+
+
+def limited(config, limit, folder):
+    """Return the settings with a limit and another folder."""
+    stage = replace(config.grpo, max_gold_probability=limit)
+    return replace(config, grpo=stage, output_dir=str(folder))
+
+
+def test_the_probability_of_gold_is_that_of_its_tokens_one_by_one(db):
+    small = configs.get_preset("cpu")
+    model, tokenizer = load_model(small.model, trainable=False)
+    tasks = read_tasks("dataset.jsonl")[:10]
+    found = gold_probabilities(model, tokenizer, tasks, small.data.prompt_style)
+    assert len({len(task.query) for task in tasks}) > 5  # rows of a pass are padded
+    for row, value in zip(sft_rows(tasks, small.data.prompt_style), found, strict=True):
+        prompt, completion = (
+            tokenizer(row[part], add_special_tokens=False)["input_ids"]
+            for part in ("prompt", "completion")
+        )
+        with torch.no_grad():
+            logps = model(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
+        total = sum(
+            float(logps[len(prompt) - 1 + place, token]) for place, token in enumerate(completion)
+        )
+        assert math.log(value) == pytest.approx(total, rel=1e-4)
+
+
+def test_mastered_tasks_are_left_out_and_a_resume_keeps_the_choice(config, tasks, tmp_path, monkeypatch):
+    changed = limited(config, 0.9, tmp_path)
+    values = [0.95 if number % 3 else 0.2 for number in range(len(tasks))]
+    monkeypatch.setattr(task_choice, "gold_probabilities", lambda *_: values)
+    left = leave_out_mastered(None, None, tasks, changed)
+    assert left == tasks[::3]
+    # A resumed run reads the choice: it measures nothing.
+    monkeypatch.setattr(task_choice, "gold_probabilities", None)
+    assert leave_out_mastered(None, None, tasks, changed) == left
+
+
+def test_a_limit_that_leaves_no_task_is_one_line(config, tasks, tmp_path, monkeypatch):
+    monkeypatch.setattr(task_choice, "gold_probabilities", lambda *_: [0.95] * len(tasks))
+    with pytest.raises(SettingsError, match="leaves no task.*data.grpo_dataset_path"):
+        leave_out_mastered(None, None, tasks, limited(config, 0.9, tmp_path))
+
+
+def test_grpo_trains_on_a_file_of_its_own(config, tmp_path):
+    own = tmp_path / "own.jsonl"
+    tiny_random.write_tasks(own, 60)
+    rows = [json.loads(line) for line in own.read_text().splitlines()]
+    own.write_text("".join(json.dumps(row | {"query": row["query"] + " Today."}) + "\n" for row in rows))
+    own_config = configs.with_overrides(config, {
+        "data.grpo_dataset_path": str(own), "output_dir": str(tmp_path / "run"),
+    })
+    run = pipeline.prepare_run(own_config)
+    assert run.grpo_train and all(task.query.endswith(" Today.") for task in run.grpo_train)
+    assert not any(task.query.endswith(" Today.") for task in run.train)
+    held_out = {task.user_id for task in [*run.validation, *run.test]}
+    assert not held_out & {task.user_id for task in run.grpo_train}
+    shown = []
+
+    def make_rewards(scorer):
+        tool_reward, outcome_reward = make_reward_functions(scorer)
+
+        def watch(**given):
+            rewards = tool_reward(**given)
+            shown.extend(scorer.tasks)
+            return rewards
+
+        return [watch, outcome_reward]
+
+    model, tokenizer = pipeline.load_run_model(run)
+    pipeline.train_grpo(run, model, tokenizer, make_rewards=make_rewards)
+    assert shown and all(task.query.endswith(" Today.") for task in shown)
+    run.lock.close()
+    with own.open("a") as stream:
+        stream.write(json.dumps(rows[0] | {"task_id": "one-more"}) + "\n")
+    with pytest.raises(RunError, match="own.jsonl .60 lines then, 61 lines now. changed"):
+        pipeline.prepare_run(own_config, resume=True)

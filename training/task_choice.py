@@ -1,0 +1,108 @@
+"""Which tasks GRPO trains on: those that the policy does not answer with gold each time anyway.
+
+A group whose completions all earn the same teaches nothing. The probability of the gold completion
+under the policy, one forward pass, is the chance that a completion sampled at temperature 1 is gold
+to the letter: it tells mastered tasks beforehand, without sampling.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+import configs
+from accelerate import PartialState
+from common.files import SettingsError, read_json, write_json_atomic
+from data_reader import Task, sft_rows
+from gptoss.load import uses_unsloth
+from training.task_store import select_tasks
+
+ROWS_PER_PASS = 8
+
+
+def leave_out_mastered(
+    model: Any, tokenizer: Any, tasks: Sequence[Task], config: configs.RunConfig
+) -> Sequence[Task]:
+    """Leave out tasks whose gold completion is likelier than `grpo.max_gold_probability`.
+
+    The choice is kept in the run's grpo_tasks.json, so that a resumed run trains on the same tasks.
+
+    Args:
+        model: The policy that SFT left.
+        tokenizer: Its tokenizer.
+        tasks: Training tasks.
+        config: The run's settings.
+
+    Returns:
+        The other tasks, in their order.
+
+    Raises:
+        SettingsError: No task is left, or the model is Unsloth's, which returns no logits.
+    """
+    limit = config.grpo.max_gold_probability
+    if uses_unsloth(config.model):
+        raise SettingsError(
+            "grpo.max_gold_probability does not work with Unsloth; use "
+            "--set grpo.max_gold_probability=1 and grpo.resample_rounds"
+        )
+    path, state = Path(config.output_dir) / "grpo_tasks.json", PartialState()
+    if state.is_main_process and read_json(path, None) is None:
+        probabilities = gold_probabilities(model, tokenizer, tasks, config.data.prompt_style)
+        left = [number for number, value in enumerate(probabilities) if value <= limit]
+        write_json_atomic(path, left)
+        print(f"GRPO trains on {len(left)} of {len(tasks)} tasks: the others are mastered")
+    state.wait_for_everyone()
+    left = read_json(path, [])
+    if not left:
+        raise SettingsError(
+            f"grpo.max_gold_probability={limit} leaves no task: SFT mastered all {len(tasks)}; "
+            "raise it, or give GRPO harder tasks (data.grpo_dataset_path)"
+        )
+    return select_tasks(tasks, left)
+
+
+def gold_probabilities(
+    model: Any, tokenizer: Any, tasks: Sequence[Task], style: str
+) -> list[float]:
+    """Return the probability that the policy answers each task with gold, to the letter.
+
+    Args:
+        model: The policy.
+        tokenizer: Its tokenizer.
+        tasks: The tasks.
+        style: Prompt style, `data.prompt_style`.
+
+    Returns:
+        One probability per task, at temperature 1.
+    """
+    rows = [
+        [tokenizer(row[part], add_special_tokens=False)["input_ids"] for part in ("prompt", "completion")]
+        for row in sft_rows(tasks, style)
+    ]
+    by_length = sorted(range(len(rows)), key=lambda number: sum(map(len, rows[number])))
+    result = [0.0] * len(rows)
+    for start in range(0, len(rows), ROWS_PER_PASS):
+        numbers = by_length[start:start + ROWS_PER_PASS]
+        for number, value in zip(numbers, _measure(model, [rows[n] for n in numbers]), strict=True):
+            result[number] = value
+    return result
+
+
+@torch.inference_mode()
+def _measure(model: Any, rows: list[list[list[int]]]) -> list[float]:
+    """Return the probability of each row's completion after its prompt."""
+    ids = [torch.tensor(prompt + completion) for prompt, completion in rows]
+    batch = pad_sequence(ids, batch_first=True).to(model.device)
+    mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True).to(model.device)
+    first = min(len(prompt) for prompt, _ in rows)
+    kept = batch.shape[1] - first
+    # The logits of a column are those of the token after it.
+    logits = model(input_ids=batch, attention_mask=mask, logits_to_keep=kept + 1).logits[:, :-1]
+    logps = logits.float().log_softmax(-1).gather(-1, batch[:, first:, None])[..., 0]
+    return [
+        math.exp(logps[row, len(prompt) - first:len(prompt) + len(completion) - first].sum())
+        for row, (prompt, completion) in enumerate(rows)
+    ]
