@@ -181,7 +181,7 @@ def test_the_command_exports_an_adapter_and_a_merged_model(
 ):
     save_adapter(*trained, tmp_path / "final_model")
     # The random model counts bytes as tokens; the prompts of the shipped policy would take minutes.
-    monkeypatch.setattr(export_module, "check_prompts", lambda style: PROMPTS)
+    monkeypatch.setattr(export_module, "check_prompts", lambda style, plans: PROMPTS)
     for source, lines in ((tmp_path / "final_model", 1), (merged_dir, 2)):
         command = ["export", "--model", str(source), "--format", "mxfp4",
                    "--output", str(tmp_path / "out")]
