@@ -21,7 +21,7 @@ from gptoss.weights import add_lora, find_causal_lm, is_packed, linear_lora
 
 ATTENTION = "held_prompt"
 """Name of `_attend` among transformers' implementations."""
-PROMPTS_PER_PASS = 64
+PROMPTS_PER_PASS = 16
 """Prompts read in one forward pass."""
 CHECK_EVERY_STEPS = 16
 """Decode steps between two checks whether every row has ended (a check waits for the GPU)."""
@@ -236,9 +236,9 @@ def _attend(
     mask = rows.masks[sliding_window]
     if rows.is_prompt:
         rows.parts.setdefault(layer, []).append((key, value))
-        found = scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True
-        )
+        # Repeated keys go to a kernel that holds no L x L scores; `enable_gqa` with a mask does not.
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+        found = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
         return found.transpose(1, 2).contiguous(), None
     (prompt_keys, prompt_values), (keys, values) = rows.prompts[layer], rows.own[layer]
     keys.index_copy_(2, rows.step, key)
