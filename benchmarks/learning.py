@@ -89,6 +89,11 @@ def row_path(arguments: argparse.Namespace, method: str) -> Path:
     return arguments.results / f"{row_name(arguments, method)}.json"
 
 
+def sft_adapter(arguments: argparse.Namespace) -> Path:
+    """Return the folder of the adapter that the seed's row `sft` left."""
+    return arguments.run_dir / row_name(arguments, "sft") / "sft" / "adapter"
+
+
 def train(
     run: pipeline.Run, model: Any, tokenizer: Any, arguments: argparse.Namespace
 ) -> dict[str, Any]:
@@ -97,10 +102,7 @@ def train(
     if method == "base":
         return {}
     if method != "sft":
-        adapter = arguments.run_dir / row_name(arguments, "sft") / "sft" / "adapter"
-        if not is_complete(adapter):
-            sys.exit(f"error: {adapter}: missing; run --method sft --seed {arguments.seed} first")
-        load_adapter(model, adapter)
+        load_adapter(model, sft_adapter(arguments))
     stage = "sft" if method in STAGES["sft"] else "grpo"
     started = time.perf_counter()
     if arguments.minutes:
@@ -142,6 +144,9 @@ def main() -> None:
         arguments.minutes = read_json(row_path(arguments, "grpo"), {}).get("train_minutes")
         if arguments.minutes is None:
             sys.exit(f"error: {row_path(arguments, 'grpo')}: missing; give --minutes or run grpo first")
+    if arguments.method not in ("base", "sft") and not is_complete(sft_adapter(arguments)):
+        missing = sft_adapter(arguments)
+        sys.exit(f"error: {missing}: missing; run --method sft --seed {arguments.seed} first")
     config = row_config(arguments)
     run = pipeline.prepare_run(config, resume=True)
     model, tokenizer = pipeline.load_run_model(run)

@@ -276,3 +276,38 @@ def test_the_whole_run(family, folders, tmp_path, monkeypatch, capsys, caplog, d
     assert found["num_tasks"] == 2
     told = capsys.readouterr().err + caplog.text
     assert "new PAD/BOS/EOS" not in told and "Ignoring clean_up" not in told
+
+
+@pytest.mark.slow
+def test_rows_of_the_comparison(folders, tmp_path, monkeypatch, capsys):
+    from transformers.trainer import DEFAULT_CALLBACKS
+
+    from benchmarks import learning
+
+    config = run_config(tmp_path, folders["llama"])
+    changed = {
+        f"{stage}.{name}": value for stage in ("data", "sft", "grpo", "evaluation", "model")
+        for name, value in vars(getattr(config, stage)).items() if name not in ("model_name", "max_steps")
+    }
+    words = ["learning.py", "--model", str(folders["llama"]), "--num-tasks", "4"]
+    words += ["--run-dir", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    words += [word for name, value in changed.items() for word in ("--set", f"{name}={value}")]
+
+    def row(*options: str) -> dict:
+        monkeypatch.setattr("sys.argv", [*words, "--method", *options])
+        learning.main()
+        DEFAULT_CALLBACKS[:] = [c for c in DEFAULT_CALLBACKS if isinstance(c, type)]
+        name = f"llama-{options[0]}" + ("" if options[0] == "base" else "-1")
+        return json.loads((tmp_path / "results" / f"{name}.json").read_text())
+
+    with pytest.raises(SystemExit, match="run --method sft --seed 1 first"):
+        row("grpo", "--steps", "1")
+    assert row("base")["metrics"]["num_tasks"] == 4
+    assert row("sft", "--steps", "2")["steps"] == 2
+    grpo = row("grpo", "--minutes", "0.01")
+    assert grpo["steps"] >= 1 and len(grpo["db_match"]) == 4 and "reward" in grpo["curve"][0]
+    assert row("random", "--steps", "1")["settings"]["grpo"]["early_stopping_patience"] == 0
+    assert row("more-sft")["settings"]["seed"] == 1001
+    capsys.readouterr()
+    row("base")
+    assert "is done" in capsys.readouterr().out
