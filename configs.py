@@ -24,7 +24,9 @@ dataset_path = "dataset.jsonl"
 
 TINY_MODEL_PATH = "models/tiny-gpt-oss"
 SCHEDULES = ("cosine", "linear", "constant_with_warmup", "constant")
-PRESET_NAMES = ("auto", "cpu", "t4", "24gb", "80gb")
+PRESET_NAMES = ("auto", "cpu", "t4", "24gb", "80gb", "small-dense")
+ANOTHER_MODEL = "small-dense"
+"""The preset that "auto" takes for a model that is no GPT-OSS."""
 MODES = ("plan", "agent")
 
 
@@ -59,7 +61,7 @@ class ModelStage:
     """Which model is trained and how its LoRA adapter reaches it."""
 
     model_name: str = "unsloth/gpt-oss-20b"
-    """Hub name or folder of the model; Unsloth maps this name to its pre-quantized twin."""
+    """Hub name or folder of any causal model; Unsloth maps this one to its pre-quantized twin."""
     max_seq_length: int = 2048
     """Tokens of prompt plus completion; the full prompt needs about 1,536 of them."""
     load_in_4bit: bool = True
@@ -75,7 +77,8 @@ class ModelStage:
     lora_dropout: float = 0.0
     """Dropout on the LoRA input, 0 to 1; 0 is what Unsloth's fused kernels take."""
     lora_reach: str = "attention+experts"
-    """"attention" (8 M trainable at rank 16 on 20 B) or "attention+experts" (185 M)."""
+    """"attention" (8 M trainable at rank 16 on 20 B) or "attention+experts" (185 M); a model
+    without experts has its MLP in their place."""
     offload_embedding: bool = True
     """Keep the embedding in CPU memory; saves about 1 GB of GPU memory."""
     gradient_checkpointing: bool = True
@@ -85,9 +88,10 @@ class ModelStage:
     num_threads: int = 0
     """CPU threads of torch, 0 leaves torch's choice. Fixed so that two runs agree bitwise."""
     sampling: str = "plain"
-    """"plain" (transformers' generate), "fast" (gptoss/engine.py), "fast-resident", which also keeps
-    16-bit copies of 4-bit experts (38 GiB more on 20 B, faster from 64 rows), or "vllm"
-    (gptoss/vllm_engine.py), which falls back to "fast" where vLLM does not start."""
+    """"plain" (transformers' generate), "fast" (gptoss/engine.py; of other models gptoss/folded.py),
+    "fast-resident", which also keeps 16-bit copies of 4-bit experts (38 GiB more on 20 B, faster
+    from 64 rows), or "vllm" (gptoss/vllm_engine.py), which falls back to "fast" where vLLM does not
+    start."""
     sampling_rows: int = 128
     """Completions decoded at once; more are done in turns."""
     vllm_model: str = ""
@@ -446,12 +450,28 @@ def read_settings(path: Path) -> RunConfig | None:
         raise ConfigError(f"{path}: {error}; use that version, or begin another run") from error
 
 
-def pick_preset() -> tuple[str, str]:
-    """Choose a preset by what the first GPU can do and by its memory.
+def is_gpt_oss(model_name: str) -> bool:
+    """Say whether a model is a GPT-OSS: a folder by its config.json, a hub name by its words."""
+    try:
+        settings = json.loads((Path(model_name) / "config.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return True  # a damaged file is reported when the model is loaded
+    except OSError:
+        return "gpt-oss" in model_name.lower()
+    return not isinstance(settings, dict) or settings.get("model_type", "gpt_oss") == "gpt_oss"
+
+
+def pick_preset(model_name: str | None = None) -> tuple[str, str]:
+    """Choose a preset by the model, and for GPT-OSS by what the first GPU can do and by its memory.
+
+    Args:
+        model_name: Hub name or folder; None is the preset's own.
 
     Returns:
         The preset's name and one sentence that says why.
     """
+    if model_name and not is_gpt_oss(model_name):
+        return ANOTHER_MODEL, f"{model_name} is no GPT-OSS, and a small model fits anywhere"
     quiet_idle_threads()
     import torch
 
@@ -479,9 +499,9 @@ def pick_preset() -> tuple[str, str]:
     return "80gb", f"{found}: room for large generate calls, which set the pace of GRPO"
 
 
-def describe_device() -> str:
-    """Say in one line what hardware there is and which preset "auto" takes."""
-    name, reason = pick_preset()
+def describe_device(model_name: str | None = None) -> str:
+    """Say in one line what hardware there is and which preset "auto" takes for a model."""
+    name, reason = pick_preset(model_name)
     return f"preset auto is {name} here: {reason}"
 
 
@@ -545,6 +565,27 @@ _PRESETS = {
         evaluation=EvaluationStage(num_tasks=0, batch_size=128),
         preset="80gb",
     ),
+    # For models of 0.1 to 2 B parameters on a GPU of 24 GB, and on a CPU with patience. They learn
+    # the tools from the prompt and from many tasks. Gradient checkpointing keeps a row at 0.1 GB.
+    "small-dense": RunConfig(
+        model=ModelStage(
+            model_name="HuggingFaceTB/SmolLM2-135M-Instruct", max_seq_length=3072,
+            load_in_4bit=False, lora_rank=32, lora_alpha=64, offload_embedding=False, sampling="fast",
+        ),
+        data=DataStage(dataset_path="3.5k.jsonl"),
+        sft=SftStage(
+            num_train_epochs=3, per_device_train_batch_size=4, gradient_accumulation_steps=4,
+            learning_rate=1e-3, warmup_steps=20,
+        ),
+        grpo=GrpoStage(
+            per_device_train_batch_size=4, gradient_accumulation_steps=16,
+            generation_batch_size=128, learning_rate=5e-5, warmup_steps=4, beta=0.0,
+            temperature=1.0, max_completion_length=384, save_steps=8, resample_rounds=1,
+            eval_steps=20, num_eval_tasks=128, early_stopping_patience=6,
+        ),
+        evaluation=EvaluationStage(num_tasks=512, batch_size=128, max_new_tokens=384),
+        preset="small-dense",
+    ),
 }
 
 
@@ -565,15 +606,16 @@ _AGENT_CPU = {
 """What agent mode changes of the preset cpu; `_AGENT_GPU` of all others."""
 
 
-def get_preset(name: str, mode: str = "plan") -> RunConfig:
+def get_preset(name: str, mode: str = "plan", model_name: str | None = None) -> RunConfig:
     """Return the settings of a preset.
 
     >>> get_preset("cpu").preset
     'cpu'
 
     Args:
-        name: One of `PRESET_NAMES`; "auto" picks by the memory of the GPU.
+        name: One of `PRESET_NAMES`; "auto" picks by the model and the memory of the GPU.
         mode: "plan" or "agent".
+        model_name: The model that "auto" picks for; None is the preset's own.
 
     Returns:
         The frozen settings; `RunConfig.preset` is the name after "auto" was resolved.
@@ -583,7 +625,7 @@ def get_preset(name: str, mode: str = "plan") -> RunConfig:
     """
     if name not in PRESET_NAMES:
         raise ConfigError(f"unknown preset {name!r}; choose one of " + ", ".join(PRESET_NAMES))
-    name = pick_preset()[0] if name == "auto" else name
+    name = pick_preset(model_name)[0] if name == "auto" else name
     if mode == "plan":
         return _PRESETS[name]
     return with_overrides(_PRESETS[name], {"mode": mode} | (_AGENT_CPU if name == "cpu" else _AGENT_GPU))
@@ -604,12 +646,12 @@ def config_of_model(model: str) -> RunConfig:
         return recorded
     if real_path(model) == real_path(Path(__file__).resolve().parent / TINY_MODEL_PATH):
         return get_preset("cpu")
-    config = get_preset("auto")
     try:
         adapter = json.loads((Path(model) / "adapter_config.json").read_text(encoding="utf-8"))
         base = adapter.get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError):
         base = None  # no adapter, or a damaged one, which is reported when it is loaded
+    config = get_preset("auto", model_name=base or model)
     return replace(config, model=replace(config.model, model_name=base or model))
 
 
@@ -653,7 +695,8 @@ def config_from_arguments(arguments: argparse.Namespace) -> RunConfig:
         if not separator:
             raise ConfigError(f"--set {text}: write STAGE.FIELD=VALUE")
         overrides[path] = value
-    return with_overrides(get_preset(arguments.preset, arguments.mode), overrides)
+    preset = get_preset(arguments.preset, arguments.mode, overrides.get("model.model_name"))
+    return with_overrides(preset, overrides)
 
 
 def with_overrides(config: RunConfig, overrides: dict[str, object]) -> RunConfig:

@@ -18,8 +18,9 @@ from common.row_form import as_json, missing_finding
 from common.user_error import quoted
 from envs.retail import Episode, RetailDatabase
 from envs.retail.tools.call_form import call_finding, is_call
-from prompting.harmony import find_special_token, render_completion, render_prompt
+from prompting.harmony import find_special_token
 from prompting.plan import PromptStyle, plan_instructions
+from prompting.plan_format import HARMONY, PlanFormat
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -370,9 +371,9 @@ def plan_messages(task: Task, style: PromptStyle = "full") -> list[dict[str, str
     ]
 
 
-def plan_prompt(task: Task, style: PromptStyle = "full") -> str:
-    """Return the prompt of a task in harmony format, the same in training and evaluation."""
-    return render_prompt(plan_messages(task, style))
+def plan_prompt(task: Task, style: PromptStyle = "full", plans: PlanFormat = HARMONY) -> str:
+    """Return the prompt of a task in the model's format, the same in training and evaluation."""
+    return plans.prompt(plan_messages(task, style))
 
 
 def gold_completion(task: Task) -> str:
@@ -386,20 +387,23 @@ def gold_completion(task: Task) -> str:
     return json.dumps({"tool_calls": calls}, ensure_ascii=False, separators=(",", ":"))
 
 
-def sft_rows(tasks: Iterable[Task], style: PromptStyle = "full") -> Iterator[dict[str, str]]:
-    """Yield rows of `prompt` and `completion`, separate texts in harmony format."""
+def sft_rows(
+    tasks: Iterable[Task], style: PromptStyle = "full", plans: PlanFormat = HARMONY
+) -> Iterator[dict[str, str]]:
+    """Yield rows of `prompt` and `completion`, separate texts in the model's format."""
     for task in tasks:
-        completion = render_completion(gold_completion(task))
-        yield {"prompt": plan_prompt(task, style), "completion": completion}
+        completion = plans.completion(gold_completion(task))
+        yield {"prompt": plan_prompt(task, style, plans), "completion": completion}
 
 
 def grpo_rows(
-    tasks: Iterable[Task], style: PromptStyle = "full", numbers: Iterable[int] | None = None
+    tasks: Iterable[Task], style: PromptStyle = "full", numbers: Iterable[int] | None = None,
+    plans: PlanFormat = HARMONY,
 ) -> Iterator[dict[str, str | int]]:
-    """Yield rows of `prompt` (harmony text) and `task` (its number, counted from 0 unless given)."""
+    """Yield rows of `prompt` (text) and `task` (its number, counted from 0 unless given)."""
     pairs = enumerate(tasks) if numbers is None else zip(numbers, tasks, strict=True)
     for number, task in pairs:
-        yield {"prompt": plan_prompt(task, style), "task": int(number)}
+        yield {"prompt": plan_prompt(task, style, plans), "task": int(number)}
 
 
 def build_sft_dataset(tasks: Iterable[Task], style: PromptStyle = "full") -> "Dataset":

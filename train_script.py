@@ -49,7 +49,7 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument(
         "--preset", default="auto", metavar="P",
-        help="auto (default, by the GPU's memory), " + ", ".join(configs.PRESET_NAMES[1:]),
+        help="auto (default, by the model and the GPU's memory), " + ", ".join(configs.PRESET_NAMES[1:]),
     )
     options.add_argument(
         "--mode", choices=configs.MODES, default="plan",
@@ -134,7 +134,7 @@ def train(arguments: argparse.Namespace) -> int:
     from training.pipeline import run_pipeline
 
     if arguments.preset == "auto" and os.environ.get("RANK", "0") == "0":
-        print(configs.describe_device())
+        print(configs.describe_device(config.model.model_name))
     if arguments.resume and not (Path(config.output_dir) / "config.json").exists():
         print(f"no earlier run in {config.output_dir}: a new one begins")
     run_pipeline(config, arguments.resume)

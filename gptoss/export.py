@@ -20,7 +20,7 @@ import torch
 from common.files import build_folder, real_path, write_text_atomic
 from common.outputs import check_folder, record
 from common.run_folder import is_run
-from configs import ModelStage, config_of_model
+from configs import ModelStage, config_of_model, is_gpt_oss
 from data_reader import Task, plan_prompt
 from gptoss import mxfp4
 from gptoss.load import (
@@ -29,7 +29,7 @@ from gptoss.load import (
     load_for_evaluation,
     logits_on,
     memory_guard,
-    uses_unsloth,
+    merged_dtype,
 )
 from gptoss.memory import LARGER_GPU, free_memory
 from gptoss.merge import write_merged
@@ -38,12 +38,13 @@ from gptoss.model_types import Model, Tokenizer
 from gptoss.nf4 import holds_fused_experts
 from gptoss.preflight import ModelError, check_checkpoint, check_disk_space
 from gptoss.vllm_engine import write_adapter
-from gptoss.weights import KINDS, Experts, find_core
+from gptoss.weights import KINDS, Experts, find_causal_lm, find_core
+from prompting.plan_format import HARMONY, PlanFormat, plan_format
 
 FORMATS = ("16bit", "mxfp4", "gguf", "adapter")
 CONVERTER = "convert_hf_to_gguf.py"
 """llama.cpp's program that reads a folder in the released model's layout."""
-_BEGUN = '<|channel|>final<|message|>{"tool_calls":[{"name":"'
+_BEGUN = '{"tool_calls":[{"name":"'
 CHECKS = (
     ("Hi, I need to cancel my order #W2611340, I no longer need it. My email is a.b@example.com.",
      ("", _BEGUN, _BEGUN + 'find_user_id_by_email","arguments":{"email":"')),
@@ -82,7 +83,6 @@ def run_export(
             "name its folder with --llama-cpp, or use --format mxfp4"
         )
     config = config_of_model(model_dir)
-    prompts = check_prompts(config.data.prompt_style)
     stage = replace(config.model, sampling="plain")
     if Path(model_dir).is_dir() and not (Path(model_dir) / "adapter_config.json").is_file():
         check_checkpoint(Path(model_dir))
@@ -91,6 +91,7 @@ def run_export(
     if export_format == "adapter" and not (Path(model_dir) / "adapter_config.json").is_file():
         raise ModelError(f"{model_dir}: holds no adapter; name the run's final_model")
     model, tokenizer = load_for_evaluation(model_dir, stage)
+    prompts = check_prompts(config.data.prompt_style, plan_format(tokenizer))
     run_dir = Path(model_dir).parent
     card = model_card(run_dir, adapter=False) if is_run(run_dir) else ""
     export_model(model, tokenizer, folder, stage, export_format, llama_cpp, card)
@@ -113,17 +114,22 @@ def run_export(
     return 0
 
 
-def check_prompts(style: str) -> list[str]:
+def check_prompts(style: str, plans: PlanFormat = HARMONY) -> list[str]:
     """Return the fixed prompts whose next-token logits are compared.
 
     Args:
         style: `data.prompt_style` that the model was trained with.
+        plans: The model's format.
     """
+
+    def begin(answer: str) -> str:
+        return plans.completion(answer).removesuffix(plans.end_token) if answer else ""
+
     prompts = []
     for query, answers in CHECKS:
         task = Task(query=query, gold_actions=[], gold_final="", task_id="export")
-        prompt = plan_prompt(task, style)
-        prompts += [prompt + answer for answer in answers]
+        prompt = plan_prompt(task, style, plans)
+        prompts += [prompt + begin(answer) for answer in answers]
     return prompts
 
 
@@ -152,8 +158,8 @@ def export_model(
         ModelError: The experts cannot be packed, the disk has too little room, or llama.cpp fails.
         RunError: The disk is full.
     """
-    dtype = torch.bfloat16 if uses_unsloth(stage) else torch.float32
-    packed = export_format != "16bit"
+    dtype = merged_dtype(stage)
+    packed = export_format == "mxfp4" or (export_format == "gguf" and is_gpt_oss(stage.model_name))
     # A GGUF file is as large as the folder it is made from.
     needed = export_bytes(model, dtype, packed) * (2 if export_format == "gguf" else 1)
     check_disk_space(folder, needed, f"the {export_format} export", "or choose another --output")
@@ -193,11 +199,11 @@ def _convert_to_gguf(part: Path, llama_cpp: Path) -> None:
 
 def export_bytes(model: Model, dtype: torch.dtype, packed: bool) -> float:
     """Return the bytes that an export takes on disk, 2 % for the tokenizer and headers added."""
-    core = find_core(model)
+    core = find_causal_lm(model)
     config = core.config
     adapter = sum(p.numel() for name, p in core.named_parameters() if "lora_" in name)
     total = count_trainable(core)[1] - adapter
-    experts = (
+    experts = 0 if config.model_type != "gpt_oss" else (
         config.num_hidden_layers * config.num_local_experts
         * 3 * config.hidden_size * config.intermediate_size
     )
@@ -215,6 +221,8 @@ def round_experts_in_place(model: Model) -> bool:
     Returns:
         False, with nothing changed, when the experts carry an adapter or are held in 4-bit.
     """
+    if model.config.model_type != "gpt_oss":
+        return False
     layers = [Experts(layer.mlp.experts) for layer in find_core(model).model.layers]
     if any(experts.split or experts.lora(kind) for experts in layers for kind in KINDS):
         return False

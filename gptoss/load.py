@@ -1,7 +1,7 @@
-"""Load GPT-OSS with a LoRA adapter, save it, merge it, and check that what was saved is the same.
+"""Load GPT-OSS, or any causal model, with a LoRA adapter; save and merge it; compare what was saved.
 
 With a CUDA GPU and Unsloth installed the base weights are 4-bit and Unsloth trains them; anywhere
-else plain transformers and PEFT do the same in 32 bit. `training/__init__.py` has imported
+else plain transformers and PEFT do the same in 16 or 32 bit. `training/__init__.py` has imported
 Unsloth before this module, so the imports below are already patched where they need to be.
 """
 
@@ -14,8 +14,9 @@ import torch
 
 from accelerate import PartialState
 from common import versions
-from configs import ModelStage
+from configs import ModelStage, is_gpt_oss
 from gptoss.engine import FastGenerate, attach_fast_generate
+from gptoss.folded import FoldedGenerate, HeldPromptGenerate
 from gptoss.memory import smaller_loading
 from gptoss.merge import write_merged
 from gptoss.model_types import Model, Tokenizer
@@ -35,7 +36,9 @@ from gptoss.preflight import (
     read_json_file,
 )
 from gptoss.vllm_engine import start_vllm
+from prompting.chat_template import TemplateError
 from prompting.harmony import STOP_TOKENS
+from prompting.plan_format import plan_format
 
 ATTENTION_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj"]
 EXPERT_MODULES = ["gate_proj", "up_proj", "down_proj"]
@@ -61,8 +64,7 @@ def uses_unsloth(stage: ModelStage) -> bool:
 
 
 def load_model(
-    stage: ModelStage, adapter_dir: str | Path | None = None, trainable: bool = True,
-    any_model: bool = False,
+    stage: ModelStage, adapter_dir: str | Path | None = None, trainable: bool = True
 ) -> tuple[Model, Tokenizer]:
     """Load the base model, put the LoRA adapter on it, and load its tokenizer.
 
@@ -70,15 +72,14 @@ def load_model(
         stage: Which model, and how the adapter reaches it.
         adapter_dir: Folder of a saved adapter to continue from; None starts a fresh one.
         trainable: False without `adapter_dir` loads the bare base model.
-        any_model: Take other models than GPT-OSS too; they are sampled by transformers' generate.
 
     Returns:
         The model and its tokenizer (left padding, stop tokens set).
 
     Raises:
         ModelError: The folder is missing or damaged, the hub cannot be reached, the hardware is
-            too small, a package for 4-bit weights is missing, or the adapter does not fit the
-            settings.
+            too small, a package for 4-bit weights or a chat template is missing, or the adapter does
+            not fit the settings.
     """
     if stage.num_threads:
         torch.set_num_threads(stage.num_threads)
@@ -90,7 +91,8 @@ def load_model(
         check_checkpoint(folder)
         read_json_file(folder / "config.json", "model_type")
         read_json_file(folder / "tokenizer.json", "model")
-        check_layers(folder)
+        if is_gpt_oss(stage.model_name):
+            check_layers(folder)
         if uses_unsloth(stage) and stage.load_in_4bit and holds_fused_experts(folder):
             # Unsloth would fill the experts of this layout with random values at 4-bit.
             with PartialState().local_main_process_first():
@@ -111,9 +113,16 @@ def load_model(
         load_adapter(model, adapter_dir)
     if not trainable:
         model.requires_grad_(False)
-    is_gpt_oss = model.config.model_type == "gpt_oss"
-    _set_stop_tokens(model, tokenizer, harmony=is_gpt_oss or not any_model)
-    if stage.sampling != "plain" and (is_gpt_oss or not any_model):
+    gpt_oss = model.config.model_type == "gpt_oss"
+    if gpt_oss != is_gpt_oss(stage.model_name):
+        raise ModelError(
+            f"{stage.model_name}: is a {model.config.model_type}, which its name does not show; download "
+            "it, and set model.model_name to its folder"
+        )
+    _set_stop_tokens(stage.model_name, model, tokenizer)
+    if not gpt_oss:
+        _attach_generate(model, stage, with_lora=trainable or adapter_dir is not None)
+    elif stage.sampling != "plain":
         resident = stage.sampling == "fast-resident"
         try:
             with memory_guard("fast sampling", smaller_loading(stage, with_sampling=True)):
@@ -124,7 +133,8 @@ def load_model(
         except (TypeError, ValueError) as error:
             raise ModelError(f"{error}; use --set model.sampling=plain") from error
     trained, total = count_trainable(model)
-    reach = stage.lora_reach if trained else "nothing is trained"
+    reach = stage.lora_reach if gpt_oss else stage.lora_reach.replace("experts", "MLP")
+    reach = reach if trained else "nothing is trained"
     print(f"{stage.model_name}: {trained:,} of {total:,} parameters trainable ({reach})")
     return model, tokenizer
 
@@ -134,15 +144,12 @@ def _looks_local(name: str) -> bool:
     return name.startswith((".", "/", "~", "models/", "outputs/")) or name.count("/") > 1
 
 
-def load_for_evaluation(
-    name_or_dir: str, stage: ModelStage, any_model: bool = False
-) -> tuple[Model, Tokenizer]:
+def load_for_evaluation(name_or_dir: str, stage: ModelStage) -> tuple[Model, Tokenizer]:
     """Load a base model, a merged model, or a saved adapter on its base, for generation only.
 
     Args:
         name_or_dir: Hub name, model folder, or folder of a saved adapter.
         stage: Settings for everything that the folder does not say itself.
-        any_model: As `load_model`.
 
     Returns:
         The model in eval mode and its tokenizer.
@@ -156,13 +163,13 @@ def load_for_evaluation(
     config_path = Path(name_or_dir) / "adapter_config.json"
     if not config_path.is_file():
         stage = _with_model(stage, name_or_dir)
-        model, tokenizer = load_model(stage, trainable=False, any_model=any_model)
+        model, tokenizer = load_model(stage, trainable=False)
         return model.eval(), tokenizer
     config = read_json_file(config_path, *ADAPTER_KEYS)
     # PEFT and Unsloth write the targets in different ways; the names of the weights are reliable.
     check_checkpoint(Path(name_or_dir), "adapter_model.safetensors", "adapter_config.json")
     names = list_tensor_names(Path(name_or_dir), "adapter_model.safetensors")
-    reach = "attention+experts" if any(".experts." in name for name in names) else "attention"
+    reach = "attention+experts" if any(".mlp." in name for name in names) else "attention"
     base = config["base_model_name_or_path"]
     if _looks_local(base) and not Path(base).is_dir():
         base = stage.model_name  # the adapter was trained on another machine
@@ -170,7 +177,7 @@ def load_for_evaluation(
         _with_model(stage, base), lora_rank=config["r"], lora_alpha=config["lora_alpha"],
         lora_reach=reach,
     )
-    model, tokenizer = load_model(stage, adapter_dir=name_or_dir, trainable=False, any_model=any_model)
+    model, tokenizer = load_model(stage, adapter_dir=name_or_dir, trainable=False)
     return model.eval(), tokenizer
 
 
@@ -196,7 +203,9 @@ def memory_needed_gib(stage: ModelStage) -> float:
     parameters = count_parameters(stage.model_name)
     if parameters < LARGEST_CPU_PARAMETERS:
         return 0.0
-    return SMALLEST_GPU_GIB if stage.load_in_4bit else parameters * 2 / 2**30 + 4
+    if stage.load_in_4bit and is_gpt_oss(stage.model_name):
+        return SMALLEST_GPU_GIB
+    return parameters * (0.6 if stage.load_in_4bit else 2) / 2**30 + 4
 
 
 def _why_no_gpu() -> str:
@@ -280,16 +289,17 @@ def _load_transformers(stage: ModelStage, with_lora: bool) -> tuple[Model, Token
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, Mxfp4Config
 
-    kwargs = {} if stage.experts_implementation == "auto" else {
-        "experts_implementation": stage.experts_implementation
-    }
+    gpt_oss, kwargs = is_gpt_oss(stage.model_name), {}
+    if gpt_oss:
+        kwargs["attn_implementation"] = "eager"  # its attention sinks have no sdpa
+        if stage.experts_implementation != "auto":
+            kwargs["experts_implementation"] = stage.experts_implementation
     if holds_mxfp4_experts(Path(stage.model_name)):
         kwargs["quantization_config"] = Mxfp4Config(dequantize=True)
     with _load_errors(stage):
         tokenizer = AutoTokenizer.from_pretrained(stage.model_name)
         model, found = AutoModelForCausalLM.from_pretrained(
-            stage.model_name, dtype=_dtype(stage), attn_implementation="eager",
-            output_loading_info=True, **kwargs,
+            stage.model_name, dtype=_dtype(stage), output_loading_info=True, **kwargs
         )
     if missing := sorted(found["missing_keys"]):
         # transformers would fill them with random values.
@@ -300,7 +310,7 @@ def _load_transformers(stage: ModelStage, with_lora: bool) -> tuple[Model, Token
     # The dtype once more: experts come out of MXFP4 in bfloat16, which holds them exactly.
     model = model.to("cuda" if goes_to_gpu(stage) else "cpu", _dtype(stage))
     if with_lora:
-        experts = stage.lora_reach == "attention+experts"
+        experts = gpt_oss and stage.lora_reach == "attention+experts"
         if experts and stage.lora_dropout:
             raise ModelError(
                 f"model.lora_dropout is {stage.lora_dropout}; PEFT takes only 0 with "
@@ -308,13 +318,41 @@ def _load_transformers(stage: ModelStage, with_lora: bool) -> tuple[Model, Token
             )
         config = LoraConfig(
             r=stage.lora_rank, lora_alpha=stage.lora_alpha, lora_dropout=stage.lora_dropout,
-            target_modules=ATTENTION_MODULES,
+            target_modules=ATTENTION_MODULES if gpt_oss else list_linear_layers(model, stage),
             target_parameters=EXPERT_PARAMETERS if experts else None, task_type="CAUSAL_LM",
         )
         model = get_peft_model(model, config)
         if stage.gradient_checkpointing:
             model.enable_input_require_grads()
     return model, tokenizer
+
+
+def _attach_generate(model: Model, stage: ModelStage, with_lora: bool) -> None:
+    """Let a model that is no GPT-OSS sample faster; under Unsloth it keeps Unsloth's way."""
+    if stage.sampling not in ("plain", "fast"):
+        print(f"model.sampling={stage.sampling} is for GPT-OSS; transformers' generate is used")
+    if uses_unsloth(stage):
+        return
+    if stage.sampling == "fast":
+        model.generate = HeldPromptGenerate(model)
+    elif with_lora:
+        model.generate = FoldedGenerate(model)
+
+
+def list_linear_layers(model: Model, stage: ModelStage) -> list[str]:
+    """Return the names of the linear layers that an adapter reaches in another model than GPT-OSS.
+
+    Those of the attention, and without `lora_reach="attention"` those of the MLP, but not the head.
+    """
+    head = model.get_output_embeddings()
+    names = {
+        name.rpartition(".")[2] for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+        and ("attn" in name or "attention" in name or stage.lora_reach != "attention")
+    }
+    if not names:
+        raise ModelError(f"{stage.model_name}: has no linear layer for an adapter; use another model")
+    return sorted(names)
 
 
 @contextlib.contextmanager
@@ -344,25 +382,35 @@ def _load_error(stage: ModelStage, error: Exception) -> ModelError:
     return hub_error(stage.model_name, first_line)
 
 
-def _set_stop_tokens(model: Model, tokenizer: Tokenizer, harmony: bool) -> None:
+def _set_stop_tokens(name: str, model: Model, tokenizer: Tokenizer) -> None:
     """Make generation end where a message ends, and pad on the left."""
-    config = model.generation_config
+    config, harmony = model.generation_config, model.config.model_type == "gpt_oss"
     if harmony:
         ids = tokenizer.convert_tokens_to_ids(list(STOP_TOKENS))
     else:
+        try:
+            end = plan_format(tokenizer).end_token
+        except TemplateError as error:
+            raise ModelError(f"{name}: {error}") from error
         known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-        ids = list(dict.fromkeys(i for i in [*known, tokenizer.eos_token_id] if i is not None))
-        if not ids:
-            raise ModelError("neither the model nor its tokenizer names an end-of-text token")
+        ids = [tokenizer.convert_tokens_to_ids(end), *known, tokenizer.eos_token_id]
+        ids = list(dict.fromkeys(i for i in ids if i is not None))
+        # Some tokenizers name another token than the one that ends an answer; TRL goes by it.
+        tokenizer.eos_token = end
+        tokenizer.clean_up_tokenization_spaces = False  # it would change the answers' spaces
     if harmony and (None in ids or len(set(ids)) != len(STOP_TOKENS)):
         raise ModelError(
             f"the tokenizer lacks {' or '.join(STOP_TOKENS)}: it is not a GPT-OSS (harmony) model"
         )
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = "<|endoftext|>" if harmony else tokenizer.convert_ids_to_tokens(ids[0])
+        tokenizer.pad_token = "<|endoftext|>" if harmony else tokenizer.eos_token
     config.eos_token_id = ids
     config.pad_token_id = tokenizer.pad_token_id
+    if not harmony:
+        model.config.eos_token_id = tokenizer.eos_token_id
+        model.config.pad_token_id = tokenizer.pad_token_id
+        model.config.bos_token_id = config.bos_token_id = tokenizer.bos_token_id
     # Sampling settings come from the stages; a checkpoint's own would override them silently.
     config.temperature = config.top_p = config.top_k = None
     config.max_length = None
@@ -410,11 +458,16 @@ def check_merge_space(model: Model, folder: Path, stage: ModelStage) -> None:
     Raises:
         ModelError: Says how much is needed and how much is free.
     """
-    bytes_each = 2 if uses_unsloth(stage) else 4
+    bytes_each = merged_dtype(stage).itemsize
     check_disk_space(
         folder, count_trainable(model)[1] * bytes_each * 1.02, "the merged model",
         "choose another --output-dir, or use --set merge_model=false",
     )
+
+
+def merged_dtype(stage: ModelStage) -> torch.dtype:
+    """Return the type of a merged model's weights: bfloat16 from a GPU, float32 from a CPU."""
+    return torch.bfloat16 if goes_to_gpu(stage) else torch.float32
 
 
 def merge_and_save(model: Model, tokenizer: Tokenizer, folder: str | Path, stage: ModelStage) -> Path:
@@ -431,8 +484,7 @@ def merge_and_save(model: Model, tokenizer: Tokenizer, folder: str | Path, stage
     """
     folder = Path(folder)
     check_merge_space(model, folder, stage)
-    dtype = torch.bfloat16 if uses_unsloth(stage) else torch.float32
-    write_merged(model, folder, dtype)
+    write_merged(model, folder, merged_dtype(stage))
     tokenizer.save_pretrained(str(folder))
     return folder
 

@@ -21,7 +21,7 @@ from gptoss.weights import (
     add_lora,
     base_linear,
     dense,
-    find_core,
+    find_causal_lm,
     linear_lora,
     router_linear,
 )
@@ -39,9 +39,13 @@ def write_merged(model: Model, folder: Path, dtype: torch.dtype, pack_experts: b
         pack_experts: Round the merged experts to MXFP4, 4.25 bits a parameter.
 
     Raises:
-        ValueError: The experts cannot be packed: an odd width, or a weight that is not finite.
+        ValueError: The experts cannot be packed: there are none, an odd width, or a weight that is not
+            finite.
     """
-    core = find_core(model)
+    core = find_causal_lm(model)
+    gpt_oss = core.config.model_type == "gpt_oss"
+    if pack_experts and not gpt_oss:
+        raise ValueError("only the experts of a GPT-OSS are packed to MXFP4")
     folder.mkdir(parents=True, exist_ok=True)
     for old in (*folder.glob("*.safetensors"), folder / INDEX_NAME):
         old.unlink(missing_ok=True)
@@ -49,21 +53,28 @@ def write_merged(model: Model, folder: Path, dtype: torch.dtype, pack_experts: b
     config.pop("quantization_config", None)
     if pack_experts:
         config["quantization_config"] = mxfp4.CONFIG
-    config["architectures"] = ["GptOssForCausalLM"]
+    config["architectures"] = [type(core).__name__]
     config["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(_plain(config), indent=2), encoding="utf-8")
     core.generation_config.save_pretrained(str(folder))
+    weight_map: dict[str, str] = {}
+    if not gpt_oss:
+        total = _write_shard(folder, 0, _merged_tensors(core), dtype, weight_map)
+        return _write_index(folder, total, weight_map)
     tensors = {
         "model.embed_tokens.weight": core.model.embed_tokens.weight,
         "model.norm.weight": core.model.norm.weight,
     }
     if not core.config.tie_word_embeddings:
         tensors["lm_head.weight"] = dense(core.lm_head.weight)
-    weight_map: dict[str, str] = {}
     total = _write_shard(folder, 0, tensors, dtype, weight_map)
     for index, layer in enumerate(core.model.layers):
         tensors = _layer_tensors(f"model.layers.{index}.", layer, dtype, pack_experts)
         total += _write_shard(folder, index + 1, tensors, dtype, weight_map)
+    _write_index(folder, total, weight_map)
+
+
+def _write_index(folder: Path, total: int, weight_map: dict[str, str]) -> None:
     index_json = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / INDEX_NAME).write_text(json.dumps(index_json, indent=2), encoding="utf-8")
 
@@ -75,6 +86,25 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+
+
+def _merged_tensors(core: Any) -> dict[str, torch.Tensor]:
+    """Return the weights of any model by their names, the adapter folded into its linear layers."""
+    tensors, head = {}, core.get_output_embeddings()
+    for name, tensor in core.state_dict().items():
+        owner, _, leaf = name.rpartition(".")
+        module = core.get_submodule(owner)
+        # Behind `weight` stands how it is quantized; a tied head is the embedding once more.
+        if ".lora_" in name or ".weight." in name:
+            continue
+        if module is head and core.config.tie_word_embeddings:
+            continue
+        if leaf == "weight":
+            tensor, layer = dense(module.weight), core.get_submodule(owner.removesuffix(".base_layer"))
+            if layer is not module:
+                tensor = add_lora(tensor.T[None], linear_lora(layer))[0].T
+        tensors[name.replace(".base_layer.", ".")] = tensor
+    return tensors
 
 
 def _layer_tensors(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import read_json, write_text_atomic
+from configs import is_gpt_oss
 from scoring.metrics import format_estimate
 
 STAGE_NAMES = {"base": "base", "sft": "SFT", "sft_grpo": "SFT+GRPO"}
@@ -51,17 +52,22 @@ def model_card(run_dir: Path, adapter: bool) -> str:
     settings = read_json(run_dir / "config.json", {})["settings"]
     model, data, sft, grpo = (settings[name] for name in ("model", "data", "sft", "grpo"))
     base = model["model_name"]
-    on_hub = not Path(base).exists()
+    on_hub, gpt_oss = not Path(base).exists(), is_gpt_oss(base)
     details = read_json(run_dir / "evaluation_details.json", {})
     metadata = {
         "base_model": base if on_hub else None,
         "library_name": "peft" if adapter else "transformers",
-        "license": "apache-2.0",
+        "license": "apache-2.0" if gpt_oss else None,  # another model has a license of its own
         "pipeline_tag": "text-generation",
-        "tags": ["gpt-oss", "tool-use", "customer-service", "tau-bench", "sft", "grpo", "lora"],
+        "tags": [
+            *(["gpt-oss"] if gpt_oss else []), "tool-use", "customer-service", "tau-bench", "sft", "grpo",
+            "lora",
+        ],
     }
     # JSON values are YAML values.
     head = [f"{name}: {json.dumps(value)}" for name, value in metadata.items() if value]
+    reach = model["lora_reach"] if gpt_oss else model["lora_reach"].replace("experts", "MLP")
+    prompts = "are harmony text" if gpt_oss else "follow the model's chat template"
     kind = "LoRA adapter" if adapter else "complete weights, the adapter folded in"
     package, loader = (
         ("peft", "AutoPeftModelForCausalLM") if adapter else ("transformers", "AutoModelForCausalLM")
@@ -81,14 +87,14 @@ def model_card(run_dir: Path, adapter: bool) -> str:
         f"- GRPO with a reward that executes the tools: {_length(grpo)}, groups of "
         f"{grpo['num_generations']}, temperature {grpo['temperature']:g}, learning rate "
         f"{grpo['learning_rate']:g}.",
-        f"- LoRA rank {model['lora_rank']} on {model['lora_reach'].replace('+', ' and ')}; "
+        f"- LoRA rank {model['lora_rank']} on {reach.replace('+', ' and ')}; "
         f"seed {settings['seed']}.", "",
         "## Evaluation", "",
         *_evaluation(read_json(run_dir / "evaluation.json", {}), details.get("differences", {})), "",
         "Made by `python train_script.py --preset " + settings["preset"] + "`; the run's "
         "`config.json` has every setting, version and hash.", "",
         "## Use", "", *use, "",
-        "Prompts are harmony text; the answer's final message is one JSON object "
+        f"Prompts {prompts}; the answer's final message is one JSON object "
         '`{"tool_calls": [{"name": ..., "arguments": ...}]}`.', "",
         "## Limits", "",
         "The shop, its customers and their words are generated: the model has learned this shop's "

@@ -10,6 +10,7 @@ architectures, several active adapters, DoRA.
 from dataclasses import dataclass
 
 import torch
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
@@ -44,6 +45,11 @@ def find_core(model: nn.Module) -> nn.Module:
         if type(module).__name__ == "GptOssForCausalLM":
             return module
     raise TypeError(f"{type(model).__name__} holds no GptOssForCausalLM")
+
+
+def find_causal_lm(model: nn.Module) -> nn.Module:
+    """Return the model inside a PEFT wrapper; any architecture."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def is_packed(weight: torch.Tensor) -> bool:

@@ -28,10 +28,94 @@ class TemplateError(UserError, ValueError):
     """A chat template that cannot render a conversation; the message is one line."""
 
 
+class ChatTemplate:
+    """A tokenizer's chat template, and what it takes.
+
+    Args:
+        tokenizer: transformers' tokenizer.
+
+    Attributes:
+        lead: what it writes between a prompt and the assistant's words.
+        end_token: what ends the assistant's words.
+
+    Raises:
+        TemplateError: There is no chat template, or it cannot render a request and an answer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not tokenizer.chat_template:
+            raise TemplateError(
+                "the tokenizer has no chat template, as of a base model; use the model's version for "
+                "chat (its name often ends in -Instruct or -it), or put a chat_template.jinja into its "
+                "folder"
+            )
+        self._tokenizer = tokenizer
+        marks = {token for token in tokenizer.get_added_vocab() if token[0] in "<["}
+        marks |= {_LISTED_CALLS, *_TAGS, *tokenizer.all_special_tokens}
+        ordered = sorted(filter(None, marks), key=len, reverse=True)
+        tokens = "|".join(map(re.escape, ordered))
+        self._marks = re.compile(r"<(?=\|\w+\|>)|" + tokens)
+        self._takes_system = True
+        try:
+            self._takes_system = "Be brief." in self.render(
+                [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+            )
+        except TemplateError:
+            self._takes_system = False
+        asked = [{"role": "user", "content": "Hi"}]
+        prompt = self.render(asked, enable_thinking=False)
+        answered = self.render(
+            [*asked, {"role": "assistant", "content": "ANSWER"}], add_generation_prompt=False
+        )
+        before, _, after = answered.rpartition("ANSWER")
+        self.lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
+        end = re.search(tokens, after)
+        self.end_token = end.group() if end else tokenizer.eos_token or ""
+        if not self.end_token:
+            raise TemplateError("its chat template ends no answer, and no end-of-text token is known")
+
+    def render(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> str:
+        """Return the text of a conversation, up to where the assistant speaks.
+
+        Args:
+            messages: In OpenAI's form. A system message goes before the first user message's words
+                where the template takes none.
+            settings: Variables of the template.
+
+        Raises:
+            TemplateError: The template refuses the conversation.
+        """
+        import jinja2
+
+        if not self._takes_system and messages[0]["role"] == "system":
+            system, first, *others = messages
+            content = f"{system['content']}\n\n{first['content']}"
+            messages = [{**first, "content": content}, *others]
+        settings = {"add_generation_prompt": True, "tokenize": False} | settings
+        try:
+            return self._tokenizer.apply_chat_template(messages, **settings)
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+            line = " ".join(str(error).split())[:200]
+            raise TemplateError(
+                f"its chat template refuses a conversation ({line}); use another model"
+            ) from error
+
+    def defuse(self, text: str) -> str:
+        """Return the text with everything taken apart that the tokenizer or `parse` reads as a mark."""
+        return self._marks.sub(lambda found: found[0][0] + " " + found[0][1:], text)
+
+    @staticmethod
+    def split_thinking(text: str) -> tuple[str, str]:
+        """Return the thinking and the other text of a completion."""
+        thinking = "\n".join(_THINKING.findall(text)).strip()
+        return thinking, _THINKING.sub("", text).removeprefix("</think>").strip()
+
+
 class TemplateFormat:
     """How a model with a chat template reads and writes conversations.
 
     Args:
+        tokenizer: transformers' tokenizer.
         stop_tokens: tokens that end a reply, as text.
         reasoning: reasoning effort, for templates that take `reasoning_effort`.
 
@@ -40,14 +124,9 @@ class TemplateFormat:
     """
 
     def __init__(self, tokenizer: Any, stop_tokens: Sequence[str], reasoning: str = "low") -> None:
-        if not tokenizer.chat_template:
-            raise TemplateError("the tokenizer has no chat template; use a model made for chat")
-        self._tokenizer, self._stops, self._reasoning = tokenizer, tuple(stop_tokens), reasoning
+        self._template, self._stops = ChatTemplate(tokenizer), tuple(stop_tokens)
+        self._defuse, self._reasoning = self._template.defuse, reasoning
         self._tools = agent_tools()
-        marks = {token for token in tokenizer.get_added_vocab() if token[0] in "<["}
-        marks |= {_LISTED_CALLS, *_TAGS, *tokenizer.all_special_tokens}
-        ordered = sorted(filter(None, marks), key=len, reverse=True)
-        self._marks = re.compile(r"<(?=\|\w+\|>)|" + "|".join(map(re.escape, ordered)))
         self._shows_tools = True
         self._shows_tools = self._tools[0]["function"]["name"] in self.render(
             [{"role": "user", "content": "Hi"}], {}
@@ -65,8 +144,6 @@ class TemplateFormat:
             TemplateError: The template refuses the conversation.
         """
         del analyses
-        import jinja2
-
         first, *messages = with_instructions(messages)
         system, tools = self._defuse(first["content"]), self._tools
         if self._shows_tools:
@@ -75,18 +152,8 @@ class TemplateFormat:
             listed = "\n".join(json.dumps(tool["function"]) for tool in tools)
             system, tools = system + TOOLS_AS_TEXT.format(tools=listed), None
             turns = self._as_text(messages)
-        settings = {
-            "tools": tools, "add_generation_prompt": True, "tokenize": False,
-            "reasoning_effort": self._reasoning,
-        }
         turns = [{"role": "system", "content": system}, *turns]
-        try:
-            return self._tokenizer.apply_chat_template(turns, **settings)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
-            line = " ".join(str(error).split())[:200]
-            raise TemplateError(
-                f"its chat template refuses a conversation with tools ({line}); use another model"
-            ) from error
+        return self._template.render(turns, tools=tools, reasoning_effort=self._reasoning)
 
     def parse(self, completion: str) -> Reply:
         """Read a completion that was decoded with its special tokens; never raises."""
@@ -94,17 +161,13 @@ class TemplateFormat:
         if not ends:
             return Reply(assistant_message(""), "", "cut_off")
         text = completion[: min(ends)]
-        analysis = "\n".join(_THINKING.findall(text)).strip()
-        text = _THINKING.sub("", text).removeprefix("</think>").strip()
+        analysis, text = self._template.split_thinking(text)
         calls = _find_calls(text)
         if calls:
             known = all(name and _is_object(arguments) for name, arguments in calls)
             return Reply(assistant_message("", calls), analysis, None if known else "bad_arguments")
         missing = "only_analysis" if analysis else "no_message"
         return Reply(assistant_message(text), analysis, None if text else missing)
-
-    def _defuse(self, text: str) -> str:
-        return self._marks.sub(lambda found: found[0][0] + " " + found[0][1:], text)
 
     def _native(self, messages: Sequence[Mapping[str, Any]]) -> list[Message]:
         turns, names = [], []

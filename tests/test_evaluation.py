@@ -156,7 +156,7 @@ def test_rare_line_ends_in_a_completion_are_read_back(tmp_path, folder, db):
     tasks = tiny_random.make_tasks(1)
     written = score_texts(tasks, [render_completion("a\u2028b\x85c")], db, config, "base")
     evaluation_module._write_evaluation(tmp_path, written)
-    assert evaluate_model(None, None, tasks, db, config, "base") == written
+    assert evaluate_model(None, tiny_random.make_tokenizer(), tasks, db, config, "base") == written
 
 
 def test_pairing_is_narrower_and_signed(folder, db):

@@ -198,7 +198,7 @@ def test_the_command_exports_an_adapter_and_a_merged_model(
 ):
     save_adapter(*trained, tmp_path / "final_model")
     # The random model counts bytes as tokens; the prompts of the shipped policy would take minutes.
-    monkeypatch.setattr(export_module, "check_prompts", lambda style: PROMPTS)
+    monkeypatch.setattr(export_module, "check_prompts", lambda *_: PROMPTS)
     for source, lines in ((tmp_path / "final_model", 1), (merged_dir, 2)):
         command = ["export", "--model", str(source), "--format", "mxfp4",
                    "--output", str(tmp_path / "out")]
@@ -217,7 +217,7 @@ def test_the_card_of_an_export_is_that_of_complete_weights(trained, tmp_path, mo
     (tmp_path / "config.json").write_text(json.dumps({"settings": settings, "versions": {}}))
     save_adapter(*trained, tmp_path / "final_model")
     (tmp_path / "final_model" / "README.md").write_text("library_name: peft. This folder: LoRA adapter")
-    monkeypatch.setattr(export_module, "check_prompts", lambda style: PROMPTS[2:])
+    monkeypatch.setattr(export_module, "check_prompts", lambda *_: PROMPTS[2:])
     for name in ("in", "out"):
         output = tmp_path / name / "model"
         assert export_module.run_export(str(tmp_path / "final_model"), "16bit", str(output)) == 0

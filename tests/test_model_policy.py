@@ -76,7 +76,7 @@ def load(folder, sampling="plain"):
     stage = configs.ModelStage(
         device="cpu", num_threads=1, sampling=sampling, experts_implementation="eager"
     )
-    return load_for_evaluation(str(folder), stage, any_model=True)
+    return load_for_evaluation(str(folder), stage)
 
 
 def play(policy, seeds):
@@ -204,9 +204,9 @@ def test_a_broken_call_is_handed_on_as_it_is(body):
 
 
 def test_models_without_a_chat_template_are_refused_in_one_line(folders):
-    with pytest.raises(TemplateError, match="has no chat template; use a model made for chat"):
+    with pytest.raises(TemplateError, match="has no chat template, .* use the model's version for chat"):
         TemplateFormat(llama_tokenizer(template=None), ["<|im_end|>"])
     model, tokenizer = load(folders["llama"])
     tokenizer.chat_template = "{{ raise_exception('no system role') }}"
-    with pytest.raises(ModelError, match="refuses a conversation with tools .no system role"):
+    with pytest.raises(ModelError, match="refuses a conversation .no system role"):
         ModelPolicy(model, tokenizer)

@@ -345,8 +345,8 @@ def test_an_adapter_cut_in_half(adapter_dir, tmp_path, capsys, monkeypatch, name
 @pytest.mark.parametrize(("name", "text", "told"), [
     ("config.json", "{}", "config.json: lacks model_type; copy"),
     ("config.json", "[]", "config.json: not a JSON object; copy"),
-    ("config.json", '{"model_type": "x"}', "config.json: lacks num_hidden_layers; copy"),
-    ("config.json", '{"model_type": "x", "num_hidden_layers": "2"}', "num_hidden_layers is '2'; copy"),
+    ("config.json", '{"model_type": "gpt_oss"}', "config.json: lacks num_hidden_layers; copy"),
+    ("config.json", '{"model_type": "gpt_oss", "num_hidden_layers": "2"}', "num_hidden_layers is '2'; copy"),
     ("config.json", '{"model_type": "x", "num_hidden_layers": 2}', "cannot be loaded: ValueError: The"),
     ("tokenizer.json", "{}", "tokenizer.json: lacks model; copy"),
     ("tokenizer.json", '{"model": {"a": 1}}', "cannot be loaded: KeyError: 'added_tokens'; check"),

@@ -16,7 +16,7 @@ from envs.retail import RetailDatabase
 from gptoss.load import load_for_evaluation, memory_guard
 from gptoss.memory import LARGER_GPU
 from gptoss.model_types import Model, Tokenizer
-from prompting import harmony
+from prompting.plan_format import plan_format
 from scoring.explain import explain_calls
 
 EXAMPLE_QUERY = "Hi, I need to cancel my order {order_id}, I no longer need it. My email is {email}."
@@ -36,7 +36,7 @@ def encode_query(tokenizer: Tokenizer, query: str, config: configs.RunConfig) ->
         config: `data.prompt_style`, `model.max_seq_length` and `evaluation.max_new_tokens` are used.
 
     Raises:
-        ValueError: The query holds a special token of the harmony format, is no valid text, or
+        ValueError: The query holds a control token of harmony, is no valid text, or
             leaves no room for the answer.
     """
     try:
@@ -44,7 +44,7 @@ def encode_query(tokenizer: Tokenizer, query: str, config: configs.RunConfig) ->
     except UnicodeEncodeError as error:
         raise ValueError("the line is not valid UTF-8 text") from error
     task = Task(query=query, gold_actions=[], gold_final="", task_id="chat")
-    prompt = plan_prompt(task, config.data.prompt_style)
+    prompt = plan_prompt(task, config.data.prompt_style, plan_format(tokenizer))
     # Its own warning of long texts speaks of the tokenizer; the limit here is the training's.
     ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"]
     room = config.model.max_seq_length - config.evaluation.max_new_tokens
@@ -87,7 +87,7 @@ def stream_answer(
     )
     model.train(was_training)
     text = tokenizer.decode(output[0, ids.shape[1]:], skip_special_tokens=False)
-    return harmony.parse_completion(text).final
+    return plan_format(tokenizer).final_text(text)
 
 
 def quick_test(

@@ -16,6 +16,7 @@ from trl import GRPOTrainer
 import configs
 from data_reader import Task, plan_prompt
 from gptoss.generation import complete
+from prompting.plan_format import plan_format
 from training.episode_rewards import EpisodeScorer
 from training.rewards import CompletionScorer, weighted_reward
 from training.task_store import TaskLookup
@@ -93,7 +94,8 @@ class DynamicSampler:
             names = [f"{name}/{round_number}/{numbers[index]}" for index in dead]
             drawn = [random.Random(name).randrange(len(self.tasks)) for name in names]
             style = self.config.data.prompt_style
-            texts = [plan_prompt(self.tasks[number], style) for number in drawn]
+            plans = plan_format(self.scorer.tokenizer)
+            texts = [plan_prompt(self.tasks[number], style, plans) for number in drawn]
             fresh = self._sample(
                 [text for text in texts for _ in range(size)],
                 [number for number in drawn for _ in range(size)], trainer, names,

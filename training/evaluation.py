@@ -25,7 +25,7 @@ from gptoss.memory import LARGER_GPU
 from gptoss.model_card import STAGE_NAMES
 from gptoss.model_types import Model, Tokenizer
 from gptoss.policy import ModelPolicy
-from prompting import harmony
+from prompting.plan_format import HARMONY, PlanFormat, plan_format
 from scoring.episode import EpisodeScore
 from scoring.metrics import format_estimate, parse_failure_table, per_tool_table, summarize
 from scoring.reward import Score, score_completion
@@ -92,7 +92,8 @@ def complete_tasks(
         Completions with special tokens, one per task.
     """
     settings = config.evaluation
-    prompts = [plan_prompt(task, config.data.prompt_style) for task in tasks]
+    plans = plan_format(tokenizer)
+    prompts = [plan_prompt(task, config.data.prompt_style, plans) for task in tasks]
     lengths = [len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
     batches = split_batches(lengths, settings.batch_size)
     state = PartialState()
@@ -118,11 +119,11 @@ def complete_tasks(
     return [texts[index] for index in range(len(tasks))]
 
 
-def _completion_row(label: str, task: Task, raw: str, score: Score) -> dict:
+def _completion_row(label: str, task: Task, raw: str, final: str, score: Score) -> dict:
     return {
         "stage": label,
         "task_id": task.task_id,
-        "completion": harmony.parse_completion(raw).final,
+        "completion": final,
         "raw": raw,
         "reward": score.reward,
         "outcome": score.outcome,
@@ -134,22 +135,23 @@ def _completion_row(label: str, task: Task, raw: str, score: Score) -> dict:
 
 
 def score_texts(
-    tasks: list[Task], texts: list[str], db: RetailDatabase, config: configs.RunConfig, label: str
+    tasks: list[Task], texts: list[str], db: RetailDatabase, config: configs.RunConfig, label: str,
+    plans: PlanFormat = HARMONY,
 ) -> Evaluation:
     """Score completions and sum them up.
 
     Args:
         texts: One completion per task, with special tokens.
         config: `evaluation.num_bootstrap` and `data.split_seed` are used.
+        plans: The format that the completions are in.
     """
-    scores = [
-        score_completion(task, harmony.parse_completion(text).final, db)
-        for task, text in zip(tasks, texts, strict=True)
-    ]
+    finals = list(map(plans.final_text, texts))
+    scores = [score_completion(task, final, db) for task, final in zip(tasks, finals, strict=True)]
     metrics = summarize(
         scores, num_bootstrap=config.evaluation.num_bootstrap, seed=config.data.split_seed
     )
-    rows = [_completion_row(label, *row) for row in zip(tasks, texts, scores, strict=True)]
+    columns = zip(tasks, texts, finals, scores, strict=True)
+    rows = [_completion_row(label, *row) for row in columns]
     return Evaluation(label, metrics, per_tool_table(scores), parse_failure_table(scores), scores, rows)
 
 
@@ -207,7 +209,7 @@ def evaluate_model(
         texts = [row["raw"] for row in rows] if done else complete_tasks(
             model, tokenizer, tasks, config, parts_dir
         )
-        evaluation = score_texts(tasks, texts, db, config, label)
+        evaluation = score_texts(tasks, texts, db, config, label, plan_format(tokenizer))
     state = PartialState()
     state.wait_for_everyone()
     if state.is_main_process and not done:
@@ -359,7 +361,7 @@ def load_agent_policy(
 
     config = configs.config_of_model(model)
     style = config.data.prompt_style if config.mode == "agent" else "full"
-    loaded, tokenizer = load_for_evaluation(model, config.model, any_model=True)
+    loaded, tokenizer = load_for_evaluation(model, config.model)
     return ModelPolicy(
         loaded, tokenizer, max_new_tokens, temperature, batch_size, reasoning, style=style
     )
@@ -405,7 +407,8 @@ def evaluate_model_dir(
         seeded = replace(config, seed=config.seed + trial)
         with memory_guard("evaluation", f"--batch-size {size // 2}" if size > 1 else LARGER_GPU):
             texts += complete_tasks(loaded, tokenizer, tasks, seeded, parts_dir=None)
-    evaluation = score_texts(tasks * num_trials, texts, db, config, "model")
+    plans = plan_format(tokenizer)
+    evaluation = score_texts(tasks * num_trials, texts, db, config, "model", plans)
     for name in ("evaluation.json", "evaluation_details.json", "completions.jsonl"):
         (Path(output_dir) / name).unlink(missing_ok=True)
     _write_evaluation(Path(output_dir), evaluation)

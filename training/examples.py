@@ -9,7 +9,7 @@ from data_reader import Task, plan_prompt
 from envs.retail import RetailDatabase
 from gptoss.generation import generate_batch
 from gptoss.model_types import Model, Tokenizer
-from prompting import harmony
+from prompting.plan_format import plan_format
 from scoring.explain import explain_completion, group_advantages
 from scoring.reward import score_completion
 from training.evaluation import STAGE_NAMES, Evaluation
@@ -76,14 +76,14 @@ def show_group(
         tasks: Candidates; the first whose rewards differ is shown, the last one otherwise.
         config: `grpo.num_generations`, `grpo.temperature`, the lengths and the seed are used.
     """
-    stage = config.grpo
+    stage, plans = config.grpo, plan_format(tokenizer)
     torch.manual_seed(config.seed)
     for task in tasks:
-        prompts = [plan_prompt(task, config.data.prompt_style)] * stage.num_generations
+        prompts = [plan_prompt(task, config.data.prompt_style, plans)] * stage.num_generations
         texts = generate_batch(
             model, tokenizer, prompts, stage.max_completion_length, stage.temperature
         )
-        finals = [harmony.parse_completion(text).final for text in texts]
+        finals = [plans.final_text(text) for text in texts]
         scores = [score_completion(task, final, db) for final in finals]
         rewards = [weighted_reward(stage, score) for score in scores]
         if max(rewards) > min(rewards):

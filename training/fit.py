@@ -11,7 +11,7 @@ import numpy as np
 import configs
 from data_reader import Task, gold_completion, plan_prompt
 from gptoss.model_types import Model, Tokenizer
-from prompting.harmony import render_completion
+from prompting.plan_format import plan_format
 from training.task_store import ROWS_PER_BATCH, select_tasks, text_sizes
 
 MAX_NAMED = 3
@@ -56,10 +56,10 @@ def find_long_tasks(
         ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return np.array([len(row) for row in ids], np.int64)
 
-    # Query and calls have a control token on either side, so their tokens simply add up.
-    with_gold = not demand.setting
-    frame = plan_prompt(Task("", [], "", ""), style)
-    fixed = count([frame + render_completion("") if with_gold else frame])[0] + demand.reserve
+    # Query and calls have a control token or a line end on either side, so their tokens simply add up.
+    with_gold, plans = not demand.setting, plan_format(tokenizer)
+    frame = plan_prompt(Task("", [], "", ""), style, plans)
+    fixed = count([frame + plans.completion("") if with_gold else frame])[0] + demand.reserve
     most = text_sizes(demand.tasks)[:, : 1 + with_gold].sum(axis=1)
     suspects = select_tasks(demand.tasks, np.flatnonzero(fixed + most > limit))
     for start in range(0, len(suspects), ROWS_PER_BATCH):

@@ -23,6 +23,7 @@ from envs.retail import RetailDatabase
 from gptoss.generation import engine_of
 from gptoss.load import uses_unsloth
 from gptoss.model_types import Model, Tokenizer
+from prompting.plan_format import plan_format
 from training.dynamic_sampling import DynamicSampler
 from training.episode_rewards import EpisodeScorer, make_episode_rewards
 from training.episode_sampling import EpisodeSampler
@@ -40,7 +41,15 @@ from training.run_data import DIFFICULTIES
 from training.sft import choose_rows, order_rows, row_lengths
 from training.task_choice import leave_out_mastered
 from training.task_store import drop_rows, select_tasks, store_rows
-from training.trainer import CheckpointMarker, RunLogger, common_arguments, round_up, run_trainer, world_size
+from training.trainer import (
+    CheckpointMarker,
+    RunLogger,
+    common_arguments,
+    round_up,
+    run_trainer,
+    text_tokenizer,
+    world_size,
+)
 from training.trl_private import SharedPrefixTrainer, limit_forward_rows, weigh_tokens
 
 REFERENCE_ADAPTER = "ref"
@@ -104,12 +113,13 @@ def build_grpo_trainer(
         make_rewards: Makes other reward functions than the mode's own, for controls and tests.
 
     Raises:
-        SettingsError: `grpo.shared_prefix` is on under Unsloth.
+        SettingsError: `grpo.shared_prefix` is on under Unsloth or for another model than GPT-OSS.
     """
     stage, is_agent = config.grpo, config.mode == "agent"
-    if stage.shared_prefix and uses_unsloth(config.model):
+    if stage.shared_prefix and (uses_unsloth(config.model) or model.config.model_type != "gpt_oss"):
+        where = "with Unsloth" if uses_unsloth(config.model) else "with another model than GPT-OSS"
         raise SettingsError(
-            "grpo.shared_prefix does not work with Unsloth; use --set grpo.shared_prefix=false"
+            f"grpo.shared_prefix does not work {where}; use --set grpo.shared_prefix=false"
         )
     steps = count_steps(stage, len(tasks), world_size())
     generations = round_up(steps, stage.steps_per_generation) // stage.steps_per_generation
@@ -124,7 +134,8 @@ def build_grpo_trainer(
     else:
         shown, blocks = choose_rows(len(tasks), tasks_per_generation, generations, config.seed)
     chosen = select_tasks(tasks, shown)
-    rows = store_rows(grpo_rows(chosen, config.data.prompt_style, shown), rows_dir(config))
+    prompts = grpo_rows(chosen, config.data.prompt_style, shown, plan_format(tokenizer))
+    rows = store_rows(prompts, rows_dir(config))
     lengths = row_lengths(tokenizer, rows)
     if not stage.curriculum:
         # TRL pads a whole generate call to its longest prompt: like lengths go together.
@@ -168,8 +179,9 @@ def build_grpo_trainer(
     sampler = (EpisodeSampler if is_agent else DynamicSampler)(config, scorer, rows, tasks)
     trainer_class = SharedPrefixTrainer if stage.shared_prefix else GRPOTrainer
     trainer = trainer_class(
-        model=model, args=arguments, train_dataset=rows.select(order), processing_class=tokenizer,
-        reward_funcs=(make_rewards or make_own)(scorer), callbacks=callbacks, rollout_func=sampler,
+        model=model, args=arguments, train_dataset=rows.select(order),
+        processing_class=text_tokenizer(tokenizer), reward_funcs=(make_rewards or make_own)(scorer),
+        callbacks=callbacks, rollout_func=sampler,
     )
     if uses_unsloth(config.model):
         limit_forward_rows(trainer, stage.per_device_train_batch_size)

@@ -31,7 +31,7 @@ from envs.retail import Episode, RetailDatabase
 from gptoss.generation import engine_of
 from gptoss.load import load_adapter, save_adapter
 from gptoss.model_types import Model, Tokenizer
-from prompting import harmony
+from prompting.plan_format import HARMONY, PlanFormat, plan_format
 from scoring.parse import parse_plan
 from scoring.reward import Score, score_completion
 from training.agent_evaluation import play_tasks
@@ -51,11 +51,13 @@ FIGURES = {"plan": ("db_match", "exact_match"), "agent": ("success", "reward_sha
 def describe_completion(scorer: CompletionScorer, index: int) -> str:
     """Return one completion of the last batch as readable text, see `describe_rollout`."""
     return describe_rollout(
-        scorer.tasks[index], scorer.texts[index], scorer.scores[index], scorer.db
+        scorer.tasks[index], scorer.texts[index], scorer.scores[index], scorer.db, scorer.plans
     )
 
 
-def describe_rollout(task: Task, text: str, score: Score, db: RetailDatabase) -> str:
+def describe_rollout(
+    task: Task, text: str, score: Score, db: RetailDatabase, plans: PlanFormat = HARMONY
+) -> str:
     """Return one rollout as readable text: query, completion, calls with results, reward parts.
 
     Args:
@@ -64,7 +66,7 @@ def describe_rollout(task: Task, text: str, score: Score, db: RetailDatabase) ->
     Returns:
         Markdown.
     """
-    calls, _ = parse_plan(harmony.parse_completion(text).final)
+    calls, _ = parse_plan(plans.final_text(text))
     episode = Episode(db)
     lines = [f"**{task.task_id}** {task.query}", "", "```", text, "```", ""]
     for call in calls:
@@ -220,9 +222,9 @@ class ValidationWatch(TrainerCallback):
                 fmean(row["reward"] / row["max_reward"] for row in rows),
             ]
         else:
-            texts = complete_tasks(*given, self.config, parts_dir)
+            texts, plans = complete_tasks(*given, self.config, parts_dir), plan_format(self.tokenizer)
             scores = [
-                score_completion(task, harmony.parse_completion(text).final, self.db)
+                score_completion(task, plans.final_text(text), self.db)
                 for task, text in zip(self.tasks, texts, strict=True)
             ]
             values = [fmean(s.db_match for s in scores), fmean(s.exact_match for s in scores)]

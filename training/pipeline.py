@@ -125,10 +125,16 @@ def prepare_run(config: configs.RunConfig, resume: bool = False) -> Run:
         DatabaseError: The store cannot be read.
         RunError: The folder cannot be written or holds a run with other settings or on other data,
             or a package has a version that is known not to work.
+        SettingsError: Agent mode is asked of another model than GPT-OSS.
     """
     broken = versions.find_broken(versions.has_gpu_stack())
     if broken:
         raise RunError(broken)
+    if config.mode == "agent" and not configs.is_gpt_oss(config.model.model_name):
+        raise SettingsError(
+            "mode=agent trains GPT-OSS only; train plans, or play conversations with another model by "
+            "task_tester.py evaluate --mode agent"
+        )
     if config.model.num_threads:
         torch.set_num_threads(config.model.num_threads)
     if not config.show_progress:

@@ -16,7 +16,7 @@ from configs import GrpoStage
 from data_reader import Task
 from envs.retail import TOOL_SCHEMAS, RetailDatabase
 from gptoss.model_types import Tokenizer
-from prompting import harmony
+from prompting.plan_format import plan_format
 from scoring.parse import ParseKind
 from scoring.reward import RewardWeights, Score, score_completion
 
@@ -51,6 +51,7 @@ class CompletionScorer:
             tasks: Training tasks, by the numbers that `data_reader.grpo_rows` gives them.
         """
         self.tokenizer = tokenizer
+        self.plans = plan_format(tokenizer)
         self.db = db
         self.tasks: list[Task] = []
         self.texts: list[str] = []
@@ -82,7 +83,7 @@ class CompletionScorer:
         key = (number, ids)
         if key not in self._known:
             text = self.tokenizer.decode(ids, skip_special_tokens=False)
-            final = harmony.parse_completion(text).final
+            final = self.plans.final_text(text)
             score = score_completion(self._find_task(number), final, self.db)
             self._known[key] = (text, score)
             self.num_scored += 1

@@ -1,7 +1,7 @@
 """Supervised warm-up on gold tool calls, or on conversations, through TRL's SFTTrainer.
 
-Prompts and completions are plain text in harmony format, so no chat template runs and nothing is
-added to them: the loss sees the completion's tokens, its final `<|return|>` included, and no other.
+Prompts and completions are plain text in the model's format, so no chat template runs and nothing is
+added to them: the loss sees the completion's tokens, its end token included, and no other.
 Of a conversation it sees the agent's tokens (`conversations.py`). Left out on purpose: packing. It
 would mix tasks in one row, and the rows are short.
 """
@@ -20,8 +20,16 @@ from trl import SFTConfig
 import configs
 from data_reader import Task, sft_rows
 from gptoss.model_types import Model, Tokenizer
+from prompting.plan_format import plan_format
 from training.task_store import ROWS_PER_BATCH, drop_rows, select_tasks, store_rows
-from training.trainer import CheckpointMarker, RunLogger, common_arguments, run_trainer, world_size
+from training.trainer import (
+    CheckpointMarker,
+    RunLogger,
+    common_arguments,
+    run_trainer,
+    text_tokenizer,
+    world_size,
+)
 from training.trl_private import OrderedSftTrainer
 
 BATCHES_PER_BLOCK = 16
@@ -138,7 +146,7 @@ def build_sft_trainer(
     """Return TRL's trainer for this stage, ready to train.
 
     Args:
-        tokenizer: `<|return|>` is its end-of-sequence token.
+        tokenizer: What ends an answer is its end-of-sequence token.
         rows: Stored rows of `input_ids` and `labels` that are trained on in place of the tasks'
             gold plans.
     """
@@ -152,7 +160,8 @@ def build_sft_trainer(
     shown, blocks = choose_rows(num_rows, batch_size, num_batches, config.seed)
     if rows is None:
         chosen = select_tasks(tasks, shown)
-        rows = store_rows(sft_rows(chosen, config.data.prompt_style), rows_dir(config))
+        plans = plan_format(tokenizer)
+        rows = store_rows(sft_rows(chosen, config.data.prompt_style, plans), rows_dir(config))
     else:
         rows = rows.select(shown)
     lengths = row_lengths(tokenizer, rows)
@@ -168,7 +177,7 @@ def build_sft_trainer(
         packing=False,
     )
     return OrderedSftTrainer(
-        order, model=model, args=arguments, train_dataset=rows, processing_class=tokenizer,
+        order, model=model, args=arguments, train_dataset=rows, processing_class=text_tokenizer(tokenizer),
         callbacks=[RunLogger(config, "sft"), CheckpointMarker()],
     )
 

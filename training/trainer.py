@@ -3,12 +3,14 @@
 What only GRPO is given is in `monitor.py`.
 """
 
+import copy
 import csv
 import math
 import shutil
 from pathlib import Path
 from typing import Any
 
+from tokenizers import processors
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
 from transformers import TrainerControl as Control
@@ -27,7 +29,7 @@ from common.files import (
 )
 from gptoss.load import load_adapter, uses_unsloth
 from gptoss.memory import free_memory
-from gptoss.model_types import Model
+from gptoss.model_types import Model, Tokenizer
 from training.trl_private import stay_on_cpu
 
 UNSTEADY = ("num_tokens",)
@@ -221,6 +223,18 @@ def world_size() -> int:
 def round_up(value: int, unit: int) -> int:
     """Return the smallest multiple of `unit` that is not below `value`."""
     return math.ceil(value / unit) * unit
+
+
+def text_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """Return the tokenizer, or a copy of one that begins every text with a token of its own.
+
+    TRL tokenizes prompts as any text, and they hold all their special tokens already.
+    """
+    if not tokenizer("")["input_ids"]:
+        return tokenizer
+    bare = copy.deepcopy(tokenizer)
+    bare.backend_tokenizer.post_processor = processors.Sequence([])
+    return bare
 
 
 def run_trainer(trainer: Trainer, resume: bool) -> dict[str, float]:
