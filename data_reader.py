@@ -77,8 +77,8 @@ REQUIRED = {
     "gold_final": "the outcome in a short phrase as gold_final",
 }
 """What every row must have, and in words what to add."""
-BENCH_FIELDS = ("actions", "evaluation_criteria")
-"""Fields by which rows of tau-bench and tau2-bench are known."""
+KNOWN_FIELDS = (*REQUIRED, "actions", "evaluation_criteria")
+"""Fields by which a row is known, those of tau-bench and tau2-bench too."""
 
 
 # -- rows --------------------------------------------------------------------------------------
@@ -134,7 +134,8 @@ def _task_of_row(
     gold_final = typed_field(row, "gold_final", str, "text", findings)
     missing = [name for name in REQUIRED if row.get(name) is None]
     if missing:
-        findings.append(missing_finding(given, REQUIRED, {"gold_actions": _is_gold}, BENCH_FIELDS))
+        needed = {name: REQUIRED[name] for name in missing}
+        findings.append(missing_finding(given, needed, {"gold_actions": _is_gold}, KNOWN_FIELDS))
     if len(missing) == len(REQUIRED):  # no task at all
         return None
     if query is not None and is_blank(query):

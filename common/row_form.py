@@ -50,9 +50,9 @@ def missing_finding(
 
     Args:
         row: A row that lacks a field, or holds null in it.
-        required: The fields, each with what to add in words.
+        required: The fields that it lacks, or may lack, each with what to add in words.
         fits: For a field whether another key and its value may be what is meant.
-        fields: More fields by which a row is known that lies inside of another.
+        fields: More fields by which a row is known, this one or one inside of it.
 
     Returns:
         "field: ..., the row has ...; what to write".
@@ -66,7 +66,7 @@ def missing_finding(
             f"line of its own (jq -c {shlex.quote(path)})"
         )
     missing = [name for name in required if row.get(name) is None]
-    others = [key for key, value in row.items() if key not in required and value is not None]
+    others = [key for key, value in row.items() if key not in known and value is not None]
     steps = []
     for name in missing:
         meant = nearest(name, others)

@@ -14,6 +14,7 @@ from typing import TextIO
 from weakref import WeakValueDictionary
 
 from common.files import COMPLETE_NAME, RunError, real_path
+from common.user_error import system_error
 
 try:
     import fcntl
@@ -154,19 +155,23 @@ def _has_own_notebook(folder: Path) -> bool:
 
 
 def check_notebook(folder: Path) -> None:
-    """Refuse a folder where `make train` would overwrite somebody's notebook.
+    """Refuse a folder in which `make train` cannot run, or would overwrite somebody's notebook.
 
     Raises:
-        RunError: A run is going on there, or notebook.ipynb is not an executed notebook of ours.
+        RunError: A run is going on there, notebook.ipynb is not an executed notebook of ours, a new
+            run would replace something, or the folder cannot be written.
     """
     if is_living(folder):
         raise RunError(
-            f"{folder}: another run is running there; wait for its end or choose another OUTPUT_DIR"
+            f"{folder}: another run is running there; wait for its end or choose another --output-dir"
         )
     if (folder / NOTEBOOK).exists() and not _has_own_notebook(folder):
         raise RunError(
-            f"{folder / NOTEBOOK}: was not written by `make train`; choose another OUTPUT_DIR"
+            f"{folder / NOTEBOOK}: was not written by `make train`; choose another --output-dir"
         )
+    if not is_run(folder):
+        check_new_run(folder)
+    lock_folder(folder, LOCK_NAME).close()
 
 
 def clear_run(folder: Path) -> None:
@@ -200,9 +205,14 @@ def main(words: list[str]) -> int:
     """Run what the Makefile needs: `clear FOLDER` or `check FOLDER`; return the exit code."""
     command, folder = words
     try:
+        if not folder.strip():
+            raise RunError("OUTPUT_DIR: is empty; name a folder")
         {"clear": clear_run, "check": check_notebook}[command](Path(folder))
-    except (RunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except RunError as error:
+        print("error:", str(error).replace("--output-dir", "OUTPUT_DIR"), file=sys.stderr)
+        return 1
+    except OSError as error:
+        print("error:", system_error(error, folder), file=sys.stderr)
         return 1
     if command == "clear":
         print(f"{folder}: holds nothing of a run now")

@@ -411,6 +411,30 @@ def test_make_clean_and_train_leave_a_strangers_folder(world, checkout):
     assert make(checkout, "clean", "OUTPUT_DIR=none").returncode == 0
 
 
+@pytest.mark.parametrize(("name", "words"), [
+    ("FILE", "cannot be written (File exists); choose another OUTPUT_DIR"),
+    ("FILE/below", "cannot be written (Not a directory); choose another OUTPUT_DIR"),
+    ("/proc/none/x", "cannot be written (No such file or directory); choose another OUTPUT_DIR"),
+    ("model", "holds config.json of a model, no run; choose another OUTPUT_DIR"),
+    ("model/below", ""), ("trainer", "holds checkpoint-500 of a run but no config.json"),
+    ("x" * 300, "File name too long"), ("", "OUTPUT_DIR: is empty; name a folder"),
+])
+def test_make_train_refuses_a_place_in_one_line(world, checkout, name, words):
+    for kind in ("FILE", "trainer", "model"):
+        copy = shutil.copytree if (world / kind).is_dir() else shutil.copy
+        copy(world / kind, checkout / kind)
+    before = sums(checkout)
+    done = make(checkout, "train", f"OUTPUT_DIR={name}", "PRESET=cpu")
+    assert (done.returncode == 0) == (words == ""), done.stderr
+    if words:
+        (error,) = [x for x in done.stderr.splitlines() if not x.startswith("make: ***")]
+        assert words in error
+        assert {k: v for k, v in sums(checkout).items() if k in before} == before
+        cleared = make(checkout, "clean", f"OUTPUT_DIR={name}")
+        assert cleared.returncode == 0 or "; " in cleared.stderr
+        assert {k: v for k, v in sums(checkout).items() if k in before} == before
+
+
 def install(place: Path, **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run(["sh", "install.sh", "./stub", "requirements-cpu.txt"], cwd=place,
                           capture_output=True, text=True, env=os.environ | variables, timeout=60)

@@ -27,7 +27,7 @@ from data_reader import (
     scan_tasks,
     task_to_json,
 )
-from envs.retail import Episode, RetailDatabase
+from envs.retail import TOOL_SCHEMAS, Episode, RetailDatabase
 from envs.retail.tools.call_form import call_finding
 from prompting.harmony import parse_completion
 from scoring.parse import parse_plan
@@ -381,7 +381,8 @@ SHAPES = {
         ["gold_actions: is missing (gold_final too)", "has id, query, answers", "as gold_actions"],
     ),
     "xlam with answers": (
-        [{"id": 0, "query": row["query"], "answers": json.dumps(row["gold_actions"])} for row in ROWS],
+        [{"id": 0, "query": row["query"], "answers": json.dumps(row["gold_actions"]),
+          "tools": json.dumps(list(TOOL_SCHEMAS.values()))} for row in ROWS],
         ["rename answers to gold_actions, as a list, not as text and add the outcome"],
     ),
     "gemini": (
@@ -465,6 +466,10 @@ SHAPES = {
     ),
     "by name": (
         [{row["task_id"]: row for row in ROWS}], ["under .[] on a line of its own (jq -c '.[]')"],
+    ),
+    "tau-bench without a scenario": (
+        [{"user_id": "u", "actions": row["gold_actions"]} for row in ROWS],
+        ["query: is missing, the row has user_id, actions; add the customer's message as query"],
     ),
     "number": ([{**row, "task_id": n} for n, row in enumerate(ROWS)], ['not int; write "0"']),
 }

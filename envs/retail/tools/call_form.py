@@ -50,8 +50,8 @@ def call_finding(action: Any) -> str:
 
 
 def is_call(value: Any) -> bool:
-    """Tell whether a value is a call, in whatever form."""
-    return isinstance(value, dict) and (
+    """Tell whether a value is a call, in whatever form; a tool's description is none."""
+    return isinstance(value, dict) and "description" not in value and (
         _name_key(value) is not None
         or any(_tool_named(key) or is_call(as_json(one)) for key, one in value.items())
     )
