@@ -12,7 +12,7 @@ from typing import Any
 from common import strict_json
 from common.user_error import UserError
 from prompting.agent import agent_tools, with_instructions
-from prompting.dialogue import Message, Reply, assistant_message
+from prompting.dialogue import Message, Reply, Tools, assistant_message
 
 TOOLS_AS_TEXT = (
     "\nYou have these tools:\n{tools}\nTo call one, answer with nothing but\n<tool_call>\n"
@@ -34,16 +34,20 @@ class TemplateFormat:
     Args:
         stop_tokens: tokens that end a reply, as text.
         reasoning: reasoning effort, for templates that take `reasoning_effort`.
+        tools: OpenAI-style schemas; None shows the store's.
 
     Raises:
         TemplateError: There is no chat template, or it cannot render a conversation.
     """
 
-    def __init__(self, tokenizer: Any, stop_tokens: Sequence[str], reasoning: str = "low") -> None:
+    def __init__(
+        self, tokenizer: Any, stop_tokens: Sequence[str], reasoning: str = "low",
+        tools: Tools | None = None,
+    ) -> None:
         if not tokenizer.chat_template:
             raise TemplateError("the tokenizer has no chat template; use a model made for chat")
         self._tokenizer, self._stops, self._reasoning = tokenizer, tuple(stop_tokens), reasoning
-        self._tools = agent_tools()
+        self._tools = tools or agent_tools()
         marks = {token for token in tokenizer.get_added_vocab() if token[0] in "<["}
         marks |= {_LISTED_CALLS, *_TAGS, *tokenizer.all_special_tokens}
         ordered = sorted(filter(None, marks), key=len, reverse=True)
