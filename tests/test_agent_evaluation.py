@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import configs
 import task_tester
 from agent.conversation import CustomerTurn
 from agent.evaluation import PART_NAME, Plan, evaluate_agent
@@ -345,6 +346,39 @@ def test_a_small_model_is_measured_by_one_command(task_file, tmp_path, monkeypat
     rows = rows_of(tmp_path / "out")
     assert len(rows) == 12 and {row["termination"] for row in rows} == {"broken_message"}
     assert all(sum(row["failures"].values()) == 1 <= row["num_tokens"] <= 4 for row in rows)
+
+
+@pytest.mark.slow
+def test_kill_9_of_a_sampled_local_model_gives_the_same_files(task_file, tmp_path):
+    """What it draws depends on task, trial and turn; one at a time, as batches round differently."""
+    run_config = configs.with_overrides(configs.get_preset("cpu"), {"mode": "agent"})
+    (tmp_path / "config.json").write_text(f'{{"settings": {run_config.to_json()}}}')
+    (tmp_path / "model").symlink_to(ROOT / "models" / "tiny-gpt-oss")
+
+    def command(output):
+        more = ("--model", str(tmp_path / "model"), "--num-trials", "2", "--max-new-tokens", "48",
+                "--limit", "4", "--concurrency", "1")
+        return [sys.executable, "task_tester.py", *words(ROOT / "dataset.jsonl", output, *more)]
+
+    def run(output):
+        subprocess.run(command(output), cwd=ROOT, check=True, capture_output=True)
+
+    run(tmp_path / "whole")
+    part = tmp_path / "cut" / PART_NAME
+    for num_lines in (2, 5):
+        process = subprocess.Popen(command(tmp_path / "cut"), cwd=ROOT,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not part.exists() or part.read_bytes().count(b"\n") < num_lines:
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    run(tmp_path / "cut")
+    whole = files_of(tmp_path / "whole")
+    assert files_of(tmp_path / "cut") == whole
+    rows = rows_of(tmp_path / "whole")
+    assert rows[0]["messages"] != rows[1]["messages"], "two trials draw apart"
+    assert max(row["num_turns"] for row in rows) > 1
 
 
 @pytest.mark.slow
