@@ -16,8 +16,11 @@ from typing import Any
 
 from agent.command import (
     TAU2,
+    USAGE_NAME,
+    CommandError,
     add_agent_options,
     check_agent_options,
+    check_numbers,
     run_agent_evaluation,
     run_tau2_evaluation,
 )
@@ -30,6 +33,7 @@ from common.user_error import UserError, brief, printable, quoted, shorten, syst
 from data_reader import DatasetError, Task, read_tasks
 from envs.retail import DatabaseError, RetailDatabase
 from envs.retail.store import store_files
+from prompting.dialogue import Tools
 from prompting.harmony import find_special_token
 from scoring.metrics import (
     metric_line,
@@ -62,12 +66,14 @@ __all__ = [
     "summarize", "summarize_outcome",
 ]
 
-INVALID_DATA, USAGE = 1, 2
+INVALID_DATA, USAGE, INTERRUPTED = 1, 2, 130
 EVALUATION_FILES = ("evaluation.json", "evaluation_details.json", "completions.jsonl")
-AGENT_FILES = ("trajectories.jsonl", "episodes.html", "evaluation.json")
+AGENT_FILES = ("trajectories.jsonl", "episodes.html", "evaluation.json", USAGE_NAME)
 
 _HOLDS_CALL = re.compile(r"""tool_call|["']arguments["']""")
-EXIT_CODES = "exit code: 0 done, 1 invalid data, 2 wrong usage or a file that is not there"
+EXIT_CODES = (
+    "exit code: 0 done, 1 invalid data, 2 wrong usage or a file that is not there, 130 interrupted"
+)
 
 
 class UsageError(UserError, ValueError):
@@ -169,6 +175,7 @@ def _record_evaluation(written: list[Path]) -> None:
 def _run_evaluate(args: argparse.Namespace) -> int:
     if args.mode == "agent":
         return _run_evaluate_agent(args)
+    check_numbers(args)
     for name in ("policy", "endpoint"):
         if getattr(args, name):
             raise UsageError(f"--{name}: plays conversations; add --mode agent")
@@ -221,13 +228,11 @@ def _run_evaluate_agent(args: argparse.Namespace) -> int:
         raise
     except UserError as error:
         raise UsageError(str(error)) from None
-    except KeyboardInterrupt:
-        raise UsageError("stopped; the same command goes on where it ended") from None
     return 0
 
 
-def _load_policy(args: argparse.Namespace) -> Any:
-    """Load the local model that plays; this imports torch."""
+def _load_policy(args: argparse.Namespace, tools: Tools | None = None) -> Any:
+    """Load the local model that plays, with the store's tools or others; this imports torch."""
     try:
         from configs import ConfigError
         from gptoss.preflight import ModelError
@@ -239,7 +244,8 @@ def _load_policy(args: argparse.Namespace) -> Any:
         temperature = 1.0
     try:
         return load_agent_policy(
-            args.model, args.concurrency, args.max_new_tokens, temperature or None, args.reasoning
+            args.model, args.concurrency, args.max_new_tokens, temperature or None, args.reasoning,
+            tools,
         )
     except (ConfigError, ModelError) as error:
         raise UsageError(f"--model {args.model}: {error}") from None
@@ -433,8 +439,8 @@ def _check_kind(path: Path) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
+    if not text.isdecimal() or len(text) > 12 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} must be a whole number, 1 or more")
     return int(text)
 
 
@@ -543,13 +549,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DatasetError, DatabaseError, GoldError, outputs.OutputError, RunError) as error:
         print(f"task_tester.py {args.command}: error: {error}", file=sys.stderr)
         return INVALID_DATA
-    except (UsageError, OSError) as error:
+    except (UsageError, CommandError, OSError) as error:
         text = str(error)
         if isinstance(error, OSError):
             output = getattr(args, "output", None) or getattr(args, "report", None)
             text = system_error(error, output or "stdout")
         print(f"task_tester.py {args.command}: error: {text}", file=sys.stderr)
         return USAGE
+    except KeyboardInterrupt:
+        more = ""
+        if args.command == "evaluate" and args.mode == "agent":
+            more = "; the same command goes on where it stopped"
+        print(f"task_tester.py {args.command}: interrupted{more}", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

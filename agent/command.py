@@ -8,24 +8,27 @@ import argparse
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
 from agent.conversation import Customer, Policy
 from agent.customers import ScriptedCustomer
 from agent.endpoint import EndpointCustomer, EndpointPolicy
-from agent.evaluation import Plan, evaluate_agent
+from agent.evaluation import PART_NAME, Plan, evaluate_agent
 from agent.policies import scripted_policy
-from common.files import write_json_atomic
+from common.files import read_json, write_json_atomic
 from common.outputs import check_files, record
 from common.user_error import UserError
 from data_reader import Task, task_to_json
 from envs.retail import RetailDatabase
 from scoring.metrics import metric_line
 from scoring.trials import summarize_trials
-from tasks.llm.client import ChatClient, LlmConfig
+from tasks.llm.client import ChatClient, LlmConfig, LlmUsage
 
+USAGE_NAME = "usage.json"
+"""What endpoints were asked: requests, retries, tokens, cost."""
 TAU2 = "tau2"
 """What stands for the official tau2-bench in the place of a task file."""
 SCRIPTED = ("oracle", "nothing", "all-tools", "transfer")
@@ -33,6 +36,14 @@ SCRIPTED = ("oracle", "nothing", "all-tools", "transfer")
 
 class CommandError(UserError, ValueError):
     """Options that do not go together; the message is one line."""
+
+
+_RANGES = {
+    "num_trials": (1, 1_000), "concurrency": (1, 1_024), "max_new_tokens": (1, 131_072),
+    "seed": (0, 2**32 - 1), "temperature": (0, 10), "timeout": (0.1, 86_400), "rpm": (0, 1_000_000),
+    "price": (0, 1_000_000), "max_cost": (0, 1_000_000_000),
+}
+"""Smallest and largest value of the options that are numbers; a thread plays each conversation."""
 
 
 def add_agent_options(parser: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
@@ -131,23 +142,46 @@ def run_agent_evaluation(
         tasks, args.num_trials, args.seed, lanes=lanes, lane_size=args.concurrency // lanes,
         step_threads=args.concurrency if "customer" in clients and lanes == 1 else 1,
     )
+    usage_path = args.output / USAGE_NAME
+    goes_on = (args.output / PART_NAME).exists()
+    earlier = read_json(usage_path, {}) if goes_on else {}
     try:
         metrics = evaluate_agent(plan, db, policy, make_customer, _settings(args, tasks), args.output)
     finally:
-        for name, client in clients.items():
-            print(f"{name}: {client.usage}", file=sys.stderr)
+        usages = {name: client.usage for name, client in clients.items()}
+        for name, usage in usages.items():
+            print(f"{name}: {usage}", file=sys.stderr)
+        if any(usage.num_requests for usage in usages.values()):
+            write_json_atomic(usage_path, add_usages(earlier, usages))
+            record("evaluate", [usage_path])
     _print_metrics(metrics)
     return metrics
 
 
+def add_usages(earlier: Any, usages: Mapping[str, LlmUsage]) -> dict[str, dict[str, float]]:
+    """Return what endpoints were asked, in all starts of an evaluation.
+
+    Args:
+        earlier: The content of `usage.json` of the starts before; what is no count there is dropped.
+        usages: This start's, by who was asked.
+    """
+    found = {}
+    for name, usage in usages.items():
+        before = earlier.get(name) if isinstance(earlier, dict) else None
+        before = before if isinstance(before, dict) else {}
+        counts = {key: value for key, value in before.items() if type(value) in (int, float)}
+        found[name] = {key: counts.get(key, 0) + value for key, value in asdict(usage).items()}
+    return found
+
+
 def run_tau2_evaluation(
-    args: argparse.Namespace, load_policy: Callable[[argparse.Namespace], Policy]
+    args: argparse.Namespace, load_policy: Callable[..., Policy]
 ) -> None:
     """Play the official tau2-bench as the options say; its customers are always an endpoint's.
 
     Args:
         args: Options of `evaluate`.
-        load_policy: Loads the local model that `--model` names.
+        load_policy: Loads the local model that `--model` names, shown the tools of its argument.
 
     Raises:
         CommandError: Options do not go together.
@@ -161,9 +195,11 @@ def run_tau2_evaluation(
         Tau2Endpoint,
         evaluate_tau2,
         score_of_simulation,
+        tau2_tools,
+        usage_of_simulations,
     )
 
-    written = [args.output / name for name in (RESULTS_NAME, "evaluation.json")]
+    written = [args.output / name for name in (RESULTS_NAME, USAGE_NAME, "evaluation.json")]
     # What goes on after a kill is compared by `evaluate_tau2`; what is finished must be its own.
     is_begun = (args.output / SETTINGS_NAME).exists()
     began = [] if is_begun else [args.output / name for name in (FINISHED_NAME, SETTINGS_NAME)]
@@ -172,7 +208,7 @@ def run_tau2_evaluation(
     if args.endpoint:
         policy: Any = Tau2Endpoint(args.model, args.endpoint, args.temperature, args.timeout)
     else:
-        policy = scripted_policy(args.policy) if args.policy else load_policy(args)
+        policy = scripted_policy(args.policy) if args.policy else load_policy(args, tau2_tools())
     results = evaluate_tau2(
         policy, args.output, Tau2Endpoint(model, url, timeout_s=args.timeout),
         name=args.policy or args.model, num_trials=args.num_trials, limit=args.limit,
@@ -181,10 +217,27 @@ def run_tau2_evaluation(
     metrics = summarize_trials(map(score_of_simulation, results.simulations))
     # tau2's evaluator does not judge the policy's rules apart.
     metrics.pop("violation_rate")
+    write_json_atomic(args.output / USAGE_NAME, usage_of_simulations(results.simulations))
     write_json_atomic(args.output / "evaluation.json", metrics)
     record("evaluate", written)
     _print_metrics(metrics)
     print(f"{args.output / RESULTS_NAME}: for `tau2 view` and `tau2 submit`")
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Refuse numbers that `evaluate` cannot work with.
+
+    Raises:
+        CommandError: Names the option and its range.
+    """
+    for name, (low, high) in _RANGES.items():
+        given = getattr(args, name)
+        for value in given if isinstance(given, (list, tuple)) else [given]:
+            if value is not None and not low <= value <= high:
+                option = "--" + name.replace("_", "-")
+                raise CommandError(f"{option} {str(value)[:40]}: must be from {low} to {high}")
+    if 0 < args.rpm < 0.01:
+        raise CommandError(f"--rpm {args.rpm}: must be 0, for no limit, or at least 0.01")
 
 
 def check_agent_options(args: argparse.Namespace) -> None:
@@ -193,6 +246,7 @@ def check_agent_options(args: argparse.Namespace) -> None:
     Raises:
         CommandError: Names the option and the remedy.
     """
+    check_numbers(args)
     if args.policy and (args.model or args.endpoint):
         raise CommandError("--policy: goes with neither --model nor --endpoint; give one of them")
     if not args.policy and not args.model:
@@ -203,8 +257,11 @@ def check_agent_options(args: argparse.Namespace) -> None:
     is_scripted = args.customer == "scripted" and str(args.tasks) != TAU2
     if is_scripted and (args.customer_endpoint or args.customer_model):
         raise CommandError("--customer-endpoint, --customer-model: need --customer endpoint")
-    if args.temperature is not None and not 0 <= args.temperature <= 10:
-        raise CommandError(f"--temperature {args.temperature}: must be from 0 to 10")
+    if str(args.tasks) == TAU2 and (args.rpm or any(args.price) or args.max_cost is not None):
+        raise CommandError(
+            "--rpm, --price, --max-cost: do not reach tau2-bench, which asks endpoints itself; leave "
+            "them out"
+        )
 
 
 def _check_url(option: str, url: str | None) -> None:

@@ -2,8 +2,8 @@
 
     python -m agent.compare outputs/before outputs/after --tasks F --output compare.html
 
-The paired differences are printed and stand on top of the page; the page shows each episode of the
-first run beside the same task and trial of the second.
+The paired differences are printed; the page opens with them and with the tasks that flipped, and shows
+each episode of the first run beside the same task and trial of the second.
 """
 
 import argparse

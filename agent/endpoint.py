@@ -6,10 +6,10 @@ and models that are called in this process.
 
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from agent.conversation import Conversation, CustomerTurn, Message
+from agent.workers import Workers
 from data_reader import Task
 from envs.retail import RetailDatabase
 from prompting.agent import agent_tools, with_instructions
@@ -65,8 +65,8 @@ class EndpointPolicy:
         """
         if len(conversations) == 1:
             return [self._ask(conversations[0])]
-        with ThreadPoolExecutor(self.client.config.num_workers) as pool:
-            return list(pool.map(self._ask, conversations))
+        with Workers(min(self.client.config.num_workers, len(conversations))) as workers:
+            return workers.map(self._ask, conversations)
 
     def _ask(self, conversation: Conversation) -> Message | None:
         fields = self._fields

@@ -13,13 +13,14 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from agent.conversation import Conversation, Customer, Limits, Policy
 from agent.viewer import write_viewer
+from agent.workers import Workers
 from common.files import RunError, write_json_atomic, write_text_atomic
 from data_reader import Task
 from envs.retail import RetailDatabase
@@ -114,8 +115,9 @@ class _Record:
             self._write(row)
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; episodes that end later are not kept."""
+        with self._lock:
+            self._file.close()
 
 
 @dataclass
@@ -183,17 +185,23 @@ class _Player:
         if self._plan.lanes == 1:
             self._play_lane()
             return
-        with ThreadPoolExecutor(self._plan.lanes) as pool:
-            futures = [pool.submit(self._play_lane) for _ in range(self._plan.lanes)]
+        with Workers(self._plan.lanes) as workers:
+            futures = [workers.submit(self._play_lane) for _ in range(self._plan.lanes)]
             try:
                 for future in futures:
                     future.result()
-            finally:
-                self._stopped = True  # after an error the other threads end at their next turn
+            except BaseException as error:
+                self._stopped = True  # the other threads end at their next turn
+                if isinstance(error, Exception):  # Ctrl-C waits for nobody
+                    wait(futures)
+                raise
 
     def _play_lane(self) -> None:
-        with ThreadPoolExecutor(self._plan.step_threads) as pool:
-            self._play_turns(map if self._plan.step_threads == 1 else pool.map)
+        if self._plan.step_threads == 1:
+            self._play_turns(map)
+            return
+        with Workers(self._plan.step_threads) as workers:
+            self._play_turns(workers.map)
 
     def _play_turns(self, map_steps: Callable[..., Iterable[Any]]) -> None:
         opened: list[_Open] = []

@@ -11,14 +11,15 @@ import os
 import queue
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from agent.conversation import Message, Policy, clean_message
+from agent.workers import Workers
 from common.files import read_json, write_json_atomic, write_text_atomic
 from common.user_error import UserError
 from data_reader import Task, read_tasks
@@ -31,7 +32,6 @@ RESULTS_NAME = "tau2_results.json"
 """What `tau2 view` and `tau2 submit` read."""
 FINISHED_NAME = "tau2_simulations.jsonl"
 SETTINGS_NAME = "tau2_settings.json"
-
 
 
 class Tau2Error(UserError, RuntimeError):
@@ -105,6 +105,22 @@ def load_tau2() -> SimpleNamespace:
         get_info=get_info, get_now=get_now, get_tasks=get_tasks, make_environment=get_environment,
         store_path=Path(utils.RETAIL_DB_PATH), tasks_path=Path(utils.RETAIL_TASK_SET_PATH),
     )
+
+
+def tau2_tools() -> list[dict[str, Any]]:
+    """Return tau2's fifteen retail tools as OpenAI-style schemas, each with a one-line description.
+
+    Raises:
+        Tau2Error: The package is not installed.
+    """
+    tools = []
+    for tool in load_tau2().make_environment().get_tools():
+        function = tool.openai_schema["function"]
+        words = " ".join(function["description"].split())
+        parameters = {"required": [], **function["parameters"]}
+        function = {**function, "description": words, "parameters": parameters}
+        tools.append({"type": "function", "function": function})
+    return tools
 
 
 # -- a policy of ours as an agent of tau2's --------------------------------------------------
@@ -390,7 +406,6 @@ def evaluate_tau2(
         "num_trials": num_trials, "seed": seed, "max_steps": max_steps, "max_errors": max_errors,
     }
     _claim(folder, settings)
-    finished = _read_finished(tau2, folder / FINISHED_NAME)
     own_tasks = {task.task_id: task for task in read_tasks(tau2.tasks_path)}
     rng = random.Random(seed)
     seeds = [rng.randint(0, 1_000_000) for _ in range(num_trials)]
@@ -398,8 +413,9 @@ def evaluate_tau2(
         _Job(task, own_tasks[task.id], trial, trial_seed)
         for trial, trial_seed in enumerate(seeds)
         for task in tasks
-        if (task.id, trial) not in finished
     ]
+    finished = _read_finished(tau2, folder / FINISHED_NAME, jobs)
+    jobs = [job for job in jobs if (job.task.id, job.trial) not in finished]
     desk = _Desk()
     bench = _Bench(tau2, agent, user, desk, system, max_steps, max_errors)
     with (folder / FINISHED_NAME).open("a", encoding="utf-8") as stream:
@@ -431,21 +447,31 @@ def score_of_simulation(run: Any) -> EpisodeScore:
     )
 
 
+def usage_of_simulations(runs: Iterable[Any]) -> dict[str, dict[str, float]]:
+    """Return tokens and cost of both sides, as tau2 and litellm counted them."""
+    roles, keys = {"assistant": "policy", "user": "customer"}, ("prompt_tokens", "completion_tokens")
+    found = {name: {**dict.fromkeys(keys, 0), "cost": 0.0} for name in roles.values()}
+    for message in (message for run in runs for message in run.messages if message.role in roles):
+        usage = found[roles[message.role]]
+        for key in keys:
+            usage[key] += (message.usage or {}).get(key) or 0
+        usage["cost"] += message.cost or 0.0
+    return found
+
+
 def _play_all(
     bench: _Bench, jobs: Sequence[_Job], policy: Policy | Tau2Endpoint, desk: _Desk, concurrency: int
 ) -> Iterator[Any]:
     """Yield the simulations as they end; the policy is asked from this thread alone."""
-    with ThreadPoolExecutor(max_workers=concurrency) as pool:
-        pending = {pool.submit(bench.play, job) for job in jobs}
+    with Workers(min(concurrency, len(jobs))) as workers:
+        pending = {workers.submit(bench.play, job) for job in jobs}
         try:
             while pending:
                 desk.serve(policy, timeout_s=0.02)
-                done, pending = wait(pending, timeout=0, return_when=FIRST_COMPLETED)
-                for future in done:
+                done, pending = wait(pending, timeout=0)
+                for future in sorted(done, key=lambda future: future.exception() is not None):
                     yield future.result()
         finally:
-            for future in pending:
-                future.cancel()
             desk.close()
 
 
@@ -456,20 +482,39 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     if earlier is None:
         write_json_atomic(folder / SETTINGS_NAME, settings)
     elif earlier != settings:
-        keys = {*settings, *earlier} if isinstance(earlier, dict) else set(settings)
-        differing = [key for key in sorted(keys) if dict(earlier).get(key) != settings.get(key)]
+        earlier = earlier if isinstance(earlier, dict) else {}
+        keys = sorted({*settings, *earlier})
+        differing = [key for key in keys if earlier.get(key) != settings.get(key)]
         raise Tau2Error(
             f"{folder}: holds an evaluation with other settings ({', '.join(differing)}); "
             "name another --output, or repeat the settings to go on with it"
         )
 
 
-def _read_finished(tau2: SimpleNamespace, path: Path) -> dict[tuple[str, int], Any]:
-    """Return the finished simulations of an earlier call; a line cut by a kill is left out."""
-    if not path.exists():
-        return {}
-    whole, _, cut = path.read_text(encoding="utf-8").rpartition("\n")
-    if cut:
-        write_text_atomic(path, whole + "\n" if whole else "")
-    runs = [tau2.SimulationRun.model_validate_json(line) for line in whole.splitlines()]
-    return {(run.task_id, run.trial): run for run in runs}
+def _read_finished(
+    tau2: SimpleNamespace, path: Path, jobs: Sequence[_Job]
+) -> dict[tuple[str, int], Any]:
+    """Return the finished simulations of an earlier call; a line cut by a kill is dropped.
+
+    Raises:
+        Tau2Error: A whole line is no simulation of one of the jobs.
+    """
+    raw = path.read_bytes() if path.exists() else b""
+    whole = raw[: raw.rfind(b"\n") + 1]
+    known = {(job.task.id, job.trial) for job in jobs}
+    runs = {}
+    for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+        try:
+            run = tau2.SimulationRun.model_validate_json(line)
+            is_known = (run.task_id, run.trial) in known and run.reward_info is not None
+        except ValueError:
+            is_known = False
+        if not is_known:
+            raise Tau2Error(
+                f"{path}:{number}: is no simulation of this evaluation; delete the line and repeat the "
+                "command: it plays what is missing"
+            )
+        runs[run.task_id, run.trial] = run
+    if len(whole) < len(raw):
+        write_text_atomic(path, whole.decode())
+    return runs

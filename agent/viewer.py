@@ -1,8 +1,8 @@
 """Write an evaluation's episodes as one HTML file that needs nothing else: list, filters, details.
 
 Episodes are JSON in the page, every `<` of it escaped, and its script sets text alone, never HTML:
-what a model or a customer wrote can do nothing there. With another run's rows each episode shows
-both conversations side by side.
+what a model or a customer wrote can do nothing there. With another run's rows the page opens with the
+differences and the tasks that flipped, and each episode shows both conversations side by side.
 """
 
 import json
@@ -35,10 +35,11 @@ body{font:14px/1.45 system-ui,sans-serif;margin:0;display:flex;height:100vh;colo
 unicode-bidi:isolate}pre{font:12px/1.4 ui-monospace,monospace;max-height:20rem;overflow:auto}
 .m{border-left:4px solid #999;padding:.3rem .6rem;margin:.5rem 0;background:#fafafa}
 .user{border-color:#1a73e8}.assistant{border-color:#188038}.tool{border-color:#b06000}
-.sides{display:flex;gap:1rem}.sides>div{flex:1;min-width:0}
+.link{cursor:pointer;color:#1a73e8}.sides{display:flex;gap:1rem}.sides>div{flex:1;min-width:0}
 .who{font-size:12px;color:#666}h2{font-size:1rem;margin:1rem 0 .3rem}
 </style>
 <div id="left"><div id="filters"><b id="count"></b>
+<button id="overview">Overview of the two runs</button>
 <select id="result"><option value="">all results</option><option value="true">success</option>
 <option value="false">failure</option></select>
 <select id="ending"><option value="">all endings</option></select>
@@ -58,14 +59,28 @@ function add(parent, tag, text, kind) {
   parent.appendChild(node);
   return node;
 }
+const name = episode => episode.task_id + ", trial " + episode.trial;
+function overview() {
+  document.querySelectorAll("#list .open").forEach(node => node.classList.remove("open"));
+  const right = at("right");
+  right.replaceChildren();
+  add(right, "h2", "Two runs");
+  add(right, "pre", comparison);
+  for (const [title, won] of [["Solved by the second run alone", true],
+                              ["Solved by the first run alone", false]]) {
+    const flipped = episodes.filter(e => e.other && e.success !== won && e.other.success === won);
+    add(right, "h2", title + ": " + flipped.length);
+    for (const episode of flipped)
+      add(right, "div", name(episode), "link").onclick = () => open(episode);
+  }
+}
 const show = value => typeof value === "string" ? value : JSON.stringify(value, null, 1);
 function open(episode, row) {
   document.querySelectorAll("#list .open").forEach(node => node.classList.remove("open"));
-  row.classList.add("open");
+  if (row) row.classList.add("open");
   const right = at("right");
   right.replaceChildren();
-  add(right, "h2", episode.task_id + ", trial " + episode.trial);
-  if (comparison) add(right, "pre", comparison);
+  add(right, "h2", name(episode));
   add(right, "h2", "Task");
   add(right, "div", episode.task, "text");
   const sides = add(right, "div", undefined, "sides");
@@ -103,7 +118,10 @@ for (const ending of [...new Set(episodes.map(e => e.termination))].sort())
   add(at("ending"), "option", ending).value = ending;
 for (const id of ["result", "ending", "search"]) at(id).oninput = refresh;
 refresh();
-if (at("list").firstChild) at("list").firstChild.click();
+at("overview").hidden = !comparison;
+at("overview").onclick = overview;
+if (comparison) overview();
+else if (at("list").firstChild) at("list").firstChild.click();
 </script></html>
 """
 
@@ -120,7 +138,7 @@ def write_viewer(
         tasks: The tasks that were played.
         db: The store.
         other_rows: The other run's lines, shown beside those of the same task and trial.
-        comparison: Text above every pair, such as the paired differences.
+        comparison: What the page of two runs opens with, such as the paired differences.
     """
     by_id = {task.task_id: task for task in tasks}
     others = {(row["task_id"], row["trial"]): row for row in other_rows}

@@ -25,6 +25,7 @@ part notebook 1500 "$python" -m papermill gpt_oss_20b_tau_bench_rl_training.ipyn
 part export 900 "$python" train_script.py export --model "$out/run/final_model" --format mxfp4 --output "$out/mxfp4_model"
 part resume 2750 "$python" benchmarks/kill_and_resume.py --model "$model" --output "$out/gpu_resume.json" --run-dir "$out/resume"
 part rollouts 1500 "$python" benchmarks/gpu_rollouts.py --model "$model" --output "$out/gpu_rollouts.json"
+part agent 900 "$python" benchmarks/gpu_agent.py --model "$model" --output "$out/gpu_agent.json"
 part presets 1500 "$python" benchmarks/gpu_presets.py --model "$model" --output "$out/gpu_presets.json" --timeout-s 1400 --work-dir "$out/presets"
 if [ "$(nvidia-smi -L | wc -l)" -ge 2 ]; then
   part scaling 2400 "$python" benchmarks/scaling.py --model "$model" --gpus 1,2 --timeout-s 1000 --output "$out/scaling.json" --work-dir "$out/scaling"

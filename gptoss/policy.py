@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from gptoss.generation import complete, split_batches
 from gptoss.preflight import ModelError
 from prompting.chat_template import TemplateError, TemplateFormat
-from prompting.dialogue import HarmonyFormat, Message, Reply
+from prompting.dialogue import HarmonyFormat, Message, Reply, Tools
 from prompting.plan import PromptStyle
 
 
@@ -62,30 +62,35 @@ class ModelPolicy:
         temperature: Sampling temperature; None takes the likeliest token each time. Draws depend
             on a conversation's seed and turn (on a GPU with fast sampling on the whole batch).
         batch_size: Conversations in one generate call at most.
-        reasoning: Reasoning effort in the prompt: low, medium or high.
+        format: How it reads and writes; None takes `make_format`'s.
         max_context: Tokens of prompt and turn that the model can take; a longer conversation gets
             no answer. None: the model's own limit.
         keep_turns: Keep token ids and log-probabilities of every turn.
-        style: How GPT-OSS is shown policy, tools and results, see `HarmonyFormat`.
 
     Attributes:
         failures: How many completions had which failure, by kind.
 
     Raises:
-        ModelError: The tokenizer has no usable chat template.
+        ModelError: The tokenizer has no usable chat template, or a turn may be longer than the
+            model's context.
     """
 
     def __init__(
         self, model: Any, tokenizer: Any, max_new_tokens: int = 256,
-        temperature: float | None = None, batch_size: int = 16, reasoning: str = "low",
-        max_context: int | None = None, keep_turns: bool = False, style: PromptStyle = "full",
+        temperature: float | None = None, batch_size: int = 16, format: Format | None = None,
+        max_context: int | None = None, keep_turns: bool = False,
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._max_new_tokens, self._temperature = max_new_tokens, temperature
         self._batch_size, self._keep_turns = batch_size, keep_turns
         limit = getattr(model.config, "max_position_embeddings", None)
         self._max_context = max_context or limit or 2**31
-        self._format = make_format(model, tokenizer, reasoning, style)
+        if max_new_tokens >= self._max_context:
+            raise ModelError(
+                f"a turn of {max_new_tokens} tokens leaves no room in its context of "
+                f"{self._max_context}; allow fewer (--max-new-tokens)"
+            )
+        self._format = format or make_format(model, tokenizer)
         self._memories: WeakKeyDictionary[Any, _Memory] = WeakKeyDictionary()
         self.failures: Counter[str] = Counter()
 
@@ -141,18 +146,27 @@ class ModelPolicy:
 
 
 def make_format(
-    model: Any, tokenizer: Any, reasoning: str = "low", style: PromptStyle = "full"
+    model: Any, tokenizer: Any, reasoning: str = "low", style: PromptStyle = "full",
+    tools: Tools | None = None,
 ) -> Format:
     """Return harmony for GPT-OSS, and any other model's own chat template.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        reasoning: Reasoning effort in the prompt: low, medium or high.
+        style: How much harmony's prompt shows, see `HarmonyFormat`.
+        tools: OpenAI-style schemas that it shows; None shows the store's.
 
     Raises:
         ModelError: There is no usable chat template.
     """
     if model.config.model_type == "gpt_oss":
-        return HarmonyFormat(reasoning, style)
+        return HarmonyFormat(reasoning, style, tools)
     stops = model.generation_config.eos_token_id
     try:
-        return TemplateFormat(tokenizer, tokenizer.convert_ids_to_tokens(stops), reasoning)
+        stop_tokens = tokenizer.convert_ids_to_tokens(stops)
+        return TemplateFormat(tokenizer, stop_tokens, reasoning, tools)
     except TemplateError as error:
         raise ModelError(str(error)) from error
 

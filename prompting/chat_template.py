@@ -12,7 +12,7 @@ from typing import Any
 from common import strict_json
 from common.user_error import UserError
 from prompting.agent import agent_tools, with_instructions
-from prompting.dialogue import Message, Reply, assistant_message
+from prompting.dialogue import Message, Reply, Tools, assistant_message
 
 TOOLS_AS_TEXT = (
     "\nYou have these tools:\n{tools}\nTo call one, answer with nothing but\n<tool_call>\n"
@@ -118,15 +118,19 @@ class TemplateFormat:
         tokenizer: transformers' tokenizer.
         stop_tokens: tokens that end a reply, as text.
         reasoning: reasoning effort, for templates that take `reasoning_effort`.
+        tools: OpenAI-style schemas; None shows the store's.
 
     Raises:
         TemplateError: There is no chat template, or it cannot render a conversation.
     """
 
-    def __init__(self, tokenizer: Any, stop_tokens: Sequence[str], reasoning: str = "low") -> None:
+    def __init__(
+        self, tokenizer: Any, stop_tokens: Sequence[str], reasoning: str = "low",
+        tools: Tools | None = None,
+    ) -> None:
         self._template, self._stops = ChatTemplate(tokenizer), tuple(stop_tokens)
         self._defuse, self._reasoning = self._template.defuse, reasoning
-        self._tools = agent_tools()
+        self._tools = tools or agent_tools()
         self._shows_tools = True
         self._shows_tools = self._tools[0]["function"]["name"] in self.render(
             [{"role": "user", "content": "Hi"}], {}

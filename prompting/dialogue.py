@@ -27,6 +27,9 @@ from prompting.plan import PromptStyle
 Message = dict[str, Any]
 """A message in OpenAI's form: role, content, and tool_calls or tool_call_id where they belong."""
 
+Tools = Sequence[Mapping[str, Any]]
+"""OpenAI-style schemas."""
+
 ReplyFailure = Literal[
     "cut_off", "no_message", "only_analysis", "words_and_calls", "bad_arguments"
 ]
@@ -114,7 +117,7 @@ def _recipient(name: str) -> str:
 
 def render_dialogue(
     messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]],
+    tools: Tools,
     analyses: Mapping[int, str] | None = None,
     reasoning: str = "low",
     date: str = "2025-06-28",
@@ -171,11 +174,14 @@ class HarmonyFormat:
         reasoning: reasoning effort: low, medium or high.
         style: "full" shows policy, tools and whole results; "brief" one line and short results, for
             a model that learns the rest from examples.
+        tools: OpenAI-style schemas; None shows the store's in the full style.
     """
 
-    def __init__(self, reasoning: str = "low", style: PromptStyle = "full") -> None:
+    def __init__(
+        self, reasoning: str = "low", style: PromptStyle = "full", tools: Tools | None = None
+    ) -> None:
         self._reasoning, self.style = reasoning, style
-        self._tools = agent_tools() if style == "full" else []
+        self._tools = tools or (agent_tools() if style == "full" else [])
 
     def render(self, messages: Sequence[Mapping[str, Any]], analyses: Mapping[int, str]) -> str:
         """Return the prompt of a conversation, policy and tools included.

@@ -1,15 +1,21 @@
 """A chat endpoint on loopback whose answers a test writes: replies, errors, delays, bad bodies."""
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from tasks.llm.client import LlmConfig
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass
@@ -97,3 +103,22 @@ def in_turn(*replies: Reply) -> Callable[[dict], Reply]:
     """Answer with the replies one after the other, the last one for ever."""
     left = list(replies)
     return lambda _request: left.pop(0) if len(left) > 1 else left[0]
+
+
+def interrupt(command: list[str], is_time: Callable[[], bool]) -> tuple[int, str, float]:
+    """Start a command of task_tester.py, send it SIGINT once `is_time()`; return exit code, stderr and seconds."""
+    process = subprocess.Popen(
+        [sys.executable, "task_tester.py", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), stdout=subprocess.DEVNULL,
+    )
+    while not is_time():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    try:
+        error = process.communicate(timeout=20)[1]
+    finally:
+        process.kill()
+    return process.returncode, error, time.monotonic() - began

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import configs
 import task_tester
 from agent.conversation import CustomerTurn
 from agent.evaluation import PART_NAME, Plan, evaluate_agent
@@ -21,7 +23,7 @@ from data_reader import task_to_json
 from envs.retail import RetailDatabase
 from prompting.dialogue import assistant_message
 from tasks.llm.client import LlmError, LlmUnavailable
-from tests.fake_chat_server import FakeChatServer, Reply
+from tests.fake_chat_server import FakeChatServer, Reply, interrupt
 from tests.tiny_random import make_model_dir, make_tasks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -219,6 +221,11 @@ def test_an_endpoint_is_measured_by_one_command_and_no_key_is_written(
     output = capsys.readouterr()
     assert "success_rate" in output.out and "0 retries, 0 unanswered" in output.err
     assert server.keys[0] == "Bearer sk-secret"
+    usage = json.loads((tmp_path / "out" / "usage.json").read_text())
+    turns = sum(row["num_turns"] for row in rows_of(tmp_path / "out"))
+    assert usage == {"policy": {
+        "num_requests": turns, "num_retries": 0, "num_unanswered": 0, "prompt_tokens": 10 * turns,
+        "completion_tokens": 5 * turns, "cost": 0.0}}
     written = b"".join(files_of(tmp_path / "out").values())
     assert b"sk-secret" not in written and "sk-secret" not in output.out + output.err
     assert len(rows_of(tmp_path / "out")) == 12
@@ -259,6 +266,17 @@ def test_both_sides_may_be_endpoints(task_file, tmp_path):
     (("--policy", "nothing", "--customer", "endpoint"), "give --customer-endpoint"),
     (("--policy", "nothing", "--customer-model", "m"), "need --customer endpoint"),
     (("--policy", "nothing", "--temperature", "-1"), "--temperature -1.0: must be from 0 to 10"),
+    (("--policy", "nothing", "--temperature", "nan"), "--temperature nan: must be from 0 to 10"),
+    (("--policy", "nothing", "--num-trials", "1001"), "--num-trials 1001: must be from 1 to 1000"),
+    (("--policy", "nothing", "--concurrency", "99999"), "--concurrency 99999: must be from 1 to 1024"),
+    (("--policy", "nothing", "--max-new-tokens", "10000000"), "must be from 1 to 131072"),
+    (("--policy", "nothing", "--seed", "-1"), "--seed -1: must be from 0 to 4294967295"),
+    (("--policy", "nothing", "--timeout", "nan"), "--timeout nan: must be from 0.1 to 86400"),
+    (("--policy", "nothing", "--timeout", "0"), "--timeout 0.0: must be from 0.1 to 86400"),
+    (("--policy", "nothing", "--rpm", "1e-300"), "--rpm 1e-300: must be 0, for no limit"),
+    (("--policy", "nothing", "--price", "1", "inf"), "--price inf: must be from 0 to 1000000"),
+    (("--policy", "nothing", "--max-cost", "nan"), "--max-cost nan: must be from 0 to"),
+    (("--policy", "nothing", "--tasks", "tau2", "--rpm", "60"), "do not reach tau2-bench"),
     (("--model", "./nowhere"), "--model ./nowhere: no such folder"),
     (("--endpoint", "http://127.0.0.1:9/v1", "--model", "m", "--max-cost", "1"), "max_cost needs"),
 ])
@@ -271,6 +289,53 @@ def test_wrong_options_are_one_line(task_file, tmp_path, capsys, monkeypatch, mo
     assert not (tmp_path / "out").exists()
 
 
+def test_plan_mode_refuses_such_numbers_too(task_file, tmp_path, capsys):
+    more = ["--mode", "plan", "--model", "m", "--num-trials", "99999999"]
+    assert task_tester.main([*words(task_file, tmp_path / "out"), *more]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("path", ["/proc/none/out", "/dev/null/out"])
+def test_an_output_that_cannot_be_written_is_one_line_with_a_remedy(task_file, capsys, path):
+    assert task_tester.main(words(task_file, path, "--policy", "nothing")) in (1, 2)
+    [line] = capsys.readouterr().err.splitlines()
+    assert "/proc/none" in line or "/dev/null" in line
+    assert "check path, rights and free space" in line or "choose another --output" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("silent", ["policy", "customer"])
+def test_ctrl_c_ends_a_wait_for_an_endpoint_and_the_next_start_goes_on(task_file, tmp_path, silent):
+    waiting = threading.Event()
+
+    def script(request):
+        is_customer = "You play a customer" in request["messages"][0]["content"]
+        name = "customer" if is_customer else "policy"
+        if name == silent and len(server.requests) > 12 and not waiting.is_set():
+            waiting.set()
+        stuck = waiting.is_set() and len(server.requests) < 100
+        return Reply("###STOP###" if is_customer and len(request["messages"]) > 2 else "Hello.",
+                     delay_s=60 if stuck else 0)
+
+    with FakeChatServer(script) as server:
+        more = ("--endpoint", server.base_url, "--model", "toy", "--customer", "endpoint",
+                "--concurrency", "3", "--num-trials", "2")
+        command = words(task_file, tmp_path / "out", *more)
+        status, error, seconds = interrupt(command, waiting.is_set)
+        assert status == 130 and seconds < 5
+        assert error.splitlines()[-1] == (
+            "task_tester.py evaluate: interrupted; the same command goes on where it stopped")
+        assert "Traceback" not in error
+        kept = (tmp_path / "out" / PART_NAME).read_bytes().count(b"\n") - 1
+        assert kept >= 2
+        asked = json.loads((tmp_path / "out" / "usage.json").read_text())["policy"]["num_requests"]
+        server.requests += [{}] * 100
+        assert task_tester.main(command) == 0
+    assert len(rows_of(tmp_path / "out")) == 12
+    usage = json.loads((tmp_path / "out" / "usage.json").read_text())
+    assert usage["policy"]["num_requests"] == asked + 12 - kept
+
+
 @pytest.mark.slow
 def test_a_small_model_is_measured_by_one_command(task_file, tmp_path, monkeypatch):
     monkeypatch.setattr("prompting.agent.agent_instructions", lambda: "Be kind.")
@@ -281,6 +346,39 @@ def test_a_small_model_is_measured_by_one_command(task_file, tmp_path, monkeypat
     rows = rows_of(tmp_path / "out")
     assert len(rows) == 12 and {row["termination"] for row in rows} == {"broken_message"}
     assert all(sum(row["failures"].values()) == 1 <= row["num_tokens"] <= 4 for row in rows)
+
+
+@pytest.mark.slow
+def test_kill_9_of_a_sampled_local_model_gives_the_same_files(task_file, tmp_path):
+    """What it draws depends on task, trial and turn; one at a time, as batches round differently."""
+    run_config = configs.with_overrides(configs.get_preset("cpu"), {"mode": "agent"})
+    (tmp_path / "config.json").write_text(f'{{"settings": {run_config.to_json()}}}')
+    (tmp_path / "model").symlink_to(ROOT / "models" / "tiny-gpt-oss")
+
+    def command(output):
+        more = ("--model", str(tmp_path / "model"), "--num-trials", "2", "--max-new-tokens", "48",
+                "--limit", "4", "--concurrency", "1")
+        return [sys.executable, "task_tester.py", *words(ROOT / "dataset.jsonl", output, *more)]
+
+    def run(output):
+        subprocess.run(command(output), cwd=ROOT, check=True, capture_output=True)
+
+    run(tmp_path / "whole")
+    part = tmp_path / "cut" / PART_NAME
+    for num_lines in (2, 5):
+        process = subprocess.Popen(command(tmp_path / "cut"), cwd=ROOT,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not part.exists() or part.read_bytes().count(b"\n") < num_lines:
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    run(tmp_path / "cut")
+    whole = files_of(tmp_path / "whole")
+    assert files_of(tmp_path / "cut") == whole
+    rows = rows_of(tmp_path / "whole")
+    assert rows[0]["messages"] != rows[1]["messages"], "two trials draw apart"
+    assert max(row["num_turns"] for row in rows) > 1
 
 
 @pytest.mark.slow
@@ -317,6 +415,10 @@ def test_kill_9_at_random_moments_gives_the_same_file_and_repeats_no_finished_ep
         )
         asked = len(server.requests) - before
     whole, cut = files_of(tmp_path / "whole"), files_of(tmp_path / "cut")
+    for files in (whole, cut):  # a kill costs requests
+        assert json.loads(files.pop("usage.json"))["policy"]["num_requests"] > 0
+        files[".written_by.json"] = re.sub(rb'"usage.json": {.*?}', b"", files[".written_by.json"],
+                                           flags=re.DOTALL)
     assert cut == whole
     turns = sum(row["num_turns"] for row in rows_of(tmp_path / "whole"))
     assert asked == turns - sum(row["num_turns"] for row in finished)

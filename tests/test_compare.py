@@ -7,6 +7,7 @@ import pytest
 
 from agent.compare import main
 from task_tester import main as task_tester
+from tests.test_viewer import in_browser
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,17 @@ def test_differences_and_both_conversations(runs, tmp_path, capsys):
         assert not episode["success"] and episode["other"]["success"]
         assert episode["other"]["messages"] != episode["messages"]
     assert main(words_of(runs, page)) == 0, "its own page may be replaced"
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_overview_first(runs, tmp_path):
+    page = tmp_path / "compare.html"
+    assert main(words_of(runs, page)) == 0
+    shown = in_browser(page)
+    right = shown.partition('<div id="right">')[2].partition("<script")[0]
+    assert "success_rate: +1.000 [+1.000, +1.000]" in right
+    assert "Solved by the second run alone: 12" in right and "Solved by the first run alone: 0" in right
+    assert right.count('class="link"') == 12 and "Conversation" not in right
 
 
 def test_errors_are_one_line_and_nothing_is_lost(runs, tmp_path, capsys):

@@ -62,6 +62,9 @@ NOT_RUN = {
     "python task_tester.py evaluate --mode agent --tasks tau2 --endpoint http://127.0.0.1:8000/v1 "
     "--model NAME --customer-endpoint https://api.openai.com/v1 --customer-model gpt-4.1 "
     "--num-trials 4 --output outputs/tau2": TAU2,
+    "python task_tester.py evaluate --mode agent --endpoint http://127.0.0.1:8000/v1 --model NAME --tasks "
+    "dataset.jsonl --num-trials 4 --output outputs/agent_endpoint":
+        "needs a model behind an endpoint; tests/test_agent_evaluation.py has one on loopback",
     "tau2 view --file outputs/tau2/tau2_results.json": TAU2,
     "tau2 submit verify-trajs outputs/tau2/tau2_results.json": TAU2,
     "tau2 submit prepare outputs/tau2/tau2_results.json --output outputs/submission": TAU2,
@@ -249,7 +252,10 @@ def run_tester(words: list[str], capsys: pytest.CaptureFixture) -> None:
     shorter = ["--limit", "4"] if words[0] == "evaluate" else []
     assert task_tester.main(words + shorter) == 0
     output = capsys.readouterr().out
-    if words[0] == "evaluate":
+    if "agent" in words:
+        written = {"trajectories.jsonl", "episodes.html", "evaluation.json"}
+        assert written <= {path.name for path in Path(option(words, "--output")).iterdir()}
+    elif words[0] == "evaluate":
         names = {path.name for path in Path(option(words, "--output")).iterdir()}
         assert {"evaluation.json", "completions.jsonl", "evaluation_details.json"} <= names
         found = json.loads((Path(option(words, "--output")) / "evaluation.json").read_text())

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fake_chat_server import FakeChatServer, Reply
+from fake_chat_server import FakeChatServer, Reply, interrupt
 
 from agent import tau2 as module
 from agent.tau2 import (
@@ -169,6 +169,87 @@ def test_finished_simulations_are_not_played_again(tmp_path):
     assert len(played) == 1 and len(results.simulations) == 2
     assert (tmp_path / FINISHED_NAME).read_text().startswith(first + "\n")
     assert played[0].model_dump_json() + "\n" in (tmp_path / FINISHED_NAME).read_text()
+
+
+@needs_tau2
+@pytest.mark.parametrize("spoil", [
+    lambda line: line[: len(line) // 2], lambda line: "[]", lambda line: '"\udcff"',
+    lambda line: line.replace('"task_id":"1"', '"task_id":"999"'),
+])
+def test_a_damaged_simulation_is_named_by_line_and_kept(tmp_path, spoil):
+    path = tmp_path / FINISHED_NAME
+    with scripted_user() as user:
+        play(GoldPolicy(), tmp_path, user, concurrency=1)
+        first, second = path.read_text().splitlines()
+        spoiled = f"{first}\n{spoil(second)}\n".encode("utf-8", "surrogateescape")
+        path.write_bytes(spoiled)
+        with pytest.raises(Tau2Error, match=f"{FINISHED_NAME}:2: is no simulation.*delete the line"):
+            play(GoldPolicy(), tmp_path, user)
+        assert path.read_bytes() == spoiled
+        path.write_text(first + "\n")
+        assert len(play(GoldPolicy(), tmp_path, user).simulations) == 2
+
+
+@needs_tau2
+def test_line_separators_in_a_message_do_not_damage_a_resume(tmp_path):
+    sayer = Sayer({"content": "a\u2028b\x85c"})
+    with scripted_user() as user:
+        play(sayer, tmp_path, user)
+        count = len(sayer.seen)
+        assert len(play(sayer, tmp_path, user).simulations) == 2 and len(sayer.seen) == count
+
+
+@needs_tau2
+def test_a_local_model_is_shown_tau2s_tools(tmp_path):
+    from prompting.dialogue import HarmonyFormat
+
+    tools = module.tau2_tools()
+    sayer = Sayer({"content": "Good bye."})
+    with scripted_user() as user:
+        play(sayer, tmp_path, user, limit=1)
+    prompt = HarmonyFormat(tools=tools).render(sayer.seen[0].messages[:3], {})
+    assert len(tools) == 15 and prompt.count("}) => any;") + prompt.count("() => any;") == 15
+    assert "type think" not in prompt and "it cannot be cancelled" in " ".join(prompt.split())
+    assert "# Retail agent policy" in prompt or "<policy>" in prompt
+
+
+@pytest.mark.slow
+@needs_tau2
+@pytest.mark.parametrize("silent", ["agent", "user"])
+def test_ctrl_c_ends_a_wait_for_an_endpoint_and_the_next_start_goes_on(tmp_path, silent):
+    waiting = threading.Event()
+
+    def script(request):
+        name = "agent" if request.get("tools") else "user"
+        finished = tmp_path / "out" / FINISHED_NAME
+        if name == silent and finished.exists() and finished.stat().st_size:
+            waiting.set()
+        stuck = waiting.is_set() and len(server.requests) < 100
+        has_spoken = any(message["role"] == "assistant" for message in request["messages"])
+        words = "###STOP###" if name == "user" and has_spoken else "Hello."
+        usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+        body = {"id": "1", "object": "chat.completion", "created": 0, "model": "toy", "usage": usage,
+                "choices": [{"index": 0, "finish_reason": "stop",
+                             "message": {"role": "assistant", "content": words}}]}
+        return Reply(body=json.dumps(body).encode(), delay_s=60 if stuck else 0)
+
+    with FakeChatServer(script) as server:
+        command = ["evaluate", "--mode", "agent", "--tasks", "tau2", "--limit", "4", "--endpoint",
+                   server.base_url, "--model", "toy", "--concurrency", "2", "--output",
+                   str(tmp_path / "out")]
+        status, error, seconds = interrupt(command, waiting.is_set)
+        assert status == 130 and seconds < 15
+        assert "interrupted; the same command goes on where it stopped" in error.splitlines()[-1]
+        assert "Traceback" not in error
+        kept = (tmp_path / "out" / FINISHED_NAME).read_text()
+        assert kept.count("\n") >= 1
+        server.requests += [{}] * 100
+        import task_tester
+
+        assert task_tester.main(command) == 0
+    assert (tmp_path / "out" / FINISHED_NAME).read_text().startswith(kept)
+    usage = json.loads((tmp_path / "out" / "usage.json").read_text())
+    assert usage["policy"]["prompt_tokens"] == 7 * 4 and usage["customer"]["completion_tokens"] > 0
 
 
 class Sayer:

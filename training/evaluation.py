@@ -24,7 +24,8 @@ from gptoss.generation import generate_batch, split_batches
 from gptoss.memory import LARGER_GPU
 from gptoss.model_card import STAGE_NAMES
 from gptoss.model_types import Model, Tokenizer
-from gptoss.policy import ModelPolicy
+from gptoss.policy import ModelPolicy, make_format
+from prompting.dialogue import Tools
 from prompting.plan_format import HARMONY, PlanFormat, plan_format
 from scoring.episode import EpisodeScore
 from scoring.metrics import format_estimate, parse_failure_table, per_tool_table, summarize
@@ -342,7 +343,8 @@ def record_differences(evaluations: list[Evaluation], config: configs.RunConfig)
 
 
 def load_agent_policy(
-    model: str, batch_size: int, max_new_tokens: int, temperature: float | None, reasoning: str
+    model: str, batch_size: int, max_new_tokens: int, temperature: float | None, reasoning: str,
+    tools: Tools | None = None,
 ) -> ModelPolicy:
     """Load any causal model as an agent.
 
@@ -353,6 +355,7 @@ def load_agent_policy(
         batch_size: Conversations in one generate call at most.
         temperature: Sampling temperature; None takes the likeliest token each time.
         reasoning: Reasoning effort: low, medium or high.
+        tools: OpenAI-style schemas that it is shown; None shows the store's.
 
     Raises:
         ModelError: The model cannot be loaded, or has no chat template.
@@ -360,11 +363,10 @@ def load_agent_policy(
     from gptoss.load import load_for_evaluation
 
     config = configs.config_of_model(model)
-    style = config.data.prompt_style if config.mode == "agent" else "full"
+    style = config.data.prompt_style if config.mode == "agent" and not tools else "full"
     loaded, tokenizer = load_for_evaluation(model, config.model)
-    return ModelPolicy(
-        loaded, tokenizer, max_new_tokens, temperature, batch_size, reasoning, style=style
-    )
+    form = make_format(loaded, tokenizer, reasoning, style, tools)
+    return ModelPolicy(loaded, tokenizer, max_new_tokens, temperature, batch_size, form)
 
 
 def evaluate_model_dir(
