@@ -22,6 +22,7 @@ dataset_path = "dataset.jsonl"
 """Training tasks, 800 of them; "3.5k.jsonl" is the extended set. Path relative to the root."""
 
 TINY_MODEL_PATH = "models/tiny-gpt-oss"
+TINY_AGENT_MODEL_PATH = "models/tiny-gpt-oss-agent"
 SCHEDULES = ("cosine", "linear", "constant_with_warmup", "constant")
 PRESET_NAMES = ("auto", "cpu", "t4", "24gb", "80gb")
 MODES = ("plan", "agent")
@@ -546,6 +547,7 @@ _AGENT_GPU = {
     "evaluation.batch_size": 32, "agent.max_turn_tokens": 512,
 }
 _AGENT_CPU = {
+    "model.model_name": TINY_AGENT_MODEL_PATH,
     "model.max_seq_length": 1024, "agent.max_turn_tokens": 200, "agent.customers_per_task": 2,
     "grpo.max_completion_length": 200, "grpo.shared_prefix": False,
     "grpo.per_device_train_batch_size": 8, "grpo.gradient_accumulation_steps": 4,
@@ -591,8 +593,10 @@ def config_of_model(model: str) -> RunConfig:
     recorded = read_settings(Path(model).parent / "config.json")
     if recorded:
         return recorded
-    if Path(model).resolve() == (Path(__file__).resolve().parent / TINY_MODEL_PATH).resolve():
-        return get_preset("cpu")
+    root = Path(__file__).resolve().parent
+    for path, mode in ((TINY_MODEL_PATH, "plan"), (TINY_AGENT_MODEL_PATH, "agent")):
+        if Path(model).resolve() == (root / path).resolve():
+            return get_preset("cpu", mode)
     config = get_preset("auto")
     try:
         adapter = json.loads((Path(model) / "adapter_config.json").read_text(encoding="utf-8"))
