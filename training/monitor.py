@@ -74,10 +74,25 @@ def _dead_groups(rows: list[Row]) -> str | None:
 
 
 def _clipping(rows: list[Row]) -> str | None:
-    if _lasts(rows, 0.5, "completions/clipped_ratio"):
+    if _lasts(rows, 0.5, "turn_failures/cut_off"):
         return (
-            "half of the completions or more are cut at grpo.max_completion_length (in agent mode at "
-            "agent.max_turn_tokens): raise it, or train SFT longer so that answers end"
+            "half of the conversations or more end in a turn that is cut at agent.max_turn_tokens: raise "
+            "it, or train SFT longer so that turns end"
+        )
+    # A conversation may well end with what somebody else said, which counts as clipped.
+    if not _column(rows, "turn_failures/cut_off") and _lasts(rows, 0.5, "completions/clipped_ratio"):
+        return (
+            "half of the completions or more are cut at grpo.max_completion_length: raise it, or "
+            "train SFT longer so that answers end"
+        )
+    return None
+
+
+def _context_full(rows: list[Row]) -> str | None:
+    if _lasts(rows, 0.5, "turn_failures/context_full"):
+        return (
+            "half of the conversations or more outgrow model.max_seq_length, with which SFT left the "
+            "longer ones out: raise it"
         )
     return None
 
@@ -222,6 +237,7 @@ RULES: dict[str, Callable[[list[Row]], str | None]] = {
     "result_falls": _result_falls,
     "parse_rate_falls": _parse_rate_falls,
     "sampler_apart": _sampler_apart,
+    "context_full": _context_full,
     "talks_for_ever": _talks_for_ever,
     "never_writes": _never_writes,
     "always_transfers": _always_transfers,
