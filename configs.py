@@ -23,6 +23,7 @@ dataset_path = "dataset.jsonl"
 """Training tasks, 800 of them; "3.5k.jsonl" is the extended set. Path relative to the root."""
 
 TINY_MODEL_PATH = "models/tiny-gpt-oss"
+TINY_AGENT_MODEL_PATH = "models/tiny-gpt-oss-agent"
 SCHEDULES = ("cosine", "linear", "constant_with_warmup", "constant")
 PRESET_NAMES = ("auto", "cpu", "t4", "24gb", "80gb", "small-dense")
 ANOTHER_MODEL = "small-dense"
@@ -597,11 +598,13 @@ _AGENT_GPU = {
     "evaluation.batch_size": 32, "agent.max_turn_tokens": 512,
 }
 _AGENT_CPU = {
-    "model.max_seq_length": 1024, "agent.max_turn_tokens": 200, "agent.customers_per_task": 2,
-    "sft.num_train_epochs": 1.0, "grpo.max_steps": 30, "grpo.resample_rounds": 1,
-    "grpo.max_completion_length": 200, "grpo.shared_prefix": False,
-    "grpo.per_device_train_batch_size": 8, "grpo.gradient_accumulation_steps": 4,
-    "evaluation.num_tasks": 128, "evaluation.batch_size": 64, "grpo.num_eval_tasks": 64,
+    # Of the oracle's 2,495 conversations for training 1,153 fit into 1,024 tokens, 1,983 into these.
+    "model.model_name": TINY_AGENT_MODEL_PATH, "model.max_seq_length": 2048,
+    "sft.per_device_train_batch_size": 4, "sft.gradient_accumulation_steps": 2, "sft.max_steps": 200,
+    "agent.max_turn_tokens": 200, "grpo.max_completion_length": 200, "grpo.shared_prefix": False,
+    "grpo.max_steps": 15, "grpo.eval_steps": 5, "grpo.per_device_train_batch_size": 4,
+    "grpo.gradient_accumulation_steps": 8, "grpo.num_eval_tasks": 64, "grpo.resample_rounds": 1,
+    "evaluation.num_tasks": 128, "evaluation.batch_size": 64,
 }
 """What agent mode changes of the preset cpu; `_AGENT_GPU` of all others."""
 
@@ -644,8 +647,10 @@ def config_of_model(model: str) -> RunConfig:
     recorded = read_settings(Path(model).parent / "config.json")
     if recorded:
         return recorded
-    if real_path(model) == real_path(Path(__file__).resolve().parent / TINY_MODEL_PATH):
-        return get_preset("cpu")
+    root = Path(__file__).resolve().parent
+    for path, mode in ((TINY_MODEL_PATH, "plan"), (TINY_AGENT_MODEL_PATH, "agent")):
+        if real_path(model) == real_path(root / path):
+            return get_preset("cpu", mode)
     try:
         adapter = json.loads((Path(model) / "adapter_config.json").read_text(encoding="utf-8"))
         base = adapter.get("base_model_name_or_path")

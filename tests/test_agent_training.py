@@ -298,6 +298,12 @@ def test_runs_from_before_are_read_as_plan_mode():
     assert configs.from_dict(settings) == config
 
 
+def test_the_base_of_agent_mode_is_played_as_it_is_trained():
+    config = configs.config_of_model(configs.TINY_AGENT_MODEL_PATH)
+    assert config == configs.get_preset("cpu", "agent")
+    assert configs.config_of_model(configs.TINY_MODEL_PATH) == configs.get_preset("cpu")
+
+
 def test_the_command_line_takes_the_mode():
     import train_script
 

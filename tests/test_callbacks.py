@@ -206,6 +206,14 @@ CASES = {
     "sampler_apart": (
         steps(sampling__kl=[0.01, 0.1, 0.2, 0.1]), steps(sampling__kl=[0.9, 0.01, 0.2, 0.05]),
     ),
+    "cut_turns": (
+        steps(turn_failures__cut_off=[0.1, 0.5, 0.9, 0.6]), steps(turn_failures__cut_off=[0.9, 0.9, 0.1]),
+    ),
+    "context_full": (
+        steps(turn_failures__context_full=[0.1, 0.5, 0.9, 0.6]),
+        steps(turn_failures__context_full=[0.9, 0.9, 0.1], turn_failures__cut_off=[0.1] * 3,
+              completions__clipped_ratio=[0.9] * 3),
+    ),
     "talks_for_ever": tuple(
         steps(endings__turn_limit=[0.2, *last], endings__call_limit=[0.1] * 4,
               endings__customer_gave_up=[0.2] * 4)

@@ -184,4 +184,4 @@ def test_a_file_of_conversations_is_trained_on_where_its_tasks_are(
 
 def test_limits_hold_the_turns_of_the_settings():
     config = configs.with_overrides(configs.get_preset("cpu", "agent"), {"agent.max_turns": 3})
-    assert conversation_limits(config) == Limits(max_turns=3, max_calls=3, max_tokens=8192)
+    assert conversation_limits(config) == Limits(max_turns=3, max_calls=3, max_tokens=16_384)

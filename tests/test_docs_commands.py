@@ -128,6 +128,10 @@ NOT_RUN = {
         GPU,
     "python benchmarks/scaling.py --model MODEL --preset 80gb --gpus 1,2 --output "
     "benchmarks/results/scaling.json": GPU,
+    "python benchmarks/agent_training.py": "a minute or two of a fixed size; as cpu_sampling",
+    "python benchmarks/agent_training.py --preset 80gb --set model.model_name=MODEL --episodes 16 --output "
+    "benchmarks/results/agent_training_gpu.json": GPU,
+    "python benchmarks/agent_learning.py --seed 1 --run-dir outputs/agent_learning": "ten minutes or more",
     "python benchmarks/cpu_sampling.py": "a minute of a fixed size; tests/test_docs.py runs its --help",
     "python -m pytest tests/test_gpu.py": GPU,
     "torchrun --standalone --nproc_per_node=2 train_script.py --preset 80gb": GPU,

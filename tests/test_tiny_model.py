@@ -103,6 +103,20 @@ def test_folder_is_small():
     assert sum(path.stat().st_size for path in files) <= MAX_BYTES
 
 
+def test_the_base_of_agent_mode_is_the_same_model_with_other_weights(model):
+    folder = MODEL_DIR.with_name("tiny-gpt-oss-agent")
+    names = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
+    assert all((folder / name).read_bytes() == (MODEL_DIR / name).read_bytes() for name in names)
+    settings = [json.loads((place / "config.json").read_text()) for place in (folder, MODEL_DIR)]
+    assert settings[0] == settings[1]
+    other = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    pairs = list(zip(other.parameters(), model.parameters(), strict=True))
+    assert all(a.shape == b.shape and torch.isfinite(a).all() for a, b in pairs)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    files = [path for path in folder.iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= MAX_BYTES
+
+
 def test_stop_tokens(model, tokenizer):
     stops = tokenizer.convert_tokens_to_ids(list(harmony.STOP_TOKENS))
     assert model.generation_config.eos_token_id == stops

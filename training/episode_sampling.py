@@ -57,8 +57,14 @@ class EpisodeSampler(DynamicSampler):
 
 
 def _row(context: Context, stop_id: int) -> tuple[list, list, list, list]:
-    """Return prompt, completion, log-probabilities and mask; without a turn a stop that bears no loss."""
-    start = context.num_prompt
-    if start == len(context.ids):
-        return context.ids, [stop_id], [0.0], [0]
-    return context.ids[:start], context.ids[start:], context.log_probs[start:], context.mask[start:]
+    """Return prompt, completion, log-probabilities and mask; without a turn a stop that bears no loss.
+
+    What follows the model's last token is left out.
+    """
+    start, end = context.num_prompt, len(context.mask)
+    while end > start and not context.mask[end - 1]:
+        end -= 1
+    if start == end:
+        return context.ids[:start], [stop_id], [0.0], [0]
+    part = slice(start, end)
+    return context.ids[:start], context.ids[part], context.log_probs[part], context.mask[part]

@@ -92,9 +92,21 @@ RULES = {
         "set grpo.resample_rounds=2, or train SFT longer (shorter if every reward is at its maximum)",
     ),
     "clipping": Rule(
-        lambda rows: _lasts(rows, 0.5, "completions/clipped_ratio"),
-        "half of the completions or more are cut at grpo.max_completion_length (in agent mode at "
-        "agent.max_turn_tokens): raise it, or train SFT longer so that answers end",
+        # A conversation may well end with what somebody else said, which counts as clipped.
+        lambda rows: not _column(rows, "turn_failures/cut_off")
+        and _lasts(rows, 0.5, "completions/clipped_ratio"),
+        "half of the completions or more are cut at grpo.max_completion_length: raise it, or train "
+        "SFT longer so that answers end",
+    ),
+    "cut_turns": Rule(
+        lambda rows: _lasts(rows, 0.5, "turn_failures/cut_off"),
+        "half of the conversations or more end in a turn that is cut at agent.max_turn_tokens: raise "
+        "it, or train SFT longer so that turns end",
+    ),
+    "context_full": Rule(
+        lambda rows: _lasts(rows, 0.5, "turn_failures/context_full"),
+        "half of the conversations or more outgrow model.max_seq_length, with which SFT left the "
+        "longer ones out: raise it",
     ),
     "length_collapse": Rule(
         _length_collapse,
