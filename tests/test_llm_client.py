@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import time
 
 import pytest
 
@@ -35,7 +36,8 @@ def test_answer_tokens_and_cost_are_counted():
     "fault",
     [
         Reply(status=500), Reply(status=503), Reply(status=429), Reply(status=408),
-        Reply(body=b'{"choices": ['), Reply(body=b"<html>"), Reply(body=b"[1]"),
+        Reply(body=b"no gzip", headers={"Content-Encoding": "gzip"}), Reply(body=b'{"choices": ['),
+        Reply(body=b"<html>"), Reply(body=b"[1]"),
         Reply(body=b'{"choices": []}'), Reply(body=b'{"error": {"message": "no"}}'), Reply(" "),
         Reply(body=b'{"choices": [{"message": {"content": null}}]}'),
     ],
@@ -180,3 +182,46 @@ def test_an_endpoint_that_repeats_the_key_does_not_get_it_printed(status, error)
             ChatClient(config(server, api_key="sk-secret")).converse([], [])
     assert "sk-secret" not in str(caught.value) and "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def test_a_key_that_an_answer_repeats_is_taken_out_of_it():
+    with FakeChatServer(lambda _request: Reply("Your key is sk-secret-123.")) as server:
+        client = ChatClient(config(server, api_key="sk-secret-123"))
+        assert ask(client) == "Your key is (key)."
+
+
+@pytest.mark.parametrize("number", ["9" * 4000, "-1", "true"])
+def test_a_count_that_is_none_costs_nothing(number):
+    body = f'{{"choices": [{{"message": {{"content": "Hi"}}}}], "usage": {{"prompt_tokens": {number}}}}}'
+    with FakeChatServer(lambda _request: Reply(body=body.encode())) as server:
+        client = ChatClient(config(server, input_price=1.0))
+        assert ask(client) == "Hi" and client.usage.cost == 0
+
+
+def test_an_answer_that_is_too_long_is_a_failure(monkeypatch):
+    monkeypatch.setattr("tasks.llm.client.MAX_ANSWER_BYTES", 1000)
+    with FakeChatServer(lambda _request: Reply("x" * 2000)) as server:
+        with pytest.raises(LlmUnavailable, match="longer than 1000 bytes"):
+            ask(ChatClient(config(server, max_attempts=1)))
+
+
+def test_an_answer_that_drips_in_is_a_time_out():
+    def handle(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        try:
+            for _ in range(1000):
+                self.wfile.write(b" ")
+                self.wfile.flush()
+                time.sleep(0.05)
+        except OSError:
+            pass
+
+    with FakeChatServer(lambda _request: Reply("")) as server:
+        server._server.RequestHandlerClass.do_POST = handle
+        began = time.monotonic()
+        with pytest.raises(LlmUnavailable, match="time-out after 0.5 s"):
+            ask(ChatClient(config(server, max_attempts=1, timeout_s=0.5)))
+        assert time.monotonic() - began < 5

@@ -19,6 +19,11 @@ BACKOFF_BASE_S = 1.0
 RETRIED_STATUSES = frozenset({408, 409, 425, 429})
 FATAL_STATUSES = frozenset({401, 403, 404})
 MAX_ERROR_CHARACTERS = 300
+MAX_ANSWER_BYTES = 16 * 2**20
+MAX_TOKENS = 2**40
+"""A count above it is none."""
+MIN_KEY_CHARACTERS = 8
+"""A shorter key is a placeholder, which may be a common word."""
 
 
 class LlmError(UserError, RuntimeError):
@@ -245,8 +250,10 @@ class ChatClient:
         self._limiter.wait()
         with self._lock:
             self.usage.num_requests += 1
+        ask = self._client.chat.completions.with_streaming_response.create
         try:
-            response = self._client.chat.completions.with_raw_response.create(**request)
+            with ask(**request) as response:
+                body, failure = self._body(response)
         except self._openai.APITimeoutError:
             return {}, f"time-out after {self.config.timeout_s:g} s", None
         except self._openai.APIConnectionError as error:
@@ -260,7 +267,23 @@ class ChatClient:
             if status < 500 and status not in RETRIED_STATUSES:
                 raise LlmRefused(f"request refused: {self._line(error)}") from error
             return {}, f"HTTP {status}", _seconds(error.response.headers.get("retry-after"))
-        return self._read(response.http_response.text)
+        return ({}, failure, None) if failure else self._read(body)
+
+    def _body(self, response: Any) -> tuple[str, str]:
+        """Return an answer's text without the key, and why it cannot be used."""
+        until, parts, size = time.monotonic() + self.config.timeout_s, [], 0
+        try:
+            for part in response.iter_bytes():
+                parts.append(part)
+                size += len(part)
+                if size > MAX_ANSWER_BYTES:
+                    return "", f"the answer is longer than {MAX_ANSWER_BYTES} bytes"
+                if time.monotonic() > until:
+                    return "", f"time-out after {self.config.timeout_s:g} s"
+        except Exception as error:  # httpx's or httpx2's, whichever this openai brings
+            return "", f"connection failed ({error})"
+        text, key = b"".join(parts).decode("utf-8", "replace"), self.config.api_key or ""
+        return text.replace(key, "(key)") if len(key) >= MIN_KEY_CHARACTERS else text, ""
 
     def _line(self, error: Exception) -> str:
         """Return an endpoint's words as one bounded line without the key, should it repeat it."""
@@ -290,7 +313,7 @@ class ChatClient:
         if not isinstance(usage, dict):
             return None
         tokens = [usage.get(key) for key in ("prompt_tokens", "completion_tokens")]
-        num_in, num_out = (value if type(value) is int and value > 0 else 0 for value in tokens)
+        num_in, num_out = (v if type(v) is int and 0 < v < MAX_TOKENS else 0 for v in tokens)
         price = num_in * self.config.input_price + num_out * self.config.output_price
         with self._lock:
             self.usage.prompt_tokens += num_in
