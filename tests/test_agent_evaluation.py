@@ -300,7 +300,7 @@ def test_an_output_that_cannot_be_written_is_one_line_with_a_remedy(task_file, c
     assert task_tester.main(words(task_file, path, "--policy", "nothing")) in (1, 2)
     [line] = capsys.readouterr().err.splitlines()
     assert "/proc/none" in line or "/dev/null" in line
-    assert "check path, rights and free space" in line or "choose another --output" in line
+    assert "; check the path" in line or "choose another --output" in line
 
 
 @pytest.mark.slow
