@@ -226,7 +226,7 @@ class Conversation:
         asked = self._num_writes < gold_writes and self.num_turns and asks_for_confirmation(
             self.messages[-1]["content"]
         )
-        text = _encodable(turn.text)
+        text = _encodable(turn.text[:_MAX_TEXT_CHARACTERS])
         if text:
             self.messages.append({"role": "user", "content": text})
         if turn.end == "satisfied" and not asked:

@@ -152,6 +152,16 @@ def test_hostile_words_are_kept_short_and_writable(db):
     assert len(json.dumps(talk.messages, ensure_ascii=False).encode()) < 50_000
 
 
+def test_a_customers_words_are_kept_short_too(db):
+    class Flood(Parrot):
+        def reply(self, messages):
+            return CustomerTurn("x\ud800" * 500_000)
+
+    talk = Conversation(TASK, db, Flood())
+    talk.step(said("Hello"))
+    assert len(talk.messages[-1]["content"]) == 20_000 and "\ud800" not in talk.messages[-1]["content"]
+
+
 @pytest.mark.parametrize(
     ("words", "wants_write", "termination"),
     [
