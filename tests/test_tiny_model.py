@@ -15,7 +15,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 import data_reader
 from envs.retail import TOOL_SCHEMAS
-from envs.retail.tools import call_finding
+from envs.retail.tools.call_form import call_finding
 from prompting import harmony
 
 MODEL_DIR = Path(__file__).resolve().parent.parent / "models" / "tiny-gpt-oss"
