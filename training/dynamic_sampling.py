@@ -93,11 +93,8 @@ class DynamicSampler:
                 break
             names = [f"{name}/{round_number}/{numbers[index]}" for index in dead]
             drawn = [random.Random(name).randrange(len(self.tasks)) for name in names]
-            style = self.config.data.prompt_style
-            plans = plan_format(self.scorer.tokenizer)
-            texts = [plan_prompt(self.tasks[number], style, plans) for number in drawn]
             fresh = self._sample(
-                [text for text in texts for _ in range(size)],
+                [text for text in self._prompts(drawn) for _ in range(size)],
                 [number for number in drawn for _ in range(size)], trainer, names,
             )
             for index, group in zip(dead, fresh, strict=True):
@@ -115,6 +112,11 @@ class DynamicSampler:
             "useful_after": _useful(groups),
             "logprobs": [values for group in groups for values in group.logprobs],
         }
+
+    def _prompts(self, tasks: list[int]) -> list[str]:
+        """Return the prompts of tasks by their numbers."""
+        style, plans = self.config.data.prompt_style, plan_format(self.scorer.tokenizer)
+        return [plan_prompt(self.tasks[number], style, plans) for number in tasks]
 
     def _sample(
         self, prompts: list[str], tasks: list[int], trainer: GRPOTrainer, names: Iterable[str]

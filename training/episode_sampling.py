@@ -21,6 +21,10 @@ class EpisodeSampler(DynamicSampler):
     Its scorer is an `EpisodeScorer`.
     """
 
+    def _prompts(self, tasks: list[int]) -> list[str]:
+        """Return nothing for each: an episode's prompt depends on its customer."""
+        return [""] * len(tasks)
+
     def _sample(
         self, prompts: list[str], tasks: list[int], trainer: GRPOTrainer, names: Iterable[str]
     ) -> list[Group]:
