@@ -165,7 +165,9 @@ def export_model(
     check_disk_space(folder, needed, f"the {export_format} export", "or choose another --output")
 
     def build(part: Path) -> None:
-        if export_format == "adapter":
+        if export_format == "adapter" and not is_gpt_oss(stage.model_name):
+            model.save_pretrained(str(part))  # vLLM reads PEFT's own layout of linear layers
+        elif export_format == "adapter":
             write_adapter(model, part, model.peft_config["default"].base_model_name_or_path)
         else:
             write_merged(model, part, dtype, pack_experts=packed)

@@ -265,6 +265,9 @@ def test_the_whole_run(family, folders, tmp_path, monkeypatch, capsys, caplog, d
     command = ["export", "--model", str(run / "final_model"), "--output", str(tmp_path / "out")]
     assert train_script.main([*command, "--format", "16bit"]) == 0
     assert "same likeliest token in 100% of 7 prompts" in capsys.readouterr().out
+    assert train_script.main([*command[:-1], str(tmp_path / "adapter"), "--format", "adapter"]) == 0
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    capsys.readouterr()
     assert train_script.main([*command[:-1], str(tmp_path / "packed"), "--format", "mxfp4"]) == 1
     assert "use --format 16bit" in capsys.readouterr().err
     words = ["evaluate", "--tasks", str(tmp_path / "tasks.jsonl"), "--limit", "2", "--model"]
