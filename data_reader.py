@@ -126,7 +126,9 @@ def _task_of_row(
 ) -> Task | None:
     """Build the task of a row; None, and the reasons added to `findings`, when it has any finding."""
     if not isinstance(row, dict):
-        findings.append("row: must be a JSON object; write one task object a line")
+        text = "row: must be a JSON object, not its text; write the object without quotes around it"
+        is_text = isinstance(as_json(row), dict)
+        findings.append(text if is_text else "row: must be a JSON object; write one task object a line")
         return None
     may_be_empty = may_be_empty or is_tau2_row(row)
     given, row = row, own_form(row, findings)

@@ -118,6 +118,7 @@ def test_all_fields_are_read_and_written(tmp_path):
     ('{"a": ' + "9" * 5_000 + "}", "digits"),
     ('{"query": "x"', "not valid JSON"),
     ('"text"', "row: must be a JSON object"),
+    (json.dumps(json.dumps(row())), "row: must be a JSON object, not its text; write the object without"),
     ("null", "row: must be a JSON object"),
 ])
 def test_faulty_rows_are_named(line, fault, tmp_path):
