@@ -33,7 +33,9 @@ def own_form(row: Mapping[str, Any], findings: list[str]) -> Mapping[str, Any]:
 def _tau2_row(row: Mapping[str, Any], findings: list[str]) -> dict[str, Any]:
     criteria = row["evaluation_criteria"]
     if not isinstance(criteria, dict):
-        findings.append("evaluation_criteria: must be an object; write {\"actions\": [...], \"communicate_info\": [...]}")
+        findings.append(
+            'evaluation_criteria: must be an object; write {"actions": [...], "communicate_info": [...]}'
+        )
         criteria = {}
     if row.get("initial_state"):
         findings.append("initial_state: must be null; a task starts on the store as it was loaded")

@@ -34,7 +34,8 @@ from prompting.harmony import parse_completion, render_prompt
 ROOT = Path(__file__).parents[1]
 TAUBENCH = ROOT.parent / "shared" / "taubench"
 TOKENIZER = ROOT.parent / "shared" / "gpu" / "gptoss_tokenizer.json.gz"
-BLANKS = ("", " \n", "\u200b\u2060\ufeff", "\u3164", "\u2800", "\u00ad\ufe0f", "\u0007", "\u0301", "\U000e0041")
+BLANKS = ("", " \n", "\u200b\u2060\ufeff", "\u3164", "\u2800", "\u00ad\ufe0f", "\u0007", "\u0301",
+          "\U000e0041")
 LOOK = call("get_order_details", order_id="#W0000000")
 
 

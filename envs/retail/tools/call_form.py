@@ -82,9 +82,11 @@ def _call_steps(action: dict) -> list[str]:
             tool = _tool_named(key)
             if tool:
                 return [f'write {{"name": "{tool}", "arguments": {{...}}}}']
-            if is_call(as_json(value)):
-                text = "" if isinstance(value, dict) else " as an object"
-                return [f"keep the object under {key[:40]}{text} and nothing else", *_call_steps(as_json(value))]
+            inner = as_json(value)
+            if is_call(inner):
+                text = "" if inner is value else " as an object"
+                step = f"keep the object under {key[:40]}{text} and nothing else"
+                return [step, *_call_steps(inner)]
     rest = [key for key in action if key != name_key]
     given = [key for key in rest if isinstance(as_json(action[key]), dict)]
     key = "arguments" if "arguments" in rest else (given or (rest if len(rest) == 1 else []) or [None])[0]
