@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.user_error import printable
 from data_reader import Task, gold_completion
 from envs.retail import Episode, RetailDatabase
 from scoring.parse import parse_plan
@@ -16,7 +17,7 @@ _MAX_SHOWN = 88
 
 
 def _short(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
 
 
@@ -68,7 +69,8 @@ def explain_calls(completion: str, db: RetailDatabase) -> str:
     lines = []
     for number, call in enumerate(calls, start=1):
         observation = episode.call(call.name, call.arguments)
-        lines.append(f"call {number}: {call.name} {json.dumps(call.arguments, ensure_ascii=False)}")
+        arguments = json.dumps(call.arguments, ensure_ascii=False)
+        lines.append(printable(f"call {number}: {call.name} {arguments}"))
         lines.append(f"  {'ok' if observation.ok else 'refused'}: {_short(observation.content)}")
     changes = describe_changes(db, episode.changed_records())
     lines += [f"changed {change}" for change in changes] or ["changed nothing"]

@@ -1,5 +1,6 @@
 """Chat and the reload check, on the model that ships here."""
 
+import io
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from configs import config_of_model
 from envs.retail import Episode
 from gptoss.load import load_model, logits_on, merge_and_save, save_adapter
 from gptoss.verify import check_reload
-from training.chat import example_query, quick_test, run_chat
+from training.chat import encode_query, example_query, quick_test, run_chat, stream_answer
 
 CONFIG = configs.with_overrides(
     configs.get_preset("cpu"), {"evaluation.max_new_tokens": 24, "model.num_threads": 1}
@@ -37,6 +38,22 @@ def test_quick_test_shows_words_and_what_became_of_them(loaded, db, capsys):
     assert shown.startswith("customer: Where is my order #W1234567?\nmodel:    <|channel|>")
     # 24 tokens are too few for a plan, so it is told as cut off and nothing is run.
     assert "no plan (" in shown
+
+
+def test_what_the_model_says_is_shown_without_control_characters(loaded):
+    class Escapes:
+        """Decodes every token to a terminal's escape code."""
+
+        def decode(self, ids, **_):
+            return "\x1b[2J é\n" * len(ids)
+
+        def __getattr__(self, name):
+            return getattr(loaded[1], name)
+
+    ids, stream = encode_query(loaded[1], "hello", CONFIG), io.StringIO()
+    stream_answer(loaded[0], Escapes(), ids, CONFIG, stream)
+    shown = stream.getvalue()
+    assert "\\x1b[2J é\n" in shown and all(line.isprintable() for line in shown.split("\n"))
 
 
 def test_control_tokens_in_a_message_are_refused_and_the_chat_goes_on(capsys, tmp_path, loaded):

@@ -1,5 +1,7 @@
 """What people are shown agrees with the scorer and the store."""
 
+import json
+
 import pytest
 import torch
 
@@ -49,6 +51,13 @@ def test_broken_copy_is_refused_and_earns_less(task, db):
 def test_prose_is_no_plan(task, db):
     assert explain_calls("Sure! Done.", db).startswith("no plan (")
     assert "unparsable -1" in format_score(score_completion(task, "Sure! Done.", db))
+
+
+def test_control_characters_of_a_model_do_not_reach_a_terminal(db):
+    plan = json.dumps({"tool_calls": [{"name": "a\x1b[2J", "arguments": {"k": "\x9b2J"}}]}, ensure_ascii=False)
+    for completion in (plan, "Done\x1b[2J\x9b2J.\nReally."):
+        shown = explain_calls(completion, db)
+        assert all(line.isprintable() for line in shown.split("\n")) and "2J" in shown
 
 
 def test_break_needs_a_text_argument(task):

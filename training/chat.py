@@ -11,6 +11,7 @@ from typing import TextIO
 import torch
 
 import configs
+from common.user_error import printable
 from data_reader import Task, plan_prompt
 from envs.retail import RetailDatabase
 from gptoss.load import load_for_evaluation, memory_guard
@@ -75,7 +76,9 @@ def stream_answer(
         """Passes text on to the given stream instead of standard output."""
 
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            stream.write(text + ("\n" if stream_end else ""))
+            # A terminal would obey control characters.
+            shown = "\n".join(map(printable, text.split("\n")))
+            stream.write(shown + ("\n" if stream_end else ""))
             stream.flush()
 
     ids = ids.to(model.device)
