@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.random_reward_control import make_random_rewards  # noqa: E402
+from benchmarks.cpu_recipes import make_random_rewards  # noqa: E402
 
 import configs  # noqa: E402
 import training  # noqa: E402, F401  (Unsloth, before anything that it patches)

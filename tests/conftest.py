@@ -10,7 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 LONGEST_FIRST = (
     "test_provoked_failures.py", "test_notebook.py", "test_docs_commands.py", "test_sweep.py",
-    "test_resume.py", "test_audit.py", "test_accelerate_configs.py", "test_fuzz.py",
+    "test_resume.py", "test_other_models.py", "test_agent_training.py", "test_agent_evaluation.py",
+    "test_audit.py", "test_accelerate_configs.py", "test_fuzz.py",
 )
 """Files that take a minute or so; begun last, one of them would keep one worker busy alone."""
 

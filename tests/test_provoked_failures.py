@@ -170,7 +170,7 @@ def test_learning_rate_far_too_high_is_a_kl_blow_up_and_a_fall(bench, tmp_path):
         f"the KL to the reference policy rose to {jump:.2f}: lower grpo.learning_rate, raise "
         "grpo.beta, or set grpo.max_kl to stop in time"
     )), (2, (
-        f"held-out db match fell by {before - after:.2f} from its best: lower grpo.learning_rate, "
+        f"held-out results fell by {before - after:.2f} from its best: lower grpo.learning_rate, "
         "and set grpo.early_stopping_patience=3"
     ))}
 
@@ -217,7 +217,7 @@ def test_reward_for_the_wrong_reason_is_reward_without_result(bench, tmp_path):
     best, middle, last = column(folder, "heldout/db_match")
     assert middle == best
     assert warnings_of(folder) == [(10, (
-        f"the reward rises while held-out db match fell by {best - last:.2f} from its best: read "
+        f"the reward rises while held-out results fell by {best - last:.2f} from its best: read "
         "the sample rollouts for what is rewarded, and set grpo.early_stopping_patience=3"
     ))]
 
