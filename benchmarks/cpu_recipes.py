@@ -82,7 +82,7 @@ def measure(source: Path, kind: str, config: configs.RunConfig) -> dict[str, Any
 
     Args:
         source: Folder of a run whose SFT is done.
-        kind: One of `KINDS`; "more-sft" trains `sft.max_steps` on the tasks of GRPO.
+        kind: One of `KINDS`; "more-sft" trains `sft.max_steps` on the tasks of SFT.
         config: The settings, with the folder for this recipe.
 
     Returns:

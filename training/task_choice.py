@@ -18,6 +18,7 @@ from accelerate import PartialState
 from common.files import SettingsError, read_json, write_json_atomic
 from data_reader import Task, sft_rows
 from gptoss.load import uses_unsloth
+from prompting.plan_format import plan_format
 from training.task_store import select_tasks
 
 ROWS_PER_PASS = 8
@@ -80,7 +81,7 @@ def gold_probabilities(
     """
     rows = [
         [tokenizer(row[part], add_special_tokens=False)["input_ids"] for part in ("prompt", "completion")]
-        for row in sft_rows(tasks, style)
+        for row in sft_rows(tasks, style, plan_format(tokenizer))
     ]
     by_length = sorted(range(len(rows)), key=lambda number: sum(map(len, rows[number])))
     result = [0.0] * len(rows)
