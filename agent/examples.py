@@ -8,7 +8,8 @@ from agent.customers import ScriptedCustomer
 from agent.policies import scripted_policy
 from data_reader import Task
 from envs.retail import RetailDatabase
-from scoring.episode import score_episode
+from scoring.episode import EpisodeScore, score_episode
+from scoring.explain import describe_changes
 from scoring.metrics import format_estimate
 from scoring.trials import summarize_trials
 
@@ -33,19 +34,34 @@ def describe_conversation(messages: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def show_conversation(task: Task, db: RetailDatabase, seed: int = 0) -> None:
-    """Play a task with the scripted customer and the oracle, and print what was said and done.
+def describe_score(score: EpisodeScore) -> str:
+    """Return reward, its parts by name, and the violations in one line."""
+    parts = ", ".join(f"{name} {points:+g}" for name, points in score.parts.items() if points)
+    violations = "; ".join(f"{v.kind}: {v.detail}" for v in score.violations) or "none"
+    return (
+        f"reward {score.reward:g} of {score.max_reward:g} ({parts or 'nothing earned'}); "
+        f"success {score.success}; violations: {violations}"
+    )
+
+
+def show_conversation(
+    task: Task, db: RetailDatabase, seed: int = 0, policy: Policy | None = None
+) -> None:
+    """Play a task with the scripted customer; print what was said and done, changed and earned.
 
     Args:
         task: The task; its gold calls must replay on the store.
         db: The store; not changed.
         seed: The customer's, which also picks the persona.
+        policy: Plays the agent; None is the oracle.
     """
     talk = Conversation(task, db, ScriptedCustomer(task, seed), seed=seed)
-    play([talk], scripted_policy("oracle"))
+    play([talk], policy or scripted_policy("oracle"))
     print(describe_conversation(talk.messages))
+    for change in describe_changes(db, talk.episode.changed_records()) or ["nothing"]:
+        print(f"changed {change}")
     score = score_episode(task, talk.messages, db, talk.termination)
-    print(f"ended: {talk.termination}; success {score.success}, reward {score.reward:g}")
+    print(f"ended: {talk.termination}; {describe_score(score)}")
 
 
 def print_success_rates(
@@ -71,5 +87,10 @@ def print_success_rates(
         metrics = summarize_trials(
             [score_episode(talk.task, talk.messages, db, talk.termination) for talk in talks]
         )
-        cells = [format_estimate(metrics[key]) for key in ("success_rate", "violation_rate")]
-        print(f"{name:<12}" + "".join(f"{cell:>24}" for cell in cells))
+        print(rates_line(name, metrics))
+
+
+def rates_line(name: str, metrics: Mapping[str, Any]) -> str:
+    """Return one policy's line under the head of `print_success_rates`."""
+    cells = [format_estimate(metrics[key]) for key in ("success_rate", "violation_rate")]
+    return f"{name:<12}" + "".join(f"{cell:>24}" for cell in cells)

@@ -1,4 +1,4 @@
-"""The notebook keeps its style rules, is committed executed, and runs from start to end on two steps a stage."""
+"""The notebook keeps its style rules, is committed executed, and runs whole in both modes and on another model."""
 
 import ast
 import json
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+
+from tests import tiny_dense, tiny_random
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "gpt_oss_20b_tau_bench_rl_training.ipynb"
@@ -97,28 +99,93 @@ def test_each_plot_is_described_and_explained(cells):
             assert after.cell_type == "markdown" and not after.source.startswith("#"), cell.source
 
 
+def execute(folder, settings, **parameters):
+    """Execute the notebook on a few tasks and two steps a stage.
+
+    Returns:
+        The text that each code cell printed, by the cell's id.
+    """
+    parameters = {
+        "OUTPUT_DIR": str(folder / "run"), "NUM_EVAL_TASKS": 16, "SFT_MAX_STEPS": 2,
+        "GRPO_MAX_STEPS": 2,
+    } | parameters
+    command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(folder / "executed.ipynb")]
+    command += ["--no-progress-bar", "-y", json.dumps({"SETTINGS": {"model.num_threads": 1} | settings})]
+    for name, value in parameters.items():
+        command += ["-p", name, str(value)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    executed = nbformat.read(folder / "executed.ipynb", as_version=4).cells
+    return {
+        cell.id: "".join(output.get("text", "") for output in cell.outputs)
+        for cell in executed if cell.cell_type == "code"
+    }
+
+
+def check_run(run, num_tasks, rows_name):
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert [stage["num_tasks"] for stage in evaluation.values()] == [num_tasks] * 3
+    assert list(evaluation) == ["base", "sft", "sft_grpo"]
+    for name in ("config.json", "metrics.csv", "final_model/adapter_config.json", "merged_model/config.json"):
+        assert (run / name).is_file(), name
+    assert len((run / rows_name).read_text().splitlines()) == 3 * num_tasks
+    assert list((run / "plots").glob("*.png"))
+    assert list(run.rglob("events.out.tfevents*"))
+    return evaluation
+
+
 @pytest.mark.slow
 def test_runs_from_start_to_end(tmp_path):
     """Execute every cell with two steps a stage; the run folder then holds what a run leaves."""
-    parameters = {
-        "OUTPUT_DIR": str(tmp_path / "run"), "PRESET": "cpu", "NUM_EVAL_TASKS": 16,
-        "SFT_MAX_STEPS": 2, "GRPO_MAX_STEPS": 2,
+    shown = execute(tmp_path, {}, PRESET="cpu")
+    check_run(tmp_path / "run", 16, "completions.jsonl")
+    assert shown["cell-17"].startswith("exact match 0.")
+    assert "answer: <|channel|>" in shown["cell-19"] and "outcome 0" in shown["cell-13"]
+
+
+@pytest.mark.slow
+def test_runs_from_start_to_end_in_agent_mode(tmp_path):
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text("".join((ROOT / "dataset.jsonl").read_text().splitlines(keepends=True)[:60]))
+    settings = {
+        "agent.max_turns": 5, "agent.max_turn_tokens": 48, "grpo.eval_steps": 0,
+        "grpo.early_stopping_patience": 0, "grpo.resample_rounds": 0, "grpo.num_generations": 4,
+        "grpo.gradient_accumulation_steps": 1,
     }
-    command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(tmp_path / "executed.ipynb"), "--no-progress-bar"]
-    for name, value in parameters.items():
-        command += ["-p", name, str(value)]
-    command += ["-y", "SETTINGS: {model.num_threads: 1}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    run = tmp_path / "run"
-    evaluation = json.loads((run / "evaluation.json").read_text())
-    assert set(evaluation) >= {"base", "sft", "sft_grpo"}
-    assert {stage["num_tasks"]["value"] if isinstance(stage["num_tasks"], dict) else stage["num_tasks"]
-            for name, stage in evaluation.items() if name in ("base", "sft", "sft_grpo")} == {16}
-    for name in ("config.json", "metrics.csv", "final_model/adapter_config.json", "merged_model/config.json"):
-        assert (run / name).is_file(), name
-    assert list((run / "plots").glob("*.png"))
-    assert list(run.rglob("events.out.tfevents*"))
+    shown = execute(
+        tmp_path, settings, PRESET="cpu", MODE="agent", DATASET=tasks, NUM_EVAL_TASKS=4
+    )
+    evaluation = check_run(tmp_path / "run", 4, "trajectories.jsonl")
+    rates = evaluation["sft_grpo"]["success_rate"], evaluation["sft_grpo"]["violation_rate"]
+    assert "Serve the customer with the tools." in shown["cell-09"]
+    assert "customer  " in shown["cell-11"] and "reward 1.2 of 1.2" in shown["cell-11"]
+    assert "unconfirmed_write" in shown["cell-13"] and "success False" in shown["cell-13"]
+    assert shown["cell-17"].startswith("success 0.") and "\nconversation:\n" in shown["cell-19"]
+    assert len(re.findall(r"^ *-?\d\.\d\d +[+-]\d.* turns, ", shown["group-code"], re.M)) == 4
+    assert "\nended: " in shown["cell-40"]
+    line = next(line for line in shown["agent-rates"].splitlines() if line.startswith("this model"))
+    assert [float(figure) for figure in re.findall(r"(\d\.\d+) \[", line)] == [
+        pytest.approx(rate["value"], abs=1e-3) for rate in rates
+    ]
+    assert shown["cell-42"].count("'same_top_token': 1.0") == 2
+
+
+@pytest.mark.slow
+def test_runs_from_start_to_end_with_another_model(tmp_path):
+    """The prompt that is shown is that model's own."""
+    folder = tiny_dense.make_model_dir(tmp_path / "model", "llama")
+    tasks = tiny_random.write_tasks(tmp_path / "tasks.jsonl", 40)
+    settings = {
+        "data.prompt_style": "brief", "model.max_seq_length": 1024, "model.lora_rank": 4,
+        "sft.gradient_accumulation_steps": 1, "grpo.num_generations": 4,
+        "grpo.gradient_accumulation_steps": 2, "grpo.generation_batch_size": 0,
+        "grpo.max_completion_length": 12, "grpo.eval_steps": 0, "grpo.early_stopping_patience": 0,
+        "evaluation.max_new_tokens": 12,
+    }
+    shown = execute(tmp_path, settings, MODEL_NAME=folder, DATASET=tasks, NUM_EVAL_TASKS=4)
+    check_run(tmp_path / "run", 4, "completions.jsonl")
+    assert shown["cell-09"].rstrip().endswith("<|im_start|>assistant")
+    assert "<|channel|>" not in shown["cell-09"] and "<|start|>" not in shown["cell-09"]
 
 
 @pytest.mark.slow

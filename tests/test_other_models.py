@@ -19,6 +19,7 @@ from gptoss.preflight import ModelError, count_parameters
 from prompting.plan_format import HARMONY, plan_format
 from scoring.reward import score_completion
 from tests import tiny_dense, tiny_random
+from training.examples import example_prompts
 from training.sft import build_sft_trainer
 
 FAMILIES = tuple(tiny_dense.FAMILIES)
@@ -84,6 +85,15 @@ def test_a_template_that_thinks_is_asked_not_to():
     [task] = tiny_random.make_tasks(1)
     assert plan_prompt(task, "brief", plans).endswith("<think>\n\n</think>\n\n")
     assert plans.final_text("<think>\nHm.\n</think>\n\n{}<|im_end|>") == "{}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_prompt_that_is_shown_is_the_one_that_is_trained(family, db):
+    tokenizer, config = tiny_dense.make_tokenizer(family), configs.get_preset("small-dense")
+    tasks = tiny_random.make_tasks(2)
+    shown = example_prompts(tokenizer, tasks, db, config)
+    assert shown == [row["prompt"] for row in sft_rows(tasks, "full", plan_format(tokenizer))]
+    assert not any(token in prompt for prompt in shown for token in ("<|start|>", "<|message|>"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

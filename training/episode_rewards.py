@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import get_args
 
 from agent.conversation import Conversation, Message, Termination
-from agent.examples import describe_conversation
+from agent.examples import describe_conversation, describe_score
 from data_reader import Task
 from envs.retail import WRITE_TOOLS, RetailDatabase
 from prompting.dialogue import ReplyFailure
@@ -80,14 +80,10 @@ class EpisodeScorer:
     def describe(self, index: int) -> str:
         """Return an episode of the last batch as readable text."""
         rollout = self.rollouts[index]
-        score = rollout.score
-        parts = ", ".join(f"{name} {value:+g}" for name, value in score.parts.items() if value)
-        violations = "; ".join(f"{v.kind}: {v.detail}" for v in score.violations) or "none"
         return "\n".join([
             f"**{rollout.task.task_id}** {rollout.task.instruction or rollout.task.query}", "",
             "```", describe_conversation(rollout.messages), "```", "",
-            f"- reward {score.reward:g} of {score.max_reward:g} ({parts or 'no parts'})",
-            f"- ended: {score.termination}, violations: {violations}",
+            f"- {describe_score(rollout.score)}", f"- ended: {rollout.score.termination}",
         ])
 
 

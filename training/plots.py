@@ -212,7 +212,7 @@ def plot_failures(folder: Path) -> Path | None:
     left.set(title=title, xlabel="answers")
     names = [f"{name} ({last[name]['called']})" for name in tools]
     right.set_yticks([index + middle for index in range(len(tools))], names, fontsize=SMALL)
-    title = "Calls that are correct\n(number: calls of the last stage)"
+    title = "Calls that are correct\n(number: calls of the last stage)" if tools else "Calls: of plans only"
     right.set(title=title, xlabel="share of the tool's calls", xlim=(0, 1))
     for axis in (left, right):
         axis.invert_yaxis()  # the first stage on top, as the legend has it
