@@ -50,7 +50,6 @@ def add_agent_options(parser: argparse.ArgumentParser, positive: Callable[[str],
     """Add the options of agent mode to `evaluate`.
 
     Args:
-        parser: The parser of `evaluate`.
         positive: Type of options that are whole numbers above 0.
     """
     group = parser.add_argument_group(
@@ -108,9 +107,6 @@ def run_agent_evaluation(
     """Play the tasks as the options say, write the files and print the metrics.
 
     Args:
-        args: Options of `evaluate`.
-        tasks: What is played.
-        db: The store.
         load_policy: Loads the local model that `--model` names.
 
     Returns:
@@ -180,7 +176,6 @@ def run_tau2_evaluation(
     """Play the official tau2-bench as the options say; its customers are always an endpoint's.
 
     Args:
-        args: Options of `evaluate`.
         load_policy: Loads the local model that `--model` names, shown the tools of its argument.
 
     Raises:

@@ -64,10 +64,6 @@ def compare(before: Path, after: Path, task_path: Path, output: Path, db: Retail
     """Write the page and return the paired differences as text.
 
     Args:
-        before: Folder of the one evaluation.
-        after: Folder of the other.
-        task_path: The tasks that both played.
-        output: The page.
         db: The store that both played on.
 
     Raises:

@@ -108,10 +108,7 @@ class Conversation:
     """A task being talked through.
 
     Args:
-        task: The task.
-        db: The store; not changed.
         customer: Speaks first, and belongs to this conversation.
-        limits: How long it may get.
         seed: For the draws of a policy; the conversation itself draws nothing.
         system: Text of a system message to begin with; None for none.
         clock: Seconds; replaced in tests.

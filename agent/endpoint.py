@@ -85,7 +85,6 @@ class EndpointCustomer:
     It knows the task's scenario, or its query where there is none, and hears the agent's words only.
 
     Args:
-        task: The task.
         client: Asks the endpoint; may be shared.
     """
 

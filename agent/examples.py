@@ -18,11 +18,7 @@ _SPEAKERS = {"user": "customer  ", "tool": "  result  "}
 
 
 def describe_conversation(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Return what was said and done, a line a message; longer texts are cut.
-
-    Args:
-        messages: `Conversation.messages`.
-    """
+    """Return what was said and done, a line a message; longer texts are cut."""
     lines = []
     for message in messages:
         for call in message.get("tool_calls") or []:
@@ -51,7 +47,6 @@ def show_conversation(
 
     Args:
         task: The task; its gold calls must replay on the store.
-        db: The store; not changed.
         seed: The customer's, which also picks the persona.
         policy: Plays the agent; None is the oracle.
     """
@@ -72,10 +67,6 @@ def print_success_rates(
 
     Args:
         tasks: What is played, at least one.
-        db: The store; not changed.
-        policies: Name to policy.
-        seed: The customers'.
-        limits: Of each conversation.
     """
     print(f"{'policy':<12}{'success':>24}{'violations':>24}   ({len(tasks)} tasks)")
     for name, policy in policies.items():

@@ -136,7 +136,6 @@ def read_intents(task: Task, db: RetailDatabase, user: dict[str, Any] | None) ->
     """Return what the customer wants, in the order of the instruction (else of gold).
 
     Args:
-        task: The task.
         db: The store; only the customer's records and the catalogue are read.
         user: The customer's record, None when there is none.
     """

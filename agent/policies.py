@@ -36,11 +36,7 @@ _GOODBYE = "Is there anything else I can help you with?"
 
 
 class ScriptedPolicy:
-    """Plays a script in any number of conversations at once.
-
-    Args:
-        script: What it does in each of them.
-    """
+    """Plays a script in any number of conversations at once."""
 
     def __init__(self, script: Script) -> None:
         self._script = script
@@ -89,7 +85,6 @@ def oracle(
     """Play the task's gold calls by talking.
 
     Args:
-        talk: The conversation.
         authenticates: False leaves the authentication out: a bad policy, for tests.
         asks: False writes without asking for the yes: a bad policy, for tests.
         snoops: True looks up and changes another customer's order too: a bad policy, for tests.

@@ -191,7 +191,6 @@ class _PolicyAgent:
     """The agent that tau2's orchestrator talks to.
 
     Args:
-        tau2: See `load_tau2`.
         conversation: Gets every message.
         ask: Returns the policy's next message.
     """
@@ -375,7 +374,6 @@ def evaluate_tau2(
         user: The model that plays tau2's customers.
         name: What results call a policy that is no endpoint.
         system: First message that such a policy reads; None means tau2's own, with its policy.
-        num_trials: Simulations of each task.
         limit: Only the first tasks; None plays all 114, which tau2's submission check asks for.
         concurrency: Simulations at once.
         seed: tau2's seed; a trial's own seed comes from it as in tau2's runs.

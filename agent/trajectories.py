@@ -33,9 +33,6 @@ _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 def find_ungrounded(messages: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the values in the agent's calls that neither the customer nor a result had shown.
 
-    Args:
-        messages: A conversation.
-
     Returns:
         Each as "tool.argument: value"; numbers of a sum count one by one.
     """
@@ -63,8 +60,6 @@ def find_defect(row: Mapping[str, Any], task: Task, db: RetailDatabase) -> str |
 
     Args:
         row: A line of a trajectory file; judged by its messages, which run again.
-        task: Its task.
-        db: The store.
 
     Returns:
         wrong_result: a call answers otherwise now; failed: the task was not done; violation: a rule
@@ -92,7 +87,6 @@ def play_gold(
 
     Args:
         tasks: The tasks; their gold must replay.
-        db: The store.
         seed: Seed of the customers.
         num_customers: Episodes of each task, each with a customer of its own.
     """
@@ -112,12 +106,9 @@ def write_trajectories(
     """Play the tasks and write the conversations that end right.
 
     Args:
-        command: Name of the command that writes.
         tasks: Read one at a time.
-        db: The store.
         output: The file, which appears whole or not at all.
         seed: Seed of the customers.
-        num_customers: Episodes of each task.
 
     Returns:
         How many were `kept`, and dropped by reason, see `find_defect`.
@@ -182,11 +173,6 @@ def audit_conversations(
     path: Path, tasks: Iterable[Task], db: RetailDatabase
 ) -> tuple[Counter[str], list[str]]:
     """Check every conversation of a file anew.
-
-    Args:
-        path: The trajectory file.
-        tasks: Their tasks.
-        db: The store.
 
     Returns:
         How many are `valid`, and how many have which defect (`unknown_task`, or see

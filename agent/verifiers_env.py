@@ -28,8 +28,6 @@ class RetailEnv(vf.MultiTurnEnv):
     """Conversations about tasks, a row for each task and customer.
 
     Args:
-        tasks: What is played.
-        db: The store.
         limits: How long a conversation may get.
         seed: Seed of the customers.
         num_customers: Rows of each task, each with another customer.

@@ -136,7 +136,6 @@ def write_viewer(
         path: The file, replaced when it is there.
         rows: Lines of `trajectories.jsonl`.
         tasks: The tasks that were played.
-        db: The store.
         other_rows: The other run's lines, shown beside those of the same task and trial.
         comparison: What the page of two runs opens with, such as the paired differences.
     """

@@ -12,11 +12,7 @@ from typing import Any
 
 
 class Workers:
-    """A pool of daemon threads; leaving its `with` block drops what has not begun.
-
-    Args:
-        count: Threads.
-    """
+    """A pool of daemon threads; leaving its `with` block drops what has not begun."""
 
     def __init__(self, count: int) -> None:
         self._jobs: queue.SimpleQueue[tuple[Future, Callable[[], Any]] | None] = queue.SimpleQueue()

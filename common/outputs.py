@@ -84,7 +84,6 @@ def check_files(
     """Refuse to write files where that would lose what the command did not write.
 
     Args:
-        paths: The files that it will write.
         option: The option that names the files, for the message.
         overwrite: True replaces a stranger's file, but never an input or a file of a run or a
             model; None when the command has no such option.

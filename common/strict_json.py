@@ -31,7 +31,6 @@ class StrictJsonError(ValueError):
         Args:
             kind: In which way the text is not strict JSON.
             reason: The same in words, without the place.
-            text: What was read.
             position: Offset in `text`; -1 when the reason has no place of its own.
         """
         place = ""

@@ -80,7 +80,6 @@ def system_error(error: OSError, place: object) -> str:
     """Return one line for a file that cannot be read or written.
 
     Args:
-        error: What the system said.
         place: The file when the error names none, as a full disk does.
     """
     name = place if error.filename is None else error.filename

@@ -119,7 +119,6 @@ def check_prompts(style: str, plans: PlanFormat = HARMONY) -> list[str]:
 
     Args:
         style: `data.prompt_style` that the model was trained with.
-        plans: The model's format.
     """
 
     def begin(answer: str) -> str:

@@ -222,7 +222,6 @@ def _attend(
     """Attention of the rows in `_reading`: within a prompt, or of one token a row to all before it.
 
     Args:
-        module: The attention layer.
         query: `[P, heads, L, D]` or `[B, heads, 1, D]`.
         key: `[P, kv_heads, L, D]` or `[B, kv_heads, 1, D]`, of these tokens alone.
         value: As `key`.

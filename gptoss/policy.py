@@ -152,8 +152,6 @@ def make_format(
     """Return harmony for GPT-OSS, and any other model's own chat template.
 
     Args:
-        model: The model.
-        tokenizer: Its tokenizer.
         reasoning: Reasoning effort in the prompt: low, medium or high.
         style: How much harmony's prompt shows, see `HarmonyFormat`.
         tools: OpenAI-style schemas that it shows; None shows the store's.

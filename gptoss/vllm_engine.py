@@ -154,7 +154,6 @@ class VllmEngine:
 
         Args:
             model: The trainer's model, whose adapter and stop tokens are used.
-            stage: Its settings.
         """
         os.environ.update({key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()})
         from vllm import LLM

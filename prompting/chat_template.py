@@ -31,9 +31,6 @@ class TemplateError(UserError, ValueError):
 class ChatTemplate:
     """A tokenizer's chat template, and what it takes.
 
-    Args:
-        tokenizer: transformers' tokenizer.
-
     Attributes:
         lead: what it writes between a prompt and the assistant's words.
         end_token: what ends the assistant's words.
@@ -80,7 +77,6 @@ class ChatTemplate:
         Args:
             messages: In OpenAI's form. A system message goes before the first user message's words
                 where the template takes none.
-            settings: Variables of the template.
 
         Raises:
             TemplateError: The template refuses the conversation.
@@ -115,7 +111,6 @@ class TemplateFormat:
     """How a model with a chat template reads and writes conversations.
 
     Args:
-        tokenizer: transformers' tokenizer.
         stop_tokens: tokens that end a reply, as text.
         reasoning: reasoning effort, for templates that take `reasoning_effort`.
         tools: OpenAI-style schemas; None shows the store's.

@@ -48,9 +48,6 @@ class HarmonyPlans:
 class TemplatePlans:
     """A chat template's format: the answer is all of the assistant's text but its thinking.
 
-    Args:
-        tokenizer: transformers' tokenizer.
-
     Raises:
         TemplateError: There is no chat template, or it cannot render a request and an answer.
     """

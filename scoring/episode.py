@@ -143,9 +143,7 @@ def score_episode(
 
     Args:
         task: the task; its gold calls must replay on `db`.
-        messages: `Conversation.messages`.
         termination: `Conversation.termination`; recorded, and not scored.
-        weights: what each part of the reward counts.
 
     Raises:
         GoldError: gold does not replay.

@@ -57,11 +57,7 @@ def format_score(score: Score) -> str:
 
 
 def explain_calls(completion: str, db: RetailDatabase) -> str:
-    """Run a plan on a fresh store; describe each call, its observation and what changed.
-
-    Args:
-        completion: Text of the final message.
-    """
+    """Run a plan on a fresh store; describe each call, its observation and what changed."""
     calls, parse_error = parse_plan(completion)
     if parse_error is not None:
         return f"no plan ({parse_error}): {_short(completion)}"

@@ -282,10 +282,8 @@ def reward_parts(
     """Return the reward in parts, by weight name; the reward is their sum, floored.
 
     Args:
-        kinds: what became of each predicted call.
         is_ordered: every gold call is matched, in gold's order.
         num_missing: required arguments that the predicted calls lack.
-        weights: what each part counts.
     """
     count = Counter(kinds)
     counts = {
@@ -360,7 +358,6 @@ def score_completion(
     Args:
         task: the task; its gold calls must replay on `db`.
         completion: text of the final message (`harmony.parse_completion(...).final`).
-        weights: what each part of the reward counts.
 
     Returns:
         The score. Reward is at most `max_reward`, which gold gets, and at least

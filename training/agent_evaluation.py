@@ -70,10 +70,6 @@ def play_tasks(
     """Play every task with the model, batch by batch.
 
     Args:
-        model: The model.
-        tokenizer: Its tokenizer.
-        tasks: Tasks to play.
-        db: The store.
         config: `agent`, `evaluation`, `data.prompt_style` and `data.split_seed` are used.
         parts_dir: Folder where finished batches are kept.
 

@@ -45,7 +45,6 @@ def conversation_row(
     """Return a conversation's tokens and their labels.
 
     Args:
-        tokenizer: The model's tokenizer.
         messages: A conversation that begins with the customer; each turn of the agent holds words or
             one call. What follows the agent's last turn is left out.
         format: Tells the prompt and how results are shown.
@@ -85,9 +84,6 @@ def agent_rows(
     """Return the stored SFT rows of agent mode; those of tasks that are not trained on are left out.
 
     Args:
-        tokenizer: The model's tokenizer.
-        tasks: Training tasks.
-        db: The store.
         config: `agent.trajectories_path`, or `agent.customers_per_task` conversations of the oracle
             with each task's customer; longer ones than `model.max_seq_length` are left out.
 
@@ -170,7 +166,6 @@ class RolloutPolicy:
     Args:
         model: A causal model with stop tokens in its generation config.
         tokenizer: Its tokenizer, padding on the left.
-        format: How conversations are shown.
         max_turn_tokens: Tokens of a turn at most.
         max_context: Tokens of a conversation at most; one that leaves no room for a turn gets no
             answer.

@@ -60,7 +60,6 @@ def load_grpo_tasks(
     Args:
         config: `data` and `grpo.curriculum` are used.
         train: The tasks that SFT trains on, taken when no file is set.
-        db: The store.
 
     Raises:
         DatasetError: As `load_tasks`, or a difficulty tag is unknown to the curriculum.

@@ -231,9 +231,6 @@ def run_study(sweep: Sweep) -> int:
 def run_sweep(arguments: argparse.Namespace) -> int:
     """Run the sweep command.
 
-    Args:
-        arguments: What `build_sweep_parser` parsed.
-
     Returns:
         The exit code: 0 done, 1 data, model, folder or every trial failed, 2 wrong usage.
     """

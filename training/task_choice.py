@@ -33,9 +33,6 @@ def leave_out_mastered(
 
     Args:
         model: The policy that SFT left.
-        tokenizer: Its tokenizer.
-        tasks: Training tasks.
-        config: The run's settings.
 
     Returns:
         The other tasks, in their order.
@@ -71,9 +68,6 @@ def gold_probabilities(
     """Return the probability that the policy answers each task with gold, to the letter.
 
     Args:
-        model: The policy.
-        tokenizer: Its tokenizer.
-        tasks: The tasks.
         style: Prompt style, `data.prompt_style`.
 
     Returns:

@@ -254,9 +254,6 @@ class Deduplicator:
     def task(self, index: int, drafts: list[Draft]) -> Task:
         """Return the task of one number, drafting on where the drafts given are not new.
 
-        Args:
-            index: The task's number.
-
         Raises:
             GenerationError: No attempt gave a new task.
         """
