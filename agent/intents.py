@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_reader import Task
-from envs.retail import ADDRESS_FIELDS, WRITE_TOOLS, Episode, RetailDatabase
+from envs.retail import WRITE_TOOLS, Episode, RetailDatabase
 from scoring.violations import AUTHENTICATION_TOOLS
+from tasks.phrasing.instruction import address_words, item_words, options_words
 
 SWAP_TOOLS = ("modify_pending_order_items", "exchange_delivered_order_items")
 
@@ -71,11 +72,6 @@ def first_person(text: str) -> str:
     text = re.sub(r"\byou are\b", "I am", text, flags=re.I)
     text = re.sub(r"\byour\b", "my", text, flags=re.I)
     return re.sub(r"\byou\b", "I", text, flags=re.I)
-
-
-def option_words(options: dict[str, Any]) -> str:
-    """Say options as "color blue, size M"."""
-    return ", ".join(f"{name} {value}" for name, value in options.items())
 
 
 def method_words(user: dict[str, Any], method_id: str) -> str:
@@ -201,8 +197,7 @@ def _write_intent(
         if arguments["payment_method_id"] in user["payment_methods"]:
             slots["payment"] = f"my {method_words(user, arguments['payment_method_id'])}"
     if "address1" in arguments:
-        fields = [arguments[name] or "no second line" for name in ADDRESS_FIELDS]
-        slots["address"] = ", ".join(fields)
+        slots["address"] = address_words(arguments)
     words = words or _composed(tool, order_id, slots)
     return Intent("write", words, (tool,), order_id, slots, action)
 
@@ -215,13 +210,12 @@ def _items_words(arguments: dict[str, Any], order: dict[str, Any], db: RetailDat
         if item is None:
             continue
         product = db.products[item["product_id"]]
-        options = f" ({option_words(item['options'])})" if item["options"] else ""
-        part = f"the {product['name']}{options}"
+        part = item_words({"name": product["name"], "options": item["options"]})
         if "new_item_ids" in arguments and index < len(arguments["new_item_ids"]):
             new_id = arguments["new_item_ids"][index]
             new = product["variants"].get(new_id, {"options": {}})["options"]
             changed = {k: v for k, v in new.items() if item["options"].get(k) != v}
-            wanted = f"one with {option_words(changed)}" if changed else "the very same kind again"
+            wanted = f"one with {options_words(changed)}" if changed else "the very same kind again"
             part += f" for {wanted}"
         parts.append(part)
     return " and ".join(parts)

@@ -12,9 +12,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from agent.conversation import Conversation, Message
-from agent.intents import method_words, option_words, read_intents
+from agent.intents import method_words, read_intents
 from envs.retail import ADDRESS_FIELDS, TOOL_SCHEMAS, WRITE_TOOLS
 from scoring.violations import AUTHENTICATION_TOOLS, is_yes
+from tasks.phrasing.instruction import options_words
 
 Script = Callable[[Conversation], Iterator[Message]]
 """Yields the messages of one conversation; each is played before the next is asked for."""
@@ -226,9 +227,9 @@ def _proposal(
     names = []
     for number, item_id in enumerate(arguments.get("item_ids", ())):
         if item_id in items:
-            names.append(f"{items[item_id]['name']} ({option_words(items[item_id]['options'])})")
+            names.append(f"{items[item_id]['name']} ({options_words(items[item_id]['options'])})")
             if number < len(new_ids) and new_ids[number] in variants:
-                names[-1] += f" for {option_words(variants[new_ids[number]]['options'])}"
+                names[-1] += f" for {options_words(variants[new_ids[number]]['options'])}"
     listed = "; ".join(names)
     method = _method(user, method_id)
     address = ", ".join(filter(None, (arguments.get(name) for name in ADDRESS_FIELDS)))

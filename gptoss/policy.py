@@ -1,11 +1,10 @@
 """A local model as the agent of many conversations at once: one generate call a turn for all.
 
-Left out: scores, customers, and training on what is kept (`SampledTurn`).
+Left out: scores, customers, and training (`training/conversations.py` has its own agent).
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -33,25 +32,6 @@ class Format(Protocol):
         """Read a completion."""
 
 
-@dataclass(frozen=True)
-class SampledTurn:
-    """One turn as the model saw and wrote it, for training."""
-
-    message_index: int
-    """Position of the assistant message in the conversation."""
-    prompt_ids: list[int]
-    completion_ids: list[int]
-    """Up to and including the stop token."""
-    log_probs: list[float]
-    """Nats of each completion token, as it was sampled (at temperature 1 for the likeliest)."""
-
-
-@dataclass
-class _Memory:
-    analyses: dict[int, str] = field(default_factory=dict)
-    turns: list[SampledTurn] = field(default_factory=list)
-
-
 class ModelPolicy:
     """A local model that plays any number of conversations at once.
 
@@ -65,7 +45,6 @@ class ModelPolicy:
         format: How it reads and writes; None takes `make_format`'s.
         max_context: Tokens of prompt and turn that the model can take; a longer conversation gets
             no answer. None: the model's own limit.
-        keep_turns: Keep token ids and log-probabilities of every turn.
 
     Attributes:
         failures: How many completions had which failure, by kind.
@@ -78,11 +57,11 @@ class ModelPolicy:
     def __init__(
         self, model: Any, tokenizer: Any, max_new_tokens: int = 256,
         temperature: float | None = None, batch_size: int = 16, format: Format | None = None,
-        max_context: int | None = None, keep_turns: bool = False,
+        max_context: int | None = None,
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._max_new_tokens, self._temperature = max_new_tokens, temperature
-        self._batch_size, self._keep_turns = batch_size, keep_turns
+        self._batch_size = batch_size
         limit = getattr(model.config, "max_position_embeddings", None)
         self._max_context = max_context or limit or 2**31
         if max_new_tokens >= self._max_context:
@@ -91,12 +70,8 @@ class ModelPolicy:
                 f"{self._max_context}; allow fewer (--max-new-tokens)"
             )
         self._format = format or make_format(model, tokenizer)
-        self._memories: WeakKeyDictionary[Any, _Memory] = WeakKeyDictionary()
+        self._analyses: WeakKeyDictionary[Any, dict[int, str]] = WeakKeyDictionary()
         self.failures: Counter[str] = Counter()
-
-    def turns(self, conversation: ConversationLike) -> list[SampledTurn]:
-        """Return the turns that were sampled in a conversation; empty without `keep_turns`."""
-        return self._memory(conversation).turns
 
     def reply(self, conversations: Sequence[ConversationLike]) -> list[Message | None]:
         """Write the next message of each conversation.
@@ -106,13 +81,10 @@ class ModelPolicy:
             wrong with the completion, or None); None where the conversation has outgrown the
             model's context.
         """
-        memories = [self._memory(conversation) for conversation in conversations]
+        analyses = [self._analyses.setdefault(talk, {}) for talk in conversations]
         prompts = [
-            self._tokenizer(
-                self._format.render(conversation.messages, memory.analyses),
-                add_special_tokens=False,
-            )["input_ids"]
-            for conversation, memory in zip(conversations, memories, strict=True)
+            self._tokenizer(self._format.render(talk.messages, own), add_special_tokens=False)["input_ids"]
+            for talk, own in zip(conversations, analyses, strict=True)
         ]
         room = self._max_context - self._max_new_tokens
         fitting = [index for index, ids in enumerate(prompts) if len(ids) <= room]
@@ -128,21 +100,14 @@ class ModelPolicy:
             for row, completion in zip(rows, completions, strict=True):
                 ids = completion.ids
                 reply = self._format.parse(self._tokenizer.decode(ids, skip_special_tokens=False))
-                index = len(conversations[row].messages)
-                memories[row].analyses[index] = reply.analysis
+                analyses[row][len(conversations[row].messages)] = reply.analysis
                 if reply.failure:
                     self.failures[reply.failure] += 1
-                if self._keep_turns:
-                    turn = SampledTurn(index, prompts[row], ids, completion.log_probs)
-                    memories[row].turns.append(turn)
                 replies[row] = {
                     **reply.message, "num_prompt_tokens": len(prompts[row]), "num_tokens": len(ids),
                     "failure": reply.failure,
                 }
         return replies
-
-    def _memory(self, conversation: ConversationLike) -> _Memory:
-        return self._memories.setdefault(conversation, _Memory())
 
 
 def make_format(
@@ -167,29 +132,6 @@ def make_format(
         return TemplateFormat(tokenizer, stop_tokens, reasoning, tools)
     except TemplateError as error:
         raise ModelError(str(error)) from error
-
-
-def join_turns(turns: Sequence[SampledTurn]) -> list[tuple[list[int], list[int], list[float]]]:
-    """Join the turns of a conversation to as few training rows as give each its own context.
-
-    A turn joins the row before it when its prompt goes on exactly where that row ended, as it does
-    from a call to the turn that reads the result.
-
-    Returns:
-        Rows of token ids, mask (1 on tokens that the model wrote, 0 on all others) and
-        log-probabilities (0.0 where the mask is 0), equally long.
-    """
-    rows: list[tuple[list[int], list[int], list[float]]] = []
-    for turn in turns:
-        known = rows[-1][0] if rows else []
-        if not rows or turn.prompt_ids[: len(known)] != known:
-            rows.append(([], [], []))
-        ids, mask, log_probs = rows[-1]
-        given = turn.prompt_ids[len(ids):]
-        ids += given + turn.completion_ids
-        mask += [0] * len(given) + [1] * len(turn.completion_ids)
-        log_probs += [0.0] * len(given) + turn.log_probs
-    return rows
 
 
 def _turn_seed(conversation: ConversationLike) -> int:

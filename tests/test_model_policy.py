@@ -8,8 +8,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import configs
+from gptoss import policy as policy_module
 from gptoss.load import load_for_evaluation
-from gptoss.policy import ModelPolicy, SampledTurn, join_turns
+from gptoss.policy import ModelPolicy
 from gptoss.preflight import ModelError
 from prompting import agent, chat_template, dialogue
 from prompting.agent import agent_tools
@@ -86,36 +87,28 @@ def play(policy, seeds):
 @pytest.mark.parametrize("name, sampling", [
     ("llama", "plain"), ("llama", "fast"), ("gpt_oss", "plain"), ("gpt_oss", "fast"),
 ])
-def test_draws_depend_on_a_conversations_seed_alone(folders, short_prompt, name, sampling):
+def test_draws_depend_on_a_conversations_seed_alone(folders, short_prompt, monkeypatch, name, sampling):
     model, tokenizer = load(folders[name], sampling)
+    complete, by_seed = policy_module.complete, {}
+
+    def note(model, prompts, max_new_tokens, temperature, seeds):
+        completions = complete(model, prompts, max_new_tokens, temperature, seeds)
+        by_seed.update(zip(seeds, (one.ids for one in completions), strict=True))
+        return completions
+
+    monkeypatch.setattr(policy_module, "complete", note)
 
     def written(seeds, batch_size):
-        policy = ModelPolicy(model, tokenizer, 8, 1.0, batch_size, keep_turns=True)
-        talks = [Talk(seed) for seed in seeds]
-        policy.reply(talks)
-        return [policy.turns(talk)[0].completion_ids for talk in talks]
+        by_seed.clear()
+        replies = play(ModelPolicy(model, tokenizer, 8, 1.0, batch_size), seeds)
+        found = [by_seed[policy_module._turn_seed(Talk(seed))] for seed in seeds]
+        assert [reply["num_tokens"] for reply in replies] == list(map(len, found))
+        return found
 
     together = written([1, 2, 3], 3)
     assert together == written([1, 2, 3], 1)
     assert written([3, 1], 2) == [together[2], together[0]]
     assert together[0] != together[1]
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt_oss"])
-def test_kept_turns_hold_ids_and_log_probabilities(folders, short_prompt, name):
-    model, tokenizer = load(folders[name])
-    policy = ModelPolicy(model, tokenizer, 6, keep_turns=True)
-    talk = Talk(1)
-    [message] = policy.reply([talk])
-    [turn] = policy.turns(talk)
-    assert turn.message_index == 1 and message["num_tokens"] == len(turn.completion_ids) == 6
-    assert "I am Ann." in tokenizer.decode(turn.prompt_ids)
-    ids = torch.tensor([turn.prompt_ids + turn.completion_ids])
-    scores = model(ids).logits[0].log_softmax(-1)
-    for place, (token, found) in enumerate(zip(turn.completion_ids, turn.log_probs, strict=True)):
-        row = scores[len(turn.prompt_ids) + place - 1]
-        assert row[token].item() == pytest.approx(found, abs=1e-4)
-        assert int(row.argmax()) == token  # greedy
 
 
 def test_failures_are_counted_and_a_full_context_gets_no_answer(folders, short_prompt):
@@ -125,17 +118,6 @@ def test_failures_are_counted_and_a_full_context_gets_no_answer(folders, short_p
     replies = policy.reply([Talk(1), long])
     assert replies[0]["content"] == "" and replies[1] is None
     assert policy.failures == {"cut_off": 1, "context_full": 1}
-
-
-def test_turns_that_continue_each_other_are_one_row():
-    first = SampledTurn(1, [1, 2], [3, 4], [-0.1, -0.2])
-    goes_on = SampledTurn(3, [1, 2, 3, 4, 5], [6], [-0.3])
-    apart = SampledTurn(5, [1, 2, 9], [7], [-0.4])
-    rows = join_turns([first, goes_on, apart])
-    assert rows == [
-        ([1, 2, 3, 4, 5, 6], [0, 0, 1, 1, 0, 1], [0.0, 0.0, -0.1, -0.2, 0.0, -0.3]),
-        ([1, 2, 9, 7], [0, 0, 0, 1], [0.0, 0.0, 0.0, -0.4]),
-    ]
 
 
 CALLED = assistant_message("", [("get_order_details", '{"order_id": "#W1"}')])

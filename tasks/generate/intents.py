@@ -1,6 +1,6 @@
 """Samplers of intents that change the store: facts from its records, the gold call, the outcome.
 
-A sampler returns None when the customer's records do not allow the intent; the caller draws again.
+A sampler raises `NoFit` when the customer's records do not allow the intent; the caller draws again.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,10 @@ MAY_FOLLOW = {
 STATUSES_AFTER_PENDING = ("processed", "delivered", "cancelled")
 
 
+class NoFit(Exception):
+    """The customer's records do not allow the intent."""
+
+
 @dataclass
 class Draw:
     """The state of one task while its intents are drawn."""
@@ -39,12 +43,11 @@ class Draw:
         """The customer's record."""
         return self.view.db.users[self.user_id]
 
-    def order(self, kind: str, *statuses: str, fits: Callable[[str], bool] | None = None) -> str | None:
-        """Take an order for an intent, or None when no order fits.
+    def order(self, kind: str, *statuses: str, fits: Callable[[str], bool] | None = None) -> str:
+        """Take an order for an intent; orders with changes that may precede it stay open.
 
-        Args:
-            kind: The intent, for which orders with compatible changes stay open.
-            *statuses: The statuses that will do.
+        Raises:
+            NoFit: No order with one of these statuses fits.
         """
         open_ids = [
             order_id
@@ -53,7 +56,7 @@ class Draw:
             and (fits is None or fits(order_id))
         ]
         if not open_ids:
-            return None
+            raise NoFit
         order_id = self.rng.choice(open_ids)
         self.used.setdefault(order_id, set()).add(kind)
         return order_id
@@ -64,7 +67,7 @@ class Draw:
         return self.rng.choices(range(1, len(shares) + 1), shares)[0]
 
 
-Sampler = Callable[[Draw], Intent | None]
+Sampler = Callable[[Draw], Intent]
 
 
 def item_fact(draw: Draw, item: Record) -> dict[str, Any]:
@@ -95,11 +98,9 @@ def call(name: str, **arguments: Any) -> dict:
     return {"name": name, "arguments": arguments}
 
 
-def sample_cancel(draw: Draw) -> Intent | None:
+def sample_cancel(draw: Draw) -> Intent:
     """A pending order to cancel, for either reason."""
     order_id = draw.order("cancel", "pending")
-    if order_id is None:
-        return None
     reason = draw.rng.choice((NOT_NEEDED, MISTAKE))
     return Intent(
         "cancel",
@@ -125,11 +126,9 @@ def returnable(draw: Draw, order_id: str) -> bool:
     return bool(refund_methods(draw, order_id) and unique_items(draw.view.db.orders[order_id]))
 
 
-def sample_return(draw: Draw) -> Intent | None:
+def sample_return(draw: Draw) -> Intent:
     """Items of a delivered order to send back."""
     order_id = draw.order("return", "delivered", fits=lambda o: returnable(draw, o))
-    if order_id is None:
-        return None
     items = unique_items(draw.view.db.orders[order_id])
     items = draw.rng.sample(items, draw.num_items(len(items)))
     method_id = draw.rng.choice(refund_methods(draw, order_id))
@@ -154,7 +153,7 @@ def can_carry(method: Record, amount: float) -> bool:
     return method["source"] != "gift_card" or method["balance"] >= amount
 
 
-def swap_facts(draw: Draw, order_id: str) -> tuple[list[dict], float] | None:
+def swap_facts(draw: Draw, order_id: str) -> tuple[list[dict], float]:
     """Draw old-new pairs of an order, and what they cost more, in the store's currency."""
     view = draw.view
     candidates = view.swappable(order_id)
@@ -166,7 +165,7 @@ def swap_facts(draw: Draw, order_id: str) -> tuple[list[dict], float] | None:
         taken = held | {pair["new"]["item_id"] for pair in pairs}
         options = [i for i in view.available[product_id] if i not in taken]
         if not options:
-            return None
+            raise NoFit
         new_id = draw.rng.choice(options)
         variant = view.db.products[product_id]["variants"][new_id]
         new = {"item_id": new_id, "product_id": product_id, "options": variant["options"]}
@@ -175,13 +174,10 @@ def swap_facts(draw: Draw, order_id: str) -> tuple[list[dict], float] | None:
     return pairs, round(difference, 2)
 
 
-def sample_swap(draw: Draw, kind: str, status: str, tool: str, outcome: str) -> Intent | None:
+def sample_swap(draw: Draw, kind: str, status: str, tool: str, outcome: str) -> Intent:
     """Items of one order for other options of the same products."""
     order_id = draw.order(kind, status, fits=lambda o: bool(draw.view.swappable(o)))
-    swaps = None if order_id is None else swap_facts(draw, order_id)
-    if swaps is None:
-        return None
-    pairs, difference = swaps
+    pairs, difference = swap_facts(draw, order_id)
     methods = draw.user["payment_methods"]
     able = [
         method_id
@@ -189,7 +185,7 @@ def sample_swap(draw: Draw, kind: str, status: str, tool: str, outcome: str) -> 
         if can_carry(methods[method_id], difference)
     ]
     if not able:
-        return None
+        raise NoFit
     method_id = draw.rng.choice(able)
     return Intent(
         kind,
@@ -205,29 +201,24 @@ def sample_swap(draw: Draw, kind: str, status: str, tool: str, outcome: str) -> 
     )
 
 
-def new_address(draw: Draw, *known: Record) -> Record | None:
-    """Draw an address out of the store's streets and places that is none of the known ones."""
-    streets = {record["address1"] for record in known}
+def new_address(draw: Draw, known: Record) -> Record:
+    """Draw an address out of the store's streets and places, on another street than the known one."""
     for _ in range(8):
         address1, address2 = draw.rng.choice(draw.view.streets)
         place = draw.rng.choice(draw.view.places)
-        if address1 not in streets:
+        if address1 != known["address1"]:
             break
     else:
-        return None
+        raise NoFit
     if draw.rng.random() < draw.mix.empty_address2_share:
         address2 = ""
     return dict(zip(ADDRESS_FIELDS, (address1, address2, *place)))
 
 
-def sample_change_address(draw: Draw) -> Intent | None:
+def sample_change_address(draw: Draw) -> Intent:
     """A new shipping address for a pending order."""
     order_id = draw.order("change_address", "pending")
-    if order_id is None:
-        return None
     address = new_address(draw, draw.view.db.orders[order_id]["address"])
-    if address is None:
-        return None
     return Intent(
         "change_address",
         call("modify_pending_order_address", order_id=order_id, **address),
@@ -236,11 +227,9 @@ def sample_change_address(draw: Draw) -> Intent | None:
     )
 
 
-def sample_change_profile_address(draw: Draw) -> Intent | None:
+def sample_change_profile_address(draw: Draw) -> Intent:
     """A new default address for the customer."""
     address = new_address(draw, draw.user["address"])
-    if address is None:
-        return None
     return Intent(
         "change_profile_address",
         call("modify_user_address", user_id=draw.user_id, **address),
@@ -267,11 +256,9 @@ def other_methods(draw: Draw, order_id: str, enough: bool) -> list[str]:
     ]
 
 
-def sample_change_payment(draw: Draw) -> Intent | None:
+def sample_change_payment(draw: Draw) -> Intent:
     """Another payment method for a pending order; a gift card only when it is enough."""
     order_id = draw.order("change_payment", "pending", fits=lambda o: bool(other_methods(draw, o, True)))
-    if order_id is None:
-        return None
     method_id = draw.rng.choice(other_methods(draw, order_id, True))
     return Intent(
         "change_payment",

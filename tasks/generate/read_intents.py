@@ -11,6 +11,7 @@ from tasks.blueprint import Intent
 from tasks.generate.intents import (
     STATUSES_AFTER_PENDING,
     Draw,
+    NoFit,
     Sampler,
     call,
     item_fact,
@@ -24,11 +25,9 @@ from tasks.generate.intents import (
 from tasks.generate.store_view import unique_items
 
 
-def sample_ask_order(draw: Draw) -> Intent | None:
+def sample_ask_order(draw: Draw) -> Intent:
     """A question about one of the customer's orders."""
     order_id = draw.order("ask_order", "pending", *STATUSES_AFTER_PENDING)
-    if order_id is None:
-        return None
     order = draw.view.db.orders[order_id]
     answers = {
         "status": ("told the order's status", (order["status"],)),
@@ -41,7 +40,7 @@ def sample_ask_order(draw: Draw) -> Intent | None:
     return Intent("ask_order", call("get_order_details", order_id=order_id), facts, *answers[aspect])
 
 
-def sample_ask_product(draw: Draw) -> Intent | None:
+def sample_ask_product(draw: Draw) -> Intent:
     """A question about a product, its id given."""
     view = draw.view
     product_id = draw.rng.choice(view.product_ids)
@@ -57,14 +56,14 @@ def sample_ask_product(draw: Draw) -> Intent | None:
     return Intent("ask_product", action, facts, *answers[aspect])
 
 
-def sample_ask_product_types(draw: Draw) -> Intent | None:
+def sample_ask_product_types(draw: Draw) -> Intent:
     """A question about the range of products."""
     count = str(len(draw.view.db.product_types))
     outcome = "told the kinds of products"
     return Intent("ask_product_types", call("list_all_product_types"), {}, outcome, (count,))
 
 
-def sample_ask_account(draw: Draw) -> Intent | None:
+def sample_ask_account(draw: Draw) -> Intent:
     """A question about the customer's own account, the user id given."""
     user = draw.user
     answers = {
@@ -80,7 +79,7 @@ def sample_ask_account(draw: Draw) -> Intent | None:
     return Intent("ask_account", call("get_user_details", user_id=draw.user_id), facts, *answers[aspect])
 
 
-def sample_calculation(draw: Draw, kind: str, num_numbers: int, sign: str) -> Intent | None:
+def sample_calculation(draw: Draw, kind: str, num_numbers: int, sign: str) -> Intent:
     """Sum or difference of prices in the customer's orders."""
     prices: dict[float, str] = {}
     for orders in draw.view.orders_by_user[draw.user_id].values():
@@ -89,7 +88,7 @@ def sample_calculation(draw: Draw, kind: str, num_numbers: int, sign: str) -> In
                 name = draw.view.db.products[item["product_id"]]["name"]
                 prices.setdefault(item["price"], name)
     if len(prices) < num_numbers:
-        return None
+        raise NoFit
     chosen = draw.rng.sample(sorted(prices), num_numbers)
     if sign == "-":
         chosen.sort(reverse=True)
@@ -105,7 +104,7 @@ def sample_calculation(draw: Draw, kind: str, num_numbers: int, sign: str) -> In
     )
 
 
-def sample_transfer(draw: Draw) -> Intent | None:
+def sample_transfer(draw: Draw) -> Intent:
     """A subject outside the tools."""
     subject = draw.rng.choice(TRANSFER_SUBJECTS)
     action = call("transfer_to_human_agents", summary=subject)
@@ -120,26 +119,20 @@ def refused_by_status(draw: Draw, kind: str, order_id: str, forbidden: dict, cha
     return Intent(kind, action, facts, f"refused: the order is {status}", forbidden=forbidden)
 
 
-def sample_refuse_cancel(draw: Draw) -> Intent | None:
+def sample_refuse_cancel(draw: Draw) -> Intent:
     """An order to cancel that is past cancelling."""
     order_id = draw.order("refuse_cancel", *STATUSES_AFTER_PENDING)
-    if order_id is None:
-        return None
     forbidden = call("cancel_pending_order", order_id=order_id, reason=NOT_NEEDED)
     return refused_by_status(draw, "refuse_cancel", order_id, forbidden, "cancel")
 
 
-def sample_refuse_order_change(draw: Draw) -> Intent | None:
+def sample_refuse_order_change(draw: Draw) -> Intent:
     """An order to change that is past changing."""
     order_id = draw.order("refuse_order_change", *STATUSES_AFTER_PENDING)
-    if order_id is None:
-        return None
     change = draw.rng.choice(("address", "payment"))
     order = draw.view.db.orders[order_id]
     if change == "address":
         address = new_address(draw, order["address"])
-        if address is None:
-            return None
         forbidden = call("modify_pending_order_address", order_id=order_id, **address)
     else:
         # Any method shows the refusal: the status is judged before the method.
@@ -148,11 +141,9 @@ def sample_refuse_order_change(draw: Draw) -> Intent | None:
     return refused_by_status(draw, "refuse_order_change", order_id, forbidden, change)
 
 
-def sample_refuse_return(draw: Draw) -> Intent | None:
+def sample_refuse_return(draw: Draw) -> Intent:
     """An order to return or exchange that has not been delivered."""
     order_id = draw.order("refuse_return", "pending", "processed", fits=lambda o: returnable(draw, o))
-    if order_id is None:
-        return None
     item = draw.rng.choice(unique_items(draw.view.db.orders[order_id]))
     forbidden = call(
         "return_delivered_order_items",
@@ -165,12 +156,14 @@ def sample_refuse_return(draw: Draw) -> Intent | None:
     return intent
 
 
-def sample_refuse_other_customer(draw: Draw) -> Intent | None:
+def sample_refuse_other_customer(draw: Draw) -> Intent:
     """Somebody else's order to cancel."""
     view = draw.view
-    order_id = draw.rng.choice(view.pending_order_ids) if view.pending_order_ids else None
-    if order_id is None or view.db.orders[order_id]["user_id"] == draw.user_id:
-        return None
+    if not view.pending_order_ids:
+        raise NoFit
+    order_id = draw.rng.choice(view.pending_order_ids)
+    if view.db.orders[order_id]["user_id"] == draw.user_id:
+        raise NoFit
     return Intent(
         "refuse_other_customer",
         call("get_order_details", order_id=order_id),
@@ -180,7 +173,7 @@ def sample_refuse_other_customer(draw: Draw) -> Intent | None:
     )
 
 
-def sample_refuse_unavailable(draw: Draw) -> Intent | None:
+def sample_refuse_unavailable(draw: Draw) -> Intent:
     """An item to swap for one that is out of stock; gold reads the product."""
     view = draw.view
 
@@ -190,8 +183,6 @@ def sample_refuse_unavailable(draw: Draw) -> Intent | None:
         return [i for i in items if set(view.unavailable[i["product_id"]]) - held]
 
     order_id = draw.order("refuse_unavailable", "pending", "delivered", fits=lambda o: bool(short_items(o)))
-    if order_id is None:
-        return None
     order = view.db.orders[order_id]
     item = draw.rng.choice(short_items(order_id))
     held = {one["item_id"] for one in order["items"]}
@@ -219,11 +210,9 @@ def sample_refuse_unavailable(draw: Draw) -> Intent | None:
     )
 
 
-def sample_refuse_gift_card(draw: Draw) -> Intent | None:
+def sample_refuse_gift_card(draw: Draw) -> Intent:
     """A gift card that cannot carry an order; gold reads the account."""
     order_id = draw.order("refuse_gift_card", "pending", fits=lambda o: bool(other_methods(draw, o, False)))
-    if order_id is None:
-        return None
     method_id = draw.rng.choice(other_methods(draw, order_id, False))
     return Intent(
         "refuse_gift_card",

@@ -1,6 +1,7 @@
 """Draw blueprints from a store by a mix."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from random import Random
 
 from tasks.blueprint import Blueprint, Distractor, Intent
@@ -8,6 +9,7 @@ from tasks.generate.intents import (
     STATUSES_AFTER_PENDING,
     WRITE_SAMPLERS,
     Draw,
+    NoFit,
     item_fact,
     method_fact,
     other_methods,
@@ -90,17 +92,6 @@ class BlueprintSampler:
             kinds[rng.randrange(num_intents)] = kind
         return kinds
 
-    def draw_intents(self, rng: Random, kinds: list[str], user_id: str) -> list[Intent] | None:
-        """Draw the intents for one customer, or None when the customer's records do not fit."""
-        draw = Draw(rng, self.view, self.mix, user_id)
-        intents = []
-        for kind in kinds:
-            intent = SAMPLERS[kind](draw)
-            if intent is None:
-                return None
-            intents.append(intent)
-        return intents
-
     def sample(self, rng: Random) -> Blueprint | None:
         """Draw a blueprint, or None when no customer fits the intents drawn."""
         kinds = self.draw_kinds(rng)
@@ -111,9 +102,9 @@ class BlueprintSampler:
         if not users:
             return None
         for user_id in rng.sample(users, min(MAX_CUSTOMERS_TRIED, len(users))):
-            intents = self.draw_intents(rng, kinds, user_id)
-            if intents is not None:
-                return self.complete(rng, user_id, intents)
+            draw = Draw(rng, self.view, self.mix, user_id)
+            with suppress(NoFit):
+                return self.complete(rng, user_id, [SAMPLERS[kind](draw) for kind in kinds])
         return None
 
     def complete(self, rng: Random, user_id: str, intents: list[Intent]) -> Blueprint:

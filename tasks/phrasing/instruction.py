@@ -34,22 +34,44 @@ STATUS_WORDS = {
     "cancelled": "which was cancelled already",
     "pending": "which is still pending",
 }
-ASK_ORDER = {
-    "status": "ask what the status of order {} is",
-    "items": "ask what order {} contains",
-    "amount": "ask what order {} cost",
-    "address": "ask where order {} is being shipped",
+QUESTIONS = {
+    ("ask_order", "status"): "ask what the status of order {} is",
+    ("ask_order", "items"): "ask what order {} contains",
+    ("ask_order", "amount"): "ask what order {} cost",
+    ("ask_order", "address"): "ask where order {} is being shipped",
+    ("ask_product", "count"): "ask how many options of the {} are available",
+    ("ask_product", "cheapest"): "ask what the cheapest available {} costs",
+    ("ask_product", "dearest"): "ask what the most expensive available {} costs",
+    ("ask_account", "balance"): "ask how much is left on your gift card",
+    ("ask_account", "address"): "ask which address your account shows",
+    ("ask_account", "orders"): "ask which orders your account lists",
 }
-ASK_PRODUCT = {
-    "count": "ask how many options of the {} are available",
-    "cheapest": "ask what the cheapest available {} costs",
-    "dearest": "ask what the most expensive available {} costs",
+CHANGES = {
+    "cancel": "cancel", "address": "change the address of", "payment": "change the payment of",
+    "return": "return",
 }
-ASK_ACCOUNT = {
-    "balance": "ask how much is left on your gift card",
-    "address": "ask which address your account shows",
-    "orders": "ask which orders your account lists",
+WORDS = {
+    "cancel": "cancel order {order} because {why}",
+    "return": "return {items} from order {order} and get the refund on {method}",
+    "exchange":
+        "exchange, in your delivered order {order}, {pairs}, with any difference on {method}",
+    "change_items":
+        "change, in your pending order {order}, {pairs}, with any difference on {method}",
+    "change_address": "have order {order} shipped to {address}",
+    "change_profile_address": "change the address of your account to {address}",
+    "change_payment": "pay order {order} with {method} instead",
+    "ask_product_types": "ask how many kinds of products the store has",
+    "calculate_sum": "ask what {sum} makes",
+    "calculate_difference": "ask what {difference} makes",
+    "transfer": "get help with this subject: {subject}",
+    "refuse_cancel": "{change} order {order}, {status}",
+    "refuse_order_change": "{change} order {order}, {status}",
+    "refuse_return": "return {item} from order {order}, {status}",
+    "refuse_other_customer": "cancel order {order}, which a relative placed on another account",
+    "refuse_unavailable": "swap, in order {order}, {pair}, although it is out of stock",
+    "refuse_gift_card": "pay order {order} with {method}, although its balance is too small",
 }
+"""How each kind of intent is said after "You want to"."""
 
 
 def options_words(options: dict[str, Any]) -> str:
@@ -78,60 +100,29 @@ def address_words(address: dict[str, str]) -> str:
 def intent_words(intent: Intent) -> str:
     """Say an intent so that it follows "You want to"."""
     facts, kind = intent.facts, intent.kind
-    order = facts.get("order_id", "")
-    method = f"your {facts['method']['label']}" if "method" in facts else ""
-    if kind == "cancel":
+    slots = {"order": facts.get("order_id"), "subject": facts.get("subject")}
+    if "method" in facts:
+        slots["method"] = f"your {facts['method']['label']}"
+    if "reason" in facts:
         mistake = facts["reason"] == MISTAKE
-        why = "you ordered it by mistake" if mistake else "you no longer need it"
-        return f"cancel order {order} because {why}"
-    if kind == "return":
-        items = join_words([item_words(item) for item in facts["items"]])
-        return f"return {items} from order {order} and get the refund on {method}"
-    if kind in ("exchange", "change_items"):
-        pairs = join_words([pair_words(pair["old"], pair["new"]) for pair in facts["pairs"]])
-        verb = "exchange" if kind == "exchange" else "change"
-        state = "delivered" if kind == "exchange" else "pending"
-        return f"{verb}, in your {state} order {order}, {pairs}, with any difference on {method}"
-    if kind == "change_address":
-        return f"have order {order} shipped to {address_words(facts['address'])}"
-    if kind == "change_profile_address":
-        return f"change the address of your account to {address_words(facts['address'])}"
-    if kind == "change_payment":
-        return f"pay order {order} with {method} instead"
-    if kind == "ask_order":
-        return ASK_ORDER[facts["aspect"]].format(order)
-    if kind == "ask_product":
-        return ASK_PRODUCT[facts["aspect"]].format(facts["name"])
-    if kind == "ask_product_types":
-        return "ask how many kinds of products the store has"
-    if kind == "ask_account":
-        return ASK_ACCOUNT[facts["aspect"]]
-    if kind == "calculate_sum":
-        return f"ask what {' plus '.join(facts['numbers'])} makes"
-    if kind == "calculate_difference":
-        return f"ask what {facts['numbers'][0]} minus {facts['numbers'][1]} makes"
-    if kind == "transfer":
-        return f"get help with this subject: {facts['subject']}"
-    return refused_words(intent, order, method)
-
-
-def refused_words(intent: Intent, order: str, method: str) -> str:
-    """Say an intent that will be refused."""
-    facts = intent.facts
-    if intent.kind == "refuse_other_customer":
-        return f"cancel order {order}, which a relative placed on another account"
-    if intent.kind == "refuse_unavailable":
-        pair = pair_words(facts["item"], facts["new"])
-        return f"swap, in order {order}, {pair}, although it is out of stock"
-    if intent.kind == "refuse_gift_card":
-        return f"pay order {order} with {method}, although its balance is too small"
-    status = STATUS_WORDS[facts["status"]]
-    if intent.kind == "refuse_return":
-        return f"return {item_words(facts['item'])} from order {order}, {status}"
-    change = {"cancel": "cancel", "address": "change the address of"}.get(
-        facts["change"], "change the payment of"
-    )
-    return f"{change} order {order}, {status}"
+        slots["why"] = "you ordered it by mistake" if mistake else "you no longer need it"
+    if "items" in facts:
+        slots["items"] = join_words([item_words(item) for item in facts["items"]])
+    if "pairs" in facts:
+        slots["pairs"] = join_words([pair_words(pair["old"], pair["new"]) for pair in facts["pairs"]])
+    if "address" in facts:
+        slots["address"] = address_words(facts["address"])
+    if "numbers" in facts:
+        slots |= {"sum": " plus ".join(facts["numbers"]), "difference": " minus ".join(facts["numbers"])}
+    if "item" in facts:
+        slots["item"] = item_words(facts["item"])
+    if "new" in facts:
+        slots["pair"] = pair_words(facts["item"], facts["new"])
+    if "status" in facts:
+        slots |= {"change": CHANGES[facts["change"]], "status": STATUS_WORDS[facts["status"]]}
+    if "aspect" in facts:
+        return QUESTIONS[kind, facts["aspect"]].format(facts.get("name", slots["order"]))
+    return WORDS[kind].format_map(slots)
 
 
 def distractor_words(distractor: Distractor) -> str:
