@@ -363,13 +363,6 @@ def _warn_of_wrapped_plans(
         )
 
 
-def _score_row(score: Score) -> str:
-    names = (
-        "task_id", "reward", "outcome", "max_reward", "exact_match", "db_match", "parse_error",
-    )
-    return json.dumps({name: getattr(score, name) for name in names}, ensure_ascii=False)
-
-
 def _run_score(args: argparse.Namespace) -> int:
     inputs = [_existing_file(args.tasks), _existing_file(args.completions)]
     if args.output is not None:
@@ -385,7 +378,8 @@ def _run_score(args: argparse.Namespace) -> int:
     scores = [score_completion(task, completion, db) for task, completion, _ in answers]
     _warn_of_wrapped_plans(answers, scores)
     if args.output is not None:
-        text = "".join(_score_row(score) + "\n" for score in scores)
+        rows = ({"task_id": score.task_id} | score.figures() for score in scores)
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         try:
             with outputs.writing("score", args.output) as (part,):
                 part.write_text(text, encoding="utf-8")

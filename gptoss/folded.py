@@ -52,7 +52,6 @@ class FoldedGenerate:
     """A `generate` with the call shape of transformers, the adapter folded in while it samples."""
 
     def __init__(self, model: Model) -> None:
-        """Keep the model's own `generate`."""
         self._model, self._generate = model, model.generate
 
     def __call__(self, *args: Any, **settings: Any) -> Any:

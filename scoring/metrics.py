@@ -4,7 +4,8 @@ Agent mode has its own in `scoring/trials.py`.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def metric_line(name: str, estimate: Estimate) -> str:
 
 Ratio = Callable[[Any], tuple[float, float]]
 
-_RATIOS: dict[str, Ratio] = {
+RATIOS: dict[str, Ratio] = {
     "exact_match_rate": lambda s: (s.exact_match, 1),
     "action_precision": lambda s: (s.num_correct, s.num_predicted),
     "action_recall": lambda s: (s.num_correct, s.num_gold),
@@ -49,7 +50,7 @@ _OUTCOME: dict[str, Ratio] = {"outcome_rate": lambda s: (s.outcome, 1)}
 
 
 def estimate_ratios(
-    scores: Sequence[Any], ratios: dict[str, Ratio], num_bootstrap: int, seed: int
+    scores: Sequence[Any], ratios: Mapping[str, Ratio], num_bootstrap: int, seed: int
 ) -> tuple[dict[str, Estimate], int]:
     """Return each ratio's estimate and the number of tasks, resampling whole tasks.
 
@@ -88,6 +89,42 @@ def estimate_ratios(
     }, len(rows)
 
 
+def estimate_gains(
+    before: Sequence[Any], after: Sequence[Any], ratios: Mapping[str, Ratio], num_bootstrap: int, seed: int
+) -> tuple[dict[str, Estimate], int]:
+    """Return how much higher each mean is in one run than in another, task by task.
+
+    Pairing removes the difficulty of the tasks from the noise, so the interval is far narrower than the
+    two runs' own intervals suggest. Tasks that only one run has are left out.
+
+    Args:
+        before: as for `estimate_ratios`; the trials of a task are averaged.
+        ratios: whose denominators are 1.
+
+    Returns:
+        The mean difference of each with its interval, and the number of tasks.
+
+    Raises:
+        ValueError: the runs share no task.
+    """
+    ours, theirs = (_means(scores, ratios) for scores in (before, after))
+    gains = [
+        SimpleNamespace(task_id=task_id, gain=theirs[task_id] - mean)
+        for task_id, mean in ours.items() if task_id in theirs
+    ]
+    if not gains:
+        raise ValueError("the two runs share no task: compare runs over the same task file")
+    places = {name: lambda row, place=place: (row.gain[place], 1) for place, name in enumerate(ratios)}
+    return estimate_ratios(gains, places, num_bootstrap, seed)
+
+
+def _means(scores: Sequence[Any], ratios: Mapping[str, Ratio]) -> dict[str, np.ndarray]:
+    rows: dict[str, list[list[float]]] = {}
+    for score in scores:
+        rows.setdefault(score.task_id, []).append([ratio(score)[0] for ratio in ratios.values()])
+    return {task_id: np.array(own, float).mean(axis=0) for task_id, own in rows.items()}
+
+
 def summarize(
     scores: Iterable[Score], num_bootstrap: int = 1000, seed: int = 0
 ) -> dict[str, Estimate | int]:
@@ -114,7 +151,7 @@ def summarize(
     Raises:
         ValueError: there are no scores.
     """
-    estimates, num_tasks = estimate_ratios(list(scores), _RATIOS, num_bootstrap, seed)
+    estimates, num_tasks = estimate_ratios(list(scores), RATIOS, num_bootstrap, seed)
     return {**estimates, "num_tasks": num_tasks}
 
 

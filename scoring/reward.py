@@ -109,6 +109,11 @@ class Score:
     calls: tuple[CallScore, ...] = ()
     """The predicted calls, in order, less those that `Task.refused_gold` allows."""
 
+    def figures(self) -> dict[str, Any]:
+        """Return what files of scored completions hold, beside the task's id."""
+        names = ("reward", "outcome", "max_reward", "exact_match", "db_match", "parse_error")
+        return {name: getattr(self, name) for name in names}
+
 
 class GoldReplay(NamedTuple):
     """What the gold calls do to the store. Shared by all answers to a task: read-only."""

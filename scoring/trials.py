@@ -8,9 +8,9 @@ from math import comb
 from typing import Any, NamedTuple
 
 from scoring.episode import EpisodeScore
-from scoring.metrics import Estimate, Ratio, estimate_ratios
+from scoring.metrics import Estimate, Ratio, estimate_gains, estimate_ratios
 
-_RATES: dict[str, Ratio] = {
+RATES: dict[str, Ratio] = {
     "success_rate": lambda s: (s.success, 1),
     "db_match_rate": lambda s: (s.db_match, 1),
     "outputs_told_rate": lambda s: (s.outputs_told, 1),
@@ -66,7 +66,7 @@ def summarize_trials(
         ValueError: there are no scores.
     """
     scores = list(scores)
-    rates, num_tasks = estimate_ratios(scores, _RATES, num_bootstrap, seed)
+    rates, num_tasks = estimate_ratios(scores, RATES, num_bootstrap, seed)
     tasks = _by_task(scores)
     num_trials = min(task.num_trials for task in tasks)
 
@@ -78,48 +78,14 @@ def summarize_trials(
     return {**rates, "pass_hat_k": pass_hat_k, "num_tasks": num_tasks, "num_trials": num_trials}
 
 
-class _Gain(NamedTuple):
-    task_id: str
-    gains: dict[str, float]
-
-
 def compare_trials(
     before: Sequence[EpisodeScore], after: Sequence[EpisodeScore], num_bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict[str, Estimate | int]:
-    """Return how much higher each rate is in one run than in another, task by task.
-
-    Pairing takes the difficulty of the tasks out of the interval. Tasks that only one run has are
-    left out.
+    """Return how much higher each rate is in one run than in another, see `estimate_gains`.
 
     Returns:
         The mean difference of each rate with its interval, and `num_tasks`.
-
-    Raises:
-        ValueError: the runs share no task.
     """
-    ours, theirs = _means(before), _means(after)
-    gains = [
-        _Gain(task_id, {name: theirs[task_id][name] - rates[name] for name in _RATES})
-        for task_id, rates in ours.items() if task_id in theirs
-    ]
-    if not gains:
-        raise ValueError("the two runs share no task: compare runs over the same task file")
-
-    def ratio(name: str) -> Ratio:
-        return lambda gain: (gain.gains[name], 1)
-
-    found, num_tasks = estimate_ratios(
-        gains, {name: ratio(name) for name in _RATES}, num_bootstrap, seed
-    )
+    found, num_tasks = estimate_gains(before, after, RATES, num_bootstrap, seed)
     return {**found, "num_tasks": num_tasks}
-
-
-def _means(scores: Iterable[EpisodeScore]) -> dict[str, dict[str, float]]:
-    trials: dict[str, list[EpisodeScore]] = {}
-    for score in scores:
-        trials.setdefault(score.task_id, []).append(score)
-    return {
-        task_id: {name: sum(rate(s)[0] for s in own) / len(own) for name, rate in _RATES.items()}
-        for task_id, own in trials.items()
-    }

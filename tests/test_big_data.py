@@ -104,7 +104,7 @@ def test_all_faults_are_listed_and_can_be_skipped(tmp_path, capsys):
 
 
 def test_equal_digests_of_different_ids_are_no_repeat(tmp_path, monkeypatch):
-    monkeypatch.setattr(task_store, "_digest", lambda _: 7)
+    monkeypatch.setattr(task_store, "fingerprint", lambda _: 7)
     path = tiny_random.write_tasks(tmp_path / "tasks.jsonl", 9)
     assert list(open_all(path)) == read_tasks(path)
 

@@ -19,11 +19,10 @@ from transformers import TrainerCallback
 from data_reader import gold_completion
 from gptoss.load import load_model
 from prompting.harmony import render_completion
-from task_tester import score_completion
 from training import trainer as stage_module
 from training.grpo import run_grpo
-from training.monitor import describe_rollout
 from training.plots import plot_all
+from training.rewards import CompletionScorer
 from training.trainer import MetricsTable, RunLogger
 from training.warning_rules import RULES, find_warnings
 
@@ -160,7 +159,10 @@ def test_dead_groups_are_warned_of_once(watched):
 def test_rollout_shows_query_calls_results_and_parts(db):
     task = tiny_random.make_tasks(2)[1]
     text = render_completion(gold_completion(task))
-    shown = describe_rollout(task, text, score_completion(task, gold_completion(task), db), db)
+    tokenizer = tiny_random.make_tokenizer()
+    scorer = CompletionScorer(tokenizer, db, [task])
+    scorer.score([0], [tokenizer(text, add_special_tokens=False)["input_ids"]])
+    shown = scorer.describe(0)
     assert task.query in shown and text in shown
     assert "find_user_id_by_email" in shown and "ok:" in shown and task.user_id in shown
     assert "action_name" in shown and "outcome 1" in shown

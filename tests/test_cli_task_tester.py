@@ -264,7 +264,7 @@ def test_an_old_output_survives_a_failed_run(tmp_path, task_file, monkeypatch):
                  "--output", str(output)]
     assert main(arguments) == 0
     old = output.read_text()
-    monkeypatch.setattr(task_tester, "_score_row", lambda _: 1 / 0)
+    monkeypatch.setattr(task_tester.Score, "figures", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(arguments)
     assert output.read_text() == old

@@ -112,8 +112,8 @@ def test_tasks_of_one_generate_call_are_of_like_length(folder, db):
 def test_steps_of_an_epoch(folder):
     stage = tiny_random.tiny_config(folder, grpo__max_steps=-1, grpo__num_train_epochs=3.0).grpo
     assert stage.completions_per_step == 8 and stage.num_generations == 4
-    assert count_steps(stage, num_tasks=10) == 15
-    assert count_steps(stage, num_tasks=10, world_size=2) == 8
+    assert count_steps(stage, num_rows=10) == 15
+    assert count_steps(stage, num_rows=10, world_size=2) == 8
 
 
 def test_router_loss_is_off_and_the_reference_is_the_sft_adapter(folder, db):

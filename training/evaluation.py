@@ -28,22 +28,23 @@ from gptoss.policy import ModelPolicy, make_format
 from prompting.dialogue import Tools
 from prompting.plan_format import HARMONY, PlanFormat, plan_format
 from scoring.episode import EpisodeScore
-from scoring.metrics import format_estimate, parse_failure_table, per_tool_table, summarize
+from scoring.metrics import (
+    RATIOS,
+    estimate_gains,
+    format_estimate,
+    parse_failure_table,
+    per_tool_table,
+    summarize,
+)
 from scoring.reward import Score, score_completion
-from scoring.trials import compare_trials, summarize_trials
+from scoring.trials import RATES, summarize_trials
 from training.agent_evaluation import count_failures, play_tasks
 from training.fit import Demand, describe_long_tasks
 
 ROWS_NAMES = {"plan": "completions.jsonl", "agent": "trajectories.jsonl"}
 """File of the evaluated tasks, by mode."""
-PAIRED_METRICS = {
-    "exact_match_rate": lambda score: float(score.exact_match),
-    "db_match_rate": lambda score: float(score.db_match),
-    "mean_reward": lambda score: float(score.reward),
-    "json_parse_success": lambda score: float(score.parse_error is None),
-}
-
-
+PAIRED_METRICS = ("exact_match_rate", "db_match_rate", "mean_reward", "json_parse_success")
+"""Metrics of plan mode that stages are compared by; agent mode compares every rate."""
 HEADLINES = ("exact_match_rate", "success_rate", "db_match_rate")
 """Metrics whose paired differences are printed, those that the run's mode has."""
 
@@ -120,21 +121,6 @@ def complete_tasks(
     return [texts[index] for index in range(len(tasks))]
 
 
-def _completion_row(label: str, task: Task, raw: str, final: str, score: Score) -> dict:
-    return {
-        "stage": label,
-        "task_id": task.task_id,
-        "completion": final,
-        "raw": raw,
-        "reward": score.reward,
-        "outcome": score.outcome,
-        "max_reward": score.max_reward,
-        "exact_match": score.exact_match,
-        "db_match": score.db_match,
-        "parse_error": score.parse_error,
-    }
-
-
 def score_texts(
     tasks: list[Task], texts: list[str], db: RetailDatabase, config: configs.RunConfig, label: str,
     plans: PlanFormat = HARMONY,
@@ -151,8 +137,10 @@ def score_texts(
     metrics = summarize(
         scores, num_bootstrap=config.evaluation.num_bootstrap, seed=config.data.split_seed
     )
-    columns = zip(tasks, texts, finals, scores, strict=True)
-    rows = [_completion_row(label, *row) for row in columns]
+    rows = [
+        {"stage": label, "task_id": score.task_id, "completion": final, "raw": raw} | score.figures()
+        for raw, final, score in zip(texts, finals, scores, strict=True)
+    ]
     return Evaluation(label, metrics, per_tool_table(scores), parse_failure_table(scores), scores, rows)
 
 
@@ -255,34 +243,14 @@ def _write_evaluation(
 def compare_evaluations(
     before: Evaluation, after: Evaluation, num_bootstrap: int, seed: int
 ) -> dict[str, dict[str, float]]:
-    """Return how much better one stage is than another, task by task.
-
-    Pairing removes the difficulty of the tasks from the noise, so the interval is far narrower than
-    the two stages' own intervals suggest.
-
-    Args:
-        after: Evaluation of the later stage, on the same tasks.
+    """Return how much better one stage is than another on the same tasks, see `estimate_gains`.
 
     Returns:
-        For each metric of `PAIRED_METRICS`, in agent mode for each rate, the mean difference and its
-        95 % interval.
+        The mean difference and its 95 % interval, by metric.
     """
-    import numpy as np
-
-    if isinstance(before.scores[0], EpisodeScore):
-        found = compare_trials(before.scores, after.scores, num_bootstrap, seed)
-        return {name: gain for name, gain in found.items() if name != "num_tasks"}
-
-    generator = np.random.default_rng(seed)
-    num_tasks = len(before.scores)
-    picks = generator.integers(0, num_tasks, size=(num_bootstrap, num_tasks))
-    result = {}
-    for name, figure in PAIRED_METRICS.items():
-        pairs = zip(before.scores, after.scores, strict=True)
-        gains = np.array([figure(b) - figure(a) for a, b in pairs])
-        low, high = np.quantile(gains[picks].mean(axis=1), [0.025, 0.975])
-        result[name] = {"value": float(gains.mean()), "low": float(low), "high": float(high)}
-    return result
+    is_agent = isinstance(before.scores[0], EpisodeScore)
+    ratios = RATES if is_agent else {name: RATIOS[name] for name in PAIRED_METRICS}
+    return estimate_gains(before.scores, after.scores, ratios, num_bootstrap, seed)[0]
 
 
 def format_table(metrics_by_stage: dict[str, dict[str, Any]]) -> str:

@@ -6,11 +6,9 @@ adapter as SFT left it (TRL keeps a frozen copy named "ref"). Left out on purpos
 vLLM, which Unsloth has no path for with GPT-OSS (`gptoss.vllm_engine` has), and reward models.
 """
 
-import math
 import random
 from array import array
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +31,6 @@ from training.monitor import (
     SamplingEntropy,
     ValidationWatch,
     Watchdog,
-    describe_completion,
     restore_best,
 )
 from training.rewards import CompletionScorer, RewardFunction, make_reward_functions
@@ -45,6 +42,7 @@ from training.trainer import (
     CheckpointMarker,
     RunLogger,
     common_arguments,
+    count_steps,
     round_up,
     run_trainer,
     text_tokenizer,
@@ -81,14 +79,6 @@ def order_by_difficulty(tasks: Sequence[Task], count: int, seed: int) -> array:
         draws.shuffle(numbers)
         ordered.extend(numbers if ordered else sorted(numbers, key=levels.__getitem__))
     return ordered[:count]
-
-
-def count_steps(stage: configs.GrpoStage, num_tasks: int, world_size: int = 1) -> int:
-    """Return the optimizer steps of the stage: `max_steps`, or what its epochs come to."""
-    if stage.max_steps >= 0:
-        return stage.max_steps
-    tasks_per_step = world_size * stage.completions_per_step / stage.num_generations
-    return math.ceil(stage.num_train_epochs * num_tasks / tasks_per_step)
 
 
 def rows_dir(config: configs.RunConfig) -> Path:
@@ -166,12 +156,10 @@ def build_grpo_trainer(
     scorer: CompletionScorer | EpisodeScorer
     if is_agent:
         scorer, make_own = EpisodeScorer(db, tasks), make_episode_rewards
-        describe = scorer.describe
     else:
         scorer, make_own = CompletionScorer(tokenizer, db, tasks), make_reward_functions
-        describe = partial(describe_completion, scorer)
     logger = RunLogger(config, "grpo")
-    callbacks = [SamplingEntropy(), logger, SampleRollouts(scorer, logger, describe)]
+    callbacks = [SamplingEntropy(), logger, SampleRollouts(scorer, logger)]
     if stage.eval_steps:
         callbacks.append(ValidationWatch(config, logger, tokenizer, validation_tasks, db))
     # The marker comes last: a checkpoint is whole only when everything about its step is written.

@@ -6,7 +6,6 @@ switched on.
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -27,13 +26,12 @@ from common.files import (
     write_text_atomic,
 )
 from data_reader import Task
-from envs.retail import Episode, RetailDatabase
+from envs.retail import RetailDatabase
 from gptoss.generation import engine_of
 from gptoss.load import load_adapter, save_adapter
 from gptoss.model_types import Model, Tokenizer
-from prompting.plan_format import HARMONY, PlanFormat, plan_format
-from scoring.parse import parse_plan
-from scoring.reward import Score, score_completion
+from prompting.plan_format import plan_format
+from scoring.reward import score_completion
 from training.agent_evaluation import play_tasks
 from training.episode_rewards import EpisodeScorer
 from training.evaluation import choose_tasks, complete_tasks
@@ -48,49 +46,11 @@ FIGURES = {"plan": ("db_match", "exact_match"), "agent": ("success", "reward_sha
 """Figures of a validation evaluation, by mode."""
 
 
-def describe_completion(scorer: CompletionScorer, index: int) -> str:
-    """Return one completion of the last batch as readable text, see `describe_rollout`."""
-    return describe_rollout(
-        scorer.tasks[index], scorer.texts[index], scorer.scores[index], scorer.db, scorer.plans
-    )
-
-
-def describe_rollout(
-    task: Task, text: str, score: Score, db: RetailDatabase, plans: PlanFormat = HARMONY
-) -> str:
-    """Return one rollout as readable text: query, completion, calls with results, reward parts.
-
-    Args:
-        text: The completion with special tokens.
-
-    Returns:
-        Markdown.
-    """
-    calls, _ = parse_plan(plans.final_text(text))
-    episode = Episode(db)
-    lines = [f"**{task.task_id}** {task.query}", "", "```", text, "```", ""]
-    for call in calls:
-        observation = episode.call(call.name, call.arguments)
-        result = json.dumps(observation.content, ensure_ascii=False)[:300]
-        mark = "ok" if observation.ok else "refused"
-        lines.append(f"- {call.name}({json.dumps(call.arguments)}) {mark}: {result}")
-    parts = ", ".join(f"{name} {value:+g}" for name, value in score.parts.items())
-    lines.append(f"- reward {score.reward:g} of {score.max_reward:g} ({parts or 'no parts'})")
-    lines.append(f"- outcome {score.outcome:g}, parse error: {score.parse_error or 'none'}")
-    return "\n".join(lines)
-
-
 class SampleRollouts(TrainerCallback):
     """Writes the best and the worst rollout of a batch to TensorBoard, ten times a run."""
 
-    def __init__(
-        self, scorer: CompletionScorer | EpisodeScorer, logger: RunLogger,
-        describe: Callable[[int], str],
-    ) -> None:
-        """Remember where rollouts come from and go to, and what shows one by its number."""
-        self.scorer = scorer
-        self.logger = logger
-        self.describe = describe
+    def __init__(self, scorer: CompletionScorer | EpisodeScorer, logger: RunLogger) -> None:
+        self.scorer, self.logger = scorer, logger
 
     def on_step_end(self, args: Arguments, state: State, control: Control, **_: Any) -> None:
         """Write two rollouts when it is time."""
@@ -99,7 +59,7 @@ class SampleRollouts(TrainerCallback):
             return
         order = sorted(range(len(self.scorer.scores)), key=lambda i: (self.scorer.scores[i].reward, i))
         for name, index in (("worst", order[0]), ("best", order[-1])):
-            self.logger.text(f"rollouts/{name}", self.describe(index), state.global_step)
+            self.logger.text(f"rollouts/{name}", self.scorer.describe(index), state.global_step)
 
 
 class SamplingEntropy(TrainerCallback):
@@ -125,7 +85,7 @@ class Validation(NamedTuple):
     """What is compared, in order; of equal ones the first stays."""
 
     def is_better_than(self, other: "Validation | None") -> bool:
-        """Return whether this one's adapter takes the place of the other's."""
+        """Return whether this one's adapter replaces the other's."""
         return other is None or list(self.figures.values()) > list(other.figures.values())
 
 
@@ -136,9 +96,8 @@ class ValidationWatch(TrainerCallback):
 
     Attributes:
         steps: Steps of all evaluations, oldest first.
-        best: The evaluation whose adapter is kept. It is read from that adapter's folder, so that after
-            a kill it is the adapter which is there, also when its step was lost and is trained
-            again.
+        best: The evaluation whose adapter is kept; read from the adapter's folder, so that the two
+            agree after a kill.
     """
 
     def __init__(
@@ -150,11 +109,8 @@ class ValidationWatch(TrainerCallback):
         Args:
             config: `grpo.eval_steps`, `grpo.num_eval_tasks`, `grpo.early_stopping_patience`.
         """
-        self.config = config
-        self.logger = logger
-        self.tokenizer = tokenizer
+        self.config, self.logger, self.tokenizer, self.db = config, logger, tokenizer, db
         self.tasks = choose_tasks(tasks, config.grpo.num_eval_tasks, config.data.split_seed)
-        self.db = db
         self.folder = Path(config.output_dir)
         self.steps: list[int] = []
         self.best: Validation | None = None
@@ -251,7 +207,6 @@ class Watchdog(TrainerCallback):
     """Prints and records warnings, and stops at the KL guard."""
 
     def __init__(self, config: configs.RunConfig, logger: RunLogger) -> None:
-        """Remember the guard's limit and where warnings go."""
         self.max_kl = config.grpo.max_kl
         self.logger = logger
         self.path = Path(config.output_dir) / "warnings.jsonl"

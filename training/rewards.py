@@ -5,6 +5,7 @@ gold leaves it. Both come from `task_tester.score_completion`, the scorer of the
 reward and the metrics cannot disagree. Left out on purpose: any parsing of its own.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -14,10 +15,10 @@ from typing import Any, get_args
 
 from configs import GrpoStage
 from data_reader import Task
-from envs.retail import TOOL_SCHEMAS, RetailDatabase
+from envs.retail import TOOL_SCHEMAS, Episode, RetailDatabase
 from gptoss.model_types import Tokenizer
 from prompting.plan_format import plan_format
-from scoring.parse import ParseKind
+from scoring.parse import ParseKind, parse_plan
 from scoring.reward import RewardWeights, Score, score_completion
 
 RewardFunction = Callable[..., list[float]]
@@ -78,6 +79,23 @@ class CompletionScorer:
         self.texts = [text for text, _ in rows]
         self.scores = [score for _, score in rows]
         return self.scores
+
+    def describe(self, index: int) -> str:
+        """Return a completion of the last batch as Markdown: query, text, calls with results, reward."""
+        task, text, score = self.tasks[index], self.texts[index], self.scores[index]
+        calls, _ = parse_plan(self.plans.final_text(text))
+        episode = Episode(self.db)
+        lines = [f"**{task.task_id}** {task.query}", "", "```", text, "```", ""]
+        for call in calls:
+            observation = episode.call(call.name, call.arguments)
+            result = json.dumps(observation.content, ensure_ascii=False)[:300]
+            mark = "ok" if observation.ok else "refused"
+            lines.append(f"- {call.name}({json.dumps(call.arguments)}) {mark}: {result}")
+        parts = ", ".join(f"{name} {value:+g}" for name, value in score.parts.items())
+        return "\n".join([
+            *lines, f"- reward {score.reward:g} of {score.max_reward:g} ({parts or 'no parts'})",
+            f"- outcome {score.outcome:g}, parse error: {score.parse_error or 'none'}",
+        ])
 
     def _score_one(self, number: int, ids: tuple[int, ...]) -> tuple[str, Score]:
         key = (number, ids)

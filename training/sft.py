@@ -6,7 +6,6 @@ Of a conversation it sees the agent's tokens (`conversations.py`). Left out on p
 would mix tasks in one row, and the rows are short.
 """
 
-import math
 import random
 from array import array
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from training.trainer import (
     CheckpointMarker,
     RunLogger,
     common_arguments,
+    count_steps,
     run_trainer,
     text_tokenizer,
     world_size,
@@ -122,16 +122,6 @@ def order_rows(
         for batch in block.batches:
             ordered.extend(rows[batch * batch_size:(batch + 1) * batch_size])
     return ordered[:batch_size * num_batches]
-
-
-def count_steps(stage: configs.SftStage, num_rows: int, world_size: int = 1) -> int:
-    """Return the optimizer steps of the stage: `max_steps`, or what its epochs come to."""
-    if stage.max_steps >= 0:
-        return stage.max_steps
-    rows_per_step = (
-        world_size * stage.per_device_train_batch_size * stage.gradient_accumulation_steps
-    )
-    return math.ceil(stage.num_train_epochs * num_rows / rows_per_step)
 
 
 def rows_dir(config: configs.RunConfig) -> Path:

@@ -2,8 +2,7 @@
 
 A task file is scanned once, row by row; what stays in memory of a task is 20 bytes (offset and
 number of its line, sizes of its texts), and while the file is scanned 8 more for the digest of its
-task id. The
-rows that TRL trains on are written to a memory-mapped Arrow file in the run folder.
+task id. The rows that TRL trains on are written to a memory-mapped Arrow file in the run folder.
 Left out on purpose: compressed and remote files, and files that are one JSON array (tau-bench's),
 which are read whole: their rows cannot be found by line.
 """
@@ -11,7 +10,6 @@ which are read whole: their rows cannot be found by line.
 import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -32,6 +30,7 @@ from data_reader import (
 )
 from envs.retail import RetailDatabase
 from scoring.reward import GoldError, replay_gold
+from tasks.audit.duplicates import fingerprint
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -132,10 +131,6 @@ def _is_one_value(path: Path) -> bool:
     return head.startswith(b"[") or head.partition(b"\n")[0].strip() == b"{"
 
 
-def _digest(task_id: str) -> int:
-    return int.from_bytes(blake2b(task_id.encode(), digest_size=8).digest())
-
-
 def _find_repeats(tasks: StoredTasks, digests: np.ndarray) -> dict[int, str]:
     """Return a finding for each task (by line) whose id an earlier task has.
 
@@ -192,7 +187,7 @@ def open_splits(
             continue
         lines.append(row.line)
         numbers.append(split_number(row.task, seed, fractions, db))
-        digests.append(_digest(row.task.task_id))
+        digests.append(fingerprint(row.task.task_id))
         sizes.extend(text_size(row.task))
         if in_memory:
             kept.append(row.task)
@@ -293,12 +288,12 @@ class TaskLookup:
         """
         digests, numbers = array("Q"), array("Q")
         for batch in rows.iter(batch_size=ROWS_PER_BATCH):
-            digests.extend(map(_digest, batch["prompt"]))
+            digests.extend(map(fingerprint, batch["prompt"]))
             numbers.extend(batch["task"])
         # Of equal prompts the first counts.
         self._digests, first = np.unique(np.array(digests, np.uint64), return_index=True)
         self._numbers = np.array(numbers, np.uint64)[first]
 
     def __getitem__(self, prompt: str) -> int:
-        place = np.searchsorted(self._digests, np.uint64(_digest(prompt)))
+        place = np.searchsorted(self._digests, np.uint64(fingerprint(prompt)))
         return int(self._numbers[place])

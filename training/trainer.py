@@ -193,7 +193,7 @@ def common_arguments(
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": not on_cpu,
         "disable_tqdm": not config.show_progress,
-        # metrics.csv and TensorBoard are written by `callbacks.RunLogger`, under one set of names.
+        # `RunLogger` writes metrics.csv and TensorBoard, under one set of names.
         "report_to": "none",
         # TRL adds the router's load-balancing loss by default; the router is frozen under LoRA, and
         # the term would move the adapter away from the task.
@@ -202,6 +202,18 @@ def common_arguments(
         # no token was sent to may get none, and DDP would wait for it: Unsloth decides.
         "ddp_find_unused_parameters": None if uses_unsloth(config.model) else False,
     }
+
+
+def count_steps(
+    stage: configs.SftStage | configs.GrpoStage, num_rows: int, world_size: int = 1
+) -> int:
+    """Return the optimizer steps of a stage: `max_steps`, or what its epochs come to."""
+    if stage.max_steps >= 0:
+        return stage.max_steps
+    rows_per_step = world_size * stage.per_device_train_batch_size * stage.gradient_accumulation_steps
+    if isinstance(stage, configs.GrpoStage):
+        rows_per_step /= stage.num_generations
+    return math.ceil(stage.num_train_epochs * num_rows / rows_per_step)
 
 
 def checkpoint_unit(stage: configs.SftStage | configs.GrpoStage) -> int:

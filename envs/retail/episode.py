@@ -71,8 +71,7 @@ class Episode:
             `{"orders": {order_id: order}, "users": {user_id: user}}`; a record that was changed
             and changed back is left out.
         """
-        orders, users = self._store.changed_orders(), self._store.changed_users()
-        return {"orders": _copy(orders), "users": _copy(users)}
+        return _copy(self._store.changed_records())
 
 
 def _copy(record: Any) -> Any:

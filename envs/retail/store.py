@@ -176,9 +176,7 @@ def _get(record: Any, name: str, kind: type, where: str) -> Any:
 
 
 def _check_money(record: Any, name: str, where: str) -> None:
-    if not isinstance(record, dict) or name not in record:
-        raise DatabaseError(f"{where}: field '{name}' is missing")
-    value = record[name]
+    value = _get(record, name, object, where)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise DatabaseError(f"{where}: field '{name}' must be a finite number")
 
@@ -187,11 +185,6 @@ def _check_address(record: Any, where: str) -> None:
     address = _get(record, "address", dict, where)
     for name in ADDRESS_FIELDS:
         _get(address, name, str, f"{where}: address")
-
-
-def _check_texts(values: list[Any], name: str, where: str) -> None:
-    if not all(isinstance(value, str) for value in values):
-        raise DatabaseError(f"{where}: field '{name}' must hold text only")
 
 
 def _check_users(users: Mapping[str, Any]) -> None:
@@ -206,7 +199,8 @@ def _check_users(users: Mapping[str, Any]) -> None:
             at_method = f"{where}: payment method '{method_id}'"
             if _get(method, "source", str, at_method) == "gift_card":
                 _check_money(method, "balance", at_method)
-        _check_texts(_get(user, "orders", list, where), "orders", where)
+        if not all(isinstance(order_id, str) for order_id in _get(user, "orders", list, where)):
+            raise DatabaseError(f"{where}: field 'orders' must hold text only")
 
 
 def _check_products(products: Mapping[str, Any]) -> None:
@@ -287,17 +281,13 @@ class StoreOverlay:
         """Replace a user for this episode only."""
         self._users[user_id] = record
 
-    def changed_orders(self) -> dict[str, Record]:
-        """Return the orders that differ from the database, whole, by id."""
-        return _differing(self._orders, self.database.orders)
-
-    def changed_users(self) -> dict[str, Record]:
-        """Return the users that differ from the database, whole, by id."""
-        return _differing(self._users, self.database.users)
-
-
-def _differing(own: dict[str, Record], shared: dict[str, Record]) -> dict[str, Record]:
-    return {key: record for key, record in own.items() if not _same_json(record, shared[key])}
+    def changed_records(self) -> dict[str, dict[str, Record]]:
+        """Return the records that differ from the database, whole, by kind and id."""
+        pairs = (("orders", self._orders, self.database.orders), ("users", self._users, self.database.users))
+        return {
+            kind: {key: record for key, record in own.items() if not _same_json(record, shared[key])}
+            for kind, own, shared in pairs
+        }
 
 
 def _same_json(one: Record, other: Record) -> bool:

@@ -56,7 +56,6 @@ class UniquenessCheck:
     """
 
     def __init__(self) -> None:
-        """Start with nothing seen."""
         self._queries: set[int] = set()
         self._task_ids: set[int] = set()
 

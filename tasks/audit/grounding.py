@@ -102,7 +102,6 @@ class SearchText:
     """A text prepared for searching values."""
 
     def __init__(self, text: str):
-        """Keep the text as a reader sees it, with and without letter case."""
         self.text = plain(text)
         self.folded = folded(text)
 

@@ -1,7 +1,7 @@
 """Write the analysis of task files: one Markdown text and a few plots, from their audits.
 
-The text holds nothing but what the audits counted, so the same files give the same text. Our own
-report is made by `python -m tasks.audit.report`.
+The text holds only what the audits counted, so the same files give the same text.
+`python -m tasks.audit.report` writes the report of the committed datasets.
 """
 
 import argparse
@@ -9,12 +9,14 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from common import outputs
-from common.files import RunError
-from common.user_error import cut, system_error
+from common.user_error import UserError, cut, system_error
 from data_reader import DatasetError, Splits
 from envs.retail import DatabaseError
 from envs.retail.store import store_files
@@ -24,6 +26,7 @@ from tasks.audit.audit import AuditReport, audit_files
 ROOT = Path(__file__).resolve().parent.parent.parent
 OWN_FILES = ("dataset.jsonl", "3.5k.jsonl")
 OWN_REPORT = "docs/ANALYSIS_REPORT.md"
+OWN_COMMAND = "python -m tasks.audit.report"
 MAX_LISTED = 50
 COUNTS = (
     ("num_tasks", "tasks"),
@@ -52,10 +55,10 @@ KNOWN_FINDINGS = (
 )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
     """Return a Markdown table, the first column to the left and numbers to the right."""
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    return lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows] + [""]
+    return lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows] + [""]
 
 
 def _share(count: int, total: int) -> str:
@@ -66,36 +69,21 @@ def _names(reports: Sequence[AuditReport]) -> list[str]:
     return [Path(report.path).name for report in reports]
 
 
-def _count_table(reports: Sequence[AuditReport], name: str, first: str, of: str) -> list[str]:
-    """Tabulate one Counter of the mix; `of` is what the shares are shares of."""
-    return _counter_table(reports, [report.mix[name] for report in reports], first, of)
-
-
 def _counter_table(
-    reports: Sequence[AuditReport], counters: Sequence[dict], first: str, of: str
+    reports: Sequence[AuditReport], counters: Sequence[dict], first: str, totals: Sequence[int]
 ) -> list[str]:
+    """Tabulate a counter of each report, with shares of its total."""
     keys = sorted({key for counter in counters for key in counter})
     if set(keys) <= set(Splits._fields):
         keys = [name for name in Splits._fields if name in keys]
-    rows = []
-    for key in keys:
-        cells = []
-        for report, counter in zip(reports, counters, strict=True):
-            total = sum(counter.values()) if of == "all" else report.num_tasks
-            cells.append(_share(counter.get(key, 0), total))
-        rows.append([key, *cells])
+    columns = list(zip(counters, totals, strict=True))
+    rows = ([key, *(_share(counter.get(key, 0), total) for counter, total in columns)] for key in keys)
     return _table([first, *_names(reports)], rows)
 
 
-def _known_finding_rows(reports: Sequence[AuditReport]) -> list[list[object]]:
-    rows = []
-    for title, pattern in KNOWN_FINDINGS:
-        lines = [
-            {r.line for r in report.reasons if re.search(pattern, f"{r.kind}: {r.reason}")}
-            for report in reports
-        ]
-        rows.append([title, *map(len, lines)])
-    return rows
+def _count_known(report: AuditReport, pattern: str) -> int:
+    """Count the rows with a finding that matches a pattern of `KNOWN_FINDINGS`."""
+    return len({r.line for r in report.reasons if re.search(pattern, f"{r.kind}: {r.reason}")})
 
 
 def analysis_text(reports: Sequence[AuditReport], command: str, plots: Sequence[str]) -> str:
@@ -105,131 +93,119 @@ def analysis_text(reports: Sequence[AuditReport], command: str, plots: Sequence[
         reports: Audits of the files, compared with each other.
         plots: Links of the plots, relative to the text.
     """
-    names = _names(reports)
-    lines = ["# Analysis of " + " and ".join(names), ""]
-    lines += [f"Written by `{command}`; do not edit. Every number is counted from the files.", ""]
-    lines += ["## What the audit found", ""]
-    lines += _table(
-        ["", *names], [[title, *(getattr(r, key) for r in reports)] for key, title in COUNTS]
-    )
-    lines += [
+    names, leaks = _names(reports), reports[0].leakage
+    num_tasks = [report.num_tasks for report in reports]
+
+    def table(first: str, rows: Iterable[tuple[str, Callable[[AuditReport], object]]]) -> list[str]:
+        """Tabulate figures: a title and what gives it from a report."""
+        return _table([first, *names], ([title, *map(figure, reports)] for title, figure in rows))
+
+    def counts(name: str, first: str) -> list[str]:
+        return _counter_table(reports, [report.mix[name] for report in reports], first, num_tasks)
+
+    tools = [report.mix["tools"] for report in reports]
+    lines = [
+        "# Analysis of " + " and ".join(names), "",
+        f"Written by `{command}`; do not edit. Every number is counted from the files.", "",
+        "## What the audit found", "",
+        *table("", ((title, attrgetter(key)) for key, title in COUNTS)),
         "A task is valid when its row reads, its gold calls fit the tool schemas and run on the "
         "store, each write changes what it says, no rule of wiki.md is broken, every argument can "
         "be known from the words, and no earlier row has the same query or name. Near duplicates "
         "(wording alike from 0.8 on, ids and numbers masked) and repeated gold are shown and do "
         "not make a task invalid.", "",
+        "## Findings that such files are known for", "", "Rows with at least one of them.", "",
+        *table("finding", ((title, partial(_count_known, pattern=p)) for title, p in KNOWN_FINDINGS)),
+        *_finding_lines(reports), *_yield_lines(reports),
+        "## What the tasks ask for", "",
+        *(f"![{Path(plot).stem}]({plot})" for plot in plots), "",
+        "Calls of each tool in gold:", "",
+        *_counter_table(reports, tools, "tool", [sum(counter.values()) for counter in tools]),
+        "Calls per task, authentication included:", "", *counts("num_calls", "calls"),
+        "How gold finds the customer:", "", *counts("authentication", "by"),
     ]
-    lines += ["## Findings that such files are known for", "", "Rows with at least one of them.", ""]
-    lines += _table(["finding", *names], _known_finding_rows(reports))
-    lines += _finding_lines(reports)
-    lines += _yield_lines(reports)
-    lines += ["## What the tasks ask for", ""]
-    lines += [f"![{Path(plot).stem}]({plot})" for plot in plots] + [""]
-    lines += ["Calls of each tool in gold:", ""]
-    lines += _count_table(reports, "tools", "tool", "all")
-    lines += ["Calls per task, authentication included:", ""]
-    lines += _count_table(reports, "num_calls", "calls", "tasks")
-    lines += ["How gold finds the customer:", ""]
-    lines += _count_table(reports, "authentication", "by", "tasks")
     for tag in sorted({name for report in reports for name in report.mix["tags"]}):
         counters = [report.mix["tags"].get(tag, {}) for report in reports]
-        if 0 < max(len(counter) for counter in counters) <= 40:
-            lines += [f"Tag `{tag}`:", "", *_counter_table(reports, counters, tag, "tasks")]
-    writing = [_share(r.mix["num_writing_tasks"], r.num_tasks) for r in reports]
-    lengths = [r.mix["mean_query_words"] for r in reports]
-    lines += _table(
-        ["", *names],
-        [["tasks that change the store", *writing], ["words in a query, mean", *lengths]],
-    )
-    lines += ["## Wording", ""]
-    lines += [
+        if 0 < max(map(len, counters)) <= 40:
+            lines += [f"Tag `{tag}`:", "", *_counter_table(reports, counters, tag, num_tasks)]
+    lines += table("", (
+        ("tasks that change the store", lambda r: _share(r.mix["num_writing_tasks"], r.num_tasks)),
+        ("words in a query, mean", lambda r: r.mix["mean_query_words"]),
+    ))
+    figures = dict.fromkeys(key for report in reports for key in report.wording)
+    return "\n".join([
+        *lines,
+        "## Wording", "",
         "Figures of up to 400 queries drawn evenly from each file, ids and numbers masked: share "
         "of distinct word groups, distinct openings, distinct texts, size of the vocabulary.", "",
-    ]
-    figures = list(dict.fromkeys(key for report in reports for key in report.wording))
-    lines += _table(
-        ["figure", *names], [[key, *(r.wording.get(key, "") for r in reports)] for key in figures]
-    )
-    lines += ["## Splits", ""]
-    lines += _count_table(reports, "splits", "split", "tasks")
-    leaks = reports[0].leakage
-    lines += [
+        *table("figure", ((key, lambda r, key=key: r.wording.get(key, "")) for key in figures)),
+        "## Splits", "", *counts("splits", "split"),
         f"Over all files together, {leaks['num_users_in_two_splits']} customers, "
         f"{leaks['num_queries_in_two_splits']} queries and "
         f"{leaks['num_near_duplicates_in_two_splits']} near duplicates are in more than one "
         "split. Customers are identified by the gold calls that find them, not by the row's `user_id`.",
-        "", *(f"- {example}" for example in leaks["examples"]),
-    ]
-    lines += [""] if leaks["examples"] else []
-    lines += ["## What this does not show", ""]
-    lines += [
+        "", *(f"- {example}" for example in leaks["examples"]), *[""] * bool(leaks["examples"]),
+        "## What this does not show", "",
         "- The queries come from a generator's grammar; real customers write worse and mean less "
         "clearly.",
         "- Grounding compares text: that a value is in the query does not prove that a reader "
         "would pick it.",
         "- The audit trusts the store; a wrong record there is a wrong record here.", "",
-    ]
-    return "\n".join(lines)
+    ])
 
 
 def _finding_lines(reports: Sequence[AuditReport]) -> list[str]:
     lines = ["## Findings by line", ""]
-    for report in reports:
-        name = Path(report.path).name
+    for name, report in zip(_names(reports), reports, strict=True):
         if not report.reasons:
             lines += [f"{name}: none.", ""]
             continue
         kinds = ", ".join(f"{kind} {count}" for kind, count in report.faults.items())
-        lines += [f"{name}: {len(report.reasons)} findings ({kinds}).", ""]
+        more = len(report.reasons) - MAX_LISTED
         lines += [
-            f"- line {reason.line}, {cut(reason.task_id)}: {reason.kind}: {reason.reason}"
-            for reason in report.reasons[:MAX_LISTED]
+            f"{name}: {len(report.reasons)} findings ({kinds}).", "",
+            *(f"- line {r.line}, {cut(r.task_id)}: {r.kind}: {r.reason}" for r in report.reasons[:MAX_LISTED]),
+            *([f"- ... {more} more"] if more > 0 else []), "",
         ]
-        if len(report.reasons) > MAX_LISTED:
-            lines.append(f"- ... {len(report.reasons) - MAX_LISTED} more")
-        lines.append("")
     return lines
 
 
 def _yield_lines(reports: Sequence[AuditReport]) -> list[str]:
     """Tabulate what the generator rejected, for files with `F.yield.json` beside them or in docs/."""
     tables = {}
-    for report in reports:
+    for name, report in zip(_names(reports), reports, strict=True):
         path = Path(report.path).with_suffix(".yield.json")
         if not path.is_file() and path.resolve().parent == ROOT:
             path = ROOT / "docs" / path.name
         if path.is_file():
-            tables[Path(report.path).name] = json.loads(path.read_text(encoding="utf-8"))
+            tables[name] = json.loads(path.read_text(encoding="utf-8"))["steps"]
     if not tables:
         return []
-    rows = []
-    for steps in zip(*(table["steps"] for table in tables.values()), strict=True):
-        cells = []
-        for step in steps:
-            reasons = ", ".join(f"{kind} {count}" for kind, count in step["rejected"].items())
-            why = f" ({reasons})" if reasons else ""
-            cells.append(f"{step['passed']} of {step['seen']}{why}")
-        rows.append([steps[0]["step"], *cells])
+
+    def cell(step: dict) -> str:
+        reasons = ", ".join(f"{kind} {count}" for kind, count in step["rejected"].items())
+        return f"{step['passed']} of {step['seen']}" + (f" ({reasons})" if reasons else "")
+
     return [
         "## What the generator rejected", "",
         "Drafts that passed each step, and the reasons of the others.", "",
-        *_table(["step", *tables], rows),
+        *_table(["step", *tables], (
+            [steps[0]["step"], *map(cell, steps)] for steps in zip(*tables.values(), strict=True)
+        )),
     ]
 
 
-def draw_plots(reports: Sequence[AuditReport], folder: Path, stem: str) -> list[Path]:
-    """Draw the mix of the files as small PNGs."""
+def draw_plots(reports: Sequence[AuditReport], folder: Path, stem: str) -> None:
+    """Draw the mix of the files as small PNGs, those of `plot_links`."""
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
     names = _names(reports)
-    paths = []
-    tags = {name for report in reports for name in report.mix["tags"]}
     panels = [("tools", "share of gold calls", [r.mix["tools"] for r in reports])]
-    if "wishes" in tags:
-        wishes = [r.mix["tags"].get("wishes", {}) for r in reports]
+    wishes = [r.mix["tags"].get("wishes", {}) for r in reports]
+    if any(wishes):
         panels.append(("wishes", "share of wishes", wishes))
-    for name, title, counters in panels:
+    for kind, title, counters in panels:
         keys = sorted({key for counter in counters for key in counter}, reverse=True)
         figure = Figure(figsize=(7, 1 + 0.28 * len(keys)), layout="constrained")
         axes = figure.subplots()
@@ -242,7 +218,7 @@ def draw_plots(reports: Sequence[AuditReport], folder: Path, stem: str) -> list[
         axes.set_yticks([row - 0.4 + height / 2 for row in range(len(keys))], keys, fontsize=8)
         axes.set_xlabel(title)
         axes.legend()
-        paths.append(_save(figure, folder / f"{stem}_{name}.png"))
+        _save(figure, folder / f"{stem}_{kind}.png")
     figure = Figure(figsize=(7, 2.8), layout="constrained")
     panes = figure.subplots(1, 2)
     histograms = (("num_calls", "calls per task", 0.8), ("query_words", "words in a query", 8))
@@ -256,20 +232,18 @@ def draw_plots(reports: Sequence[AuditReport], folder: Path, stem: str) -> list[
         axes.set_xlabel(title)
         axes.set_ylabel("share of tasks")
     panes[0].legend()
-    paths.append(_save(figure, folder / f"{stem}_sizes.png"))
-    return paths
+    _save(figure, folder / f"{stem}_sizes.png")
 
 
-def _save(figure: object, path: Path) -> Path:
+def _save(figure: Any, path: Path) -> None:
     with outputs.writing(REPORT_COMMAND, path) as (part,):
         # Without the version of the plotting library, the same data gives the same bytes.
         figure.savefig(part, format="png", dpi=80, metadata={"Software": None})
-    return path
 
 
 def plot_links(reports: Sequence[AuditReport], stem: str) -> list[str]:
     """Return the links of the plots that `draw_plots` draws, without drawing them."""
-    has_wishes = any("wishes" in report.mix["tags"] for report in reports)
+    has_wishes = any(report.mix["tags"].get("wishes") for report in reports)
     return [f"plots/{stem}_{kind}.png" for kind in PLOT_KINDS if has_wishes or kind != "wishes"]
 
 
@@ -283,18 +257,12 @@ def write_report(reports: Sequence[AuditReport], path: str | Path, command: str 
     path = Path(path)
     stem = path.stem.lower()
     if command is None:
-        command = f"python task_tester.py audit {shlex.quote(str(reports[0].path))} --report "
-        command += shlex.quote(str(path))
+        words = ["python", "task_tester.py", "audit", str(reports[0].path), "--report", str(path)]
+        command = shlex.join(words)
     draw_plots(reports, path.parent / "plots", stem)
     text = analysis_text(reports, command, plot_links(reports, stem))
     with outputs.writing(REPORT_COMMAND, path) as (part,):
         part.write_text(text, encoding="utf-8")
-
-
-def own_report_text(reports: Sequence[AuditReport]) -> str:
-    """Return the text that docs/ANALYSIS_REPORT.md must hold for the committed datasets."""
-    stem = Path(OWN_REPORT).stem.lower()
-    return analysis_text(reports, "python -m tasks.audit.report", plot_links(reports, stem))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -306,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     outputs.add_overwrite(parser)
     args = parser.parse_args(arguments)
     files = args.files or [ROOT / name for name in OWN_FILES]
-    command = "python -m tasks.audit.report"
+    command = OWN_COMMAND
     if args.files:
         command += f" {shlex.join(args.files)} --output {shlex.quote(str(args.output))}"
     inputs = [*map(Path, files), *store_files(args.data_dir)]
@@ -314,12 +282,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outputs.check_files(REPORT_COMMAND, report_files(args.output), inputs, overwrite=args.overwrite)
         reports = audit_files(files, args.data_dir)
         write_report(reports, args.output, command)
-    except (outputs.OutputError, RunError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (DatasetError, DatabaseError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, DatasetError | DatabaseError) else 1
     except OSError as error:
         print(f"error: {system_error(error, args.output)}", file=sys.stderr)
         return 2

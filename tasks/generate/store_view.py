@@ -16,7 +16,6 @@ class StoreView:
     """Indexes over one store, for any store in the schema."""
 
     def __init__(self, db: RetailDatabase):
-        """Index a store."""
         self.db = db
         self.orders_by_user: dict[str, dict[str, list[str]]] = {}
         by_user: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))

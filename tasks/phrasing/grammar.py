@@ -36,7 +36,6 @@ class Grammar:
     """Expand phrases with one random stream."""
 
     def __init__(self, rng: Random, phrases: Mapping[str, tuple[str, ...]]):
-        """Hold what expansion needs."""
         self.rng = rng
         self.phrases = phrases
 

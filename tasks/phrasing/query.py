@@ -75,7 +75,6 @@ class Writer:
     """Write one query."""
 
     def __init__(self, rng: Random, mix: TaskMix, blueprint: Blueprint):
-        """Draw who writes and how."""
         self.rng = rng
         self.mix = mix
         self.blueprint = blueprint

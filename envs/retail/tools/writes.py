@@ -9,7 +9,7 @@ of the payment history. The customer's consent, which the policy demands, no too
 from collections import Counter
 from typing import Literal
 
-from envs.retail.store import Record, StoreOverlay, ToolRefusal
+from envs.retail.store import ADDRESS_FIELDS, Record, StoreOverlay, ToolRefusal
 from envs.retail.tools.schema import shown, write
 
 
@@ -48,14 +48,7 @@ class WriteTools:
 
     @write
     def modify_pending_order_address(
-        self,
-        order_id: str,
-        address1: str,
-        address2: str,
-        city: str,
-        state: str,
-        country: str,
-        zip: str,
+        self, order_id: str, address1: str, address2: str, city: str, state: str, country: str, zip: str,
     ) -> Record:
         """Change the shipping address of a pending order; all six fields are replaced.
 
@@ -264,17 +257,8 @@ class WriteTools:
         return items
 
 
-def _address(
-    address1: str, address2: str, city: str, state: str, country: str, zip_code: str
-) -> Record:
-    return {
-        "address1": address1,
-        "address2": address2,
-        "city": city,
-        "state": state,
-        "country": country,
-        "zip": zip_code,
-    }
+def _address(*values: str) -> Record:
+    return dict(zip(ADDRESS_FIELDS, values, strict=True))
 
 
 def _payment(kind: Literal["payment", "refund"], amount: int | float, method_id: str) -> Record:
