@@ -35,30 +35,49 @@ class ConfigError(UserError, ValueError):
     """A setting is unknown, of the wrong type or out of its range."""
 
 
-def _check(condition: bool, stage: str, name: str, value: object, rule: str) -> None:
-    if not condition:
-        raise ConfigError(f"{stage}.{name} is {value!r}; it must be {rule}")
+class _Settings:
+    """The checks of a stage's fields; a class's own name says which stage it is."""
+
+    def _check(self, name: str, is_right: bool, rule: str) -> None:
+        if not is_right:
+            stage = type(self).__name__.removesuffix("Stage").removesuffix("Config").lower()
+            raise ConfigError(f"{stage}.{name} is {getattr(self, name)!r}; it must be {rule}")
+
+    def _check_positive(self, *names: str) -> None:
+        for name in names:
+            self._check(name, getattr(self, name) > 0, "above 0")
+
+    def _check_not_negative(self, *names: str) -> None:
+        for name in names:
+            self._check(name, getattr(self, name) >= 0, "0 or more")
+
+    def _check_choice(self, name: str, choices: tuple) -> None:
+        self._check(name, getattr(self, name) in choices, "one of " + ", ".join(map(repr, choices)))
+
+    def check_finite(self) -> None:
+        """Refuse NaN and infinity."""
+        for name, value in vars(self).items():
+            if isinstance(value, float):
+                self._check(name, math.isfinite(value), "a finite number")
 
 
-def _check_positive(stage_name: str, stage: object, *names: str) -> None:
-    for name in names:
-        value = getattr(stage, name)
-        _check(value > 0, stage_name, name, value, "above 0")
+class _TrainingStage(_Settings):
+    """What SFT and GRPO check alike."""
 
-
-def _check_finite(stage_name: str, stage: object) -> None:
-    for name, value in vars(stage).items():
-        if isinstance(value, float):
-            _check(math.isfinite(value), stage_name, name, value, "a finite number")
-
-
-def _check_choice(stage_name: str, stage: object, name: str, choices: tuple) -> None:
-    value = getattr(stage, name)
-    _check(value in choices, stage_name, name, value, "one of " + ", ".join(map(repr, choices)))
+    def _check_training(self, *positive: str) -> None:
+        self._check_positive(
+            "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
+            "learning_rate", "logging_steps", "save_steps", "max_grad_norm", *positive,
+        )
+        rule = "2 or more, so that one is whole while another is written"
+        self._check("save_total_limit", self.save_total_limit >= 2, rule)
+        self._check("max_steps", self.max_steps >= -1, "-1 or more")
+        self._check_not_negative("warmup_steps")
+        self._check_choice("lr_scheduler_type", SCHEDULES)
 
 
 @dataclass(frozen=True)
-class ModelStage:
+class ModelStage(_Settings):
     """Which model is trained and how its LoRA adapter reaches it."""
 
     model_name: str = "unsloth/gpt-oss-20b"
@@ -102,16 +121,15 @@ class ModelStage:
     """GiB of vLLM's key-value cache: 128 sequences of 1,500 tokens; its weights take 13 GiB more."""
 
     def __post_init__(self) -> None:
-        _check_positive("model", self, "max_seq_length", "lora_rank", "lora_alpha", "sampling_rows")
-        _check_positive("model", self, "vllm_kv_gib")
-        _check_choice("model", self, "sampling", ("plain", "fast", "fast-resident", "vllm"))
-        _check_choice("model", self, "dtype", ("auto", "float32", "float16", "bfloat16"))
-        _check_choice("model", self, "device", ("auto", "cpu", "cuda"))
-        _check_choice("model", self, "lora_reach", ("attention", "attention+experts"))
-        _check_choice("model", self, "experts_implementation", ("auto", "eager"))
-        _check(0 <= self.lora_dropout < 1, "model", "lora_dropout", self.lora_dropout, "in [0, 1)")
-        _check(self.num_threads >= 0, "model", "num_threads", self.num_threads, "0 or more")
-        _check(bool(self.model_name), "model", "model_name", self.model_name, "a name or folder")
+        self._check_positive("max_seq_length", "lora_rank", "lora_alpha", "sampling_rows", "vllm_kv_gib")
+        self._check_choice("sampling", ("plain", "fast", "fast-resident", "vllm"))
+        self._check_choice("dtype", ("auto", "float32", "float16", "bfloat16"))
+        self._check_choice("device", ("auto", "cpu", "cuda"))
+        self._check_choice("lora_reach", ("attention", "attention+experts"))
+        self._check_choice("experts_implementation", ("auto", "eager"))
+        self._check("lora_dropout", 0 <= self.lora_dropout < 1, "in [0, 1)")
+        self._check_not_negative("num_threads")
+        self._check("model_name", bool(self.model_name), "a name or folder")
 
     def without_vllm(self) -> "ModelStage":
         """Return the settings for a few answers, which take less time than vLLM's start."""
@@ -119,7 +137,7 @@ class ModelStage:
 
 
 @dataclass(frozen=True)
-class DataStage:
+class DataStage(_Settings):
     """Which tasks are trained and evaluated on, and how they are shown to the model."""
 
     dataset_path: str = dataset_path
@@ -142,15 +160,13 @@ class DataStage:
     """Folder of users.json, orders.json, products.json; empty is the store in envs/retail."""
 
     def __post_init__(self) -> None:
-        _check_choice("data", self, "prompt_style", ("full", "brief"))
+        self._check_choice("prompt_style", ("full", "brief"))
         for name in ("train_fraction", "validation_fraction"):
-            value = getattr(self, name)
-            _check(0 < value < 1, "data", name, value, "between 0 and 1")
-        total = self.train_fraction + self.validation_fraction
+            self._check(name, 0 < getattr(self, name) < 1, "between 0 and 1")
         rule = "small enough that train_fraction + validation_fraction stay below 1"
-        _check(total < 1, "data", "validation_fraction", self.validation_fraction, rule)
+        self._check("validation_fraction", self.train_fraction + self.validation_fraction < 1, rule)
         for name in ("dataset_path", "eval_dataset_path"):
-            _check(bool(getattr(self, name)), "data", name, getattr(self, name), "a file path")
+            self._check(name, bool(getattr(self, name)), "a file path")
 
     @property
     def fractions(self) -> tuple[float, float, float]:
@@ -160,7 +176,7 @@ class DataStage:
 
 
 @dataclass(frozen=True)
-class SftStage:
+class SftStage(_TrainingStage):
     """Supervised warm-up on gold tool calls."""
 
     num_train_epochs: float = 1.0
@@ -189,18 +205,11 @@ class SftStage:
     """Checkpoints kept; two, so that one is whole while the next is written."""
 
     def __post_init__(self) -> None:
-        names = ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
-        _check_positive("sft", self, *names, "learning_rate", "logging_steps", "save_steps")
-        _check_positive("sft", self, "max_grad_norm")
-        _check(self.save_total_limit >= 2, "sft", "save_total_limit", self.save_total_limit,
-               "2 or more, so that one is whole while another is written")
-        _check(self.max_steps >= -1, "sft", "max_steps", self.max_steps, "-1 or more")
-        _check(self.warmup_steps >= 0, "sft", "warmup_steps", self.warmup_steps, "0 or more")
-        _check_choice("sft", self, "lr_scheduler_type", SCHEDULES)
+        self._check_training()
 
 
 @dataclass(frozen=True)
-class GrpoStage:
+class GrpoStage(_TrainingStage):
     """Group relative policy optimization with rewards that run the tools."""
 
     num_train_epochs: float = 3.0
@@ -261,40 +270,26 @@ class GrpoStage:
     """Checkpoints kept; two, so that one is whole while the next is written."""
 
     def __post_init__(self) -> None:
-        names = ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
-        _check_positive("grpo", self, *names, "learning_rate", "temperature", "logging_steps")
-        _check_positive("grpo", self, "max_completion_length", "num_eval_tasks", "max_grad_norm")
-        _check_positive("grpo", self, "save_steps")
-        _check_choice("grpo", self, "lr_scheduler_type", SCHEDULES)
-        _check(self.save_total_limit >= 2, "grpo", "save_total_limit", self.save_total_limit,
-               "2 or more, so that one is whole while another is written")
-        _check(self.max_steps >= -1, "grpo", "max_steps", self.max_steps, "-1 or more")
-        count = self.num_generations
-        _check(count >= 2, "grpo", "num_generations", count, "2 or more, rewards are compared")
-        zero_or_more = ("beta", "warmup_steps", "tool_reward_weight", "outcome_reward_weight")
-        zero_or_more += ("resample_rounds", "eval_steps", "early_stopping_patience", "max_kl")
-        for name in (*zero_or_more, "generation_batch_size"):
-            _check(getattr(self, name) >= 0, "grpo", name, getattr(self, name), "0 or more")
-        probability = self.max_gold_probability
-        _check(0 < probability <= 1, "grpo", "max_gold_probability", probability, "in (0, 1]")
-        _check_choice("grpo", self, "loss_type", ("dapo", "dr_grpo", "bnpo", "grpo"))
-        _check_choice("grpo", self, "scale_rewards", ("group", "batch", "none"))
+        self._check_training("temperature", "max_completion_length", "num_eval_tasks")
+        self._check("num_generations", self.num_generations >= 2, "2 or more, rewards are compared")
+        self._check_not_negative(
+            "beta", "tool_reward_weight", "outcome_reward_weight", "resample_rounds", "eval_steps",
+            "early_stopping_patience", "max_kl", "generation_batch_size",
+        )
+        self._check("max_gold_probability", 0 < self.max_gold_probability <= 1, "in (0, 1]")
+        self._check_choice("loss_type", ("dapo", "dr_grpo", "bnpo", "grpo"))
+        self._check_choice("scale_rewards", ("group", "batch", "none"))
         total = self.tool_reward_weight + self.outcome_reward_weight
-        _check(total > 0, "grpo", "tool_reward_weight", self.tool_reward_weight,
-               "above 0 when outcome_reward_weight is 0")
-        step = self.completions_per_step
-        if self.generation_batch_size:
-            size = self.generation_batch_size
-            rule = f"a multiple of the {step} completions of one optimizer step"
-            _check(size % step == 0, "grpo", "generation_batch_size", size, rule)
-        size = self.generation_batch_size or step
-        rule = f"a divisor of the {size} completions of one generate call"
-        _check(size % count == 0, "grpo", "num_generations", count, rule)
+        self._check("tool_reward_weight", total > 0, "above 0 when outcome_reward_weight is 0")
+        step, size = self.completions_per_step, self.generation_batch_size
+        rule = f"a multiple of the {step} completions of one optimizer step"
+        self._check("generation_batch_size", size % step == 0, rule)
+        rule = f"a divisor of the {size or step} completions of one generate call"
+        self._check("num_generations", (size or step) % self.num_generations == 0, rule)
         if self.early_stopping_patience:
-            _check(self.eval_steps > 0, "grpo", "eval_steps", self.eval_steps,
-                   "above 0 when early_stopping_patience is set")
+            self._check("eval_steps", self.eval_steps > 0, "above 0 when early_stopping_patience is set")
         if self.max_kl:
-            _check(self.beta > 0, "grpo", "beta", self.beta, "above 0 when max_kl is set")
+            self._check("beta", self.beta > 0, "above 0 when max_kl is set")
 
     @property
     def completions_per_step(self) -> int:
@@ -308,7 +303,7 @@ class GrpoStage:
 
 
 @dataclass(frozen=True)
-class EvaluationStage:
+class EvaluationStage(_Settings):
     """Greedy decoding of held-out tasks, the same ones at every stage."""
 
     num_tasks: int = 512
@@ -325,13 +320,12 @@ class EvaluationStage:
     """Resamples behind the 95 % intervals."""
 
     def __post_init__(self) -> None:
-        names = ("batch_size", "max_new_tokens", "num_bootstrap", "temperature")
-        _check_positive("evaluation", self, *names)
-        _check(self.num_tasks >= 0, "evaluation", "num_tasks", self.num_tasks, "0 or more")
+        self._check_positive("batch_size", "max_new_tokens", "num_bootstrap", "temperature")
+        self._check_not_negative("num_tasks")
 
 
 @dataclass(frozen=True)
-class AgentStage:
+class AgentStage(_Settings):
     """Conversations with a scripted customer; used when the run's `mode` is "agent"."""
 
     trajectories_path: str = ""
@@ -347,12 +341,11 @@ class AgentStage:
     """Evaluation episodes of each held-out task, each with another customer."""
 
     def __post_init__(self) -> None:
-        names = ("customers_per_task", "max_turns", "max_turn_tokens", "num_trials")
-        _check_positive("agent", self, *names)
+        self._check_positive("customers_per_task", "max_turns", "max_turn_tokens", "num_trials")
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(_Settings):
     """Everything one run needs, saved with it as config.json."""
 
     model: ModelStage = field(default_factory=ModelStage)
@@ -375,17 +368,16 @@ class RunConfig:
     """Write merged_model/ (adapter folded into the weights) at the end."""
 
     def __post_init__(self) -> None:
-        _check(bool(self.output_dir), "run", "output_dir", self.output_dir, "a folder path")
+        self._check("output_dir", bool(self.output_dir), "a folder path")
         # NumPy takes 32 bits; processes and trials add their numbers to it.
-        _check(0 <= self.seed < 2**31, "run", "seed", self.seed, "from 0 to 2147483647")
-        for name, stage in stages_of(self).items():
-            _check_finite(name, stage)
-        _check_choice("run", self, "mode", MODES)
-        _check(self.agent.max_turn_tokens < self.model.max_seq_length, "agent", "max_turn_tokens",
-               self.agent.max_turn_tokens, f"below model.max_seq_length ({self.model.max_seq_length})")
-        longest = self.grpo.max_completion_length
-        _check(longest < self.model.max_seq_length, "grpo", "max_completion_length", longest,
-               f"below model.max_seq_length ({self.model.max_seq_length})")
+        self._check("seed", 0 <= self.seed < 2**31, "from 0 to 2147483647")
+        for stage in stages_of(self).values():
+            stage.check_finite()
+        self._check_choice("mode", MODES)
+        limit = self.model.max_seq_length
+        for stage, name in ((self.agent, "max_turn_tokens"), (self.grpo, "max_completion_length")):
+            rule = f"below model.max_seq_length ({limit})"
+            stage._check(name, getattr(stage, name) < limit, rule)
 
     def to_json(self) -> str:
         """Return the settings as indented JSON text."""
@@ -407,7 +399,7 @@ def describe_changes(config: RunConfig) -> str:
     return "\n".join(lines)
 
 
-def stages_of(config: RunConfig) -> dict[str, object]:
+def stages_of(config: RunConfig) -> dict[str, _Settings]:
     """Return the stages of the settings by their field's name."""
     return {name: part for name, part in vars(config).items() if dataclasses.is_dataclass(part)}
 
