@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from agent.trajectories import write_trajectories
-from common.files import RunError
-from common.outputs import OutputError, add_overwrite, check_files, writing
-from common.user_error import cut
-from data_reader import DatasetError, Task, iter_tasks, task_to_json
-from envs.retail import DatabaseError, RetailDatabase
+from common.outputs import add_overwrite, check_files, writing
+from common.user_error import UserError, cut
+from data_reader import Task, iter_tasks, task_to_json
+from envs.retail import RetailDatabase
 from envs.retail.store import store_files
-from scoring.reward import GoldError
-from tasks.generate.pipeline import GenerationError, TaskStream, YieldTable
+from tasks.generate.pipeline import TaskStream, YieldTable
 from tasks.llm.client import LlmError
 from tasks.llm.rewording import add_llm_arguments, apply_llm_steps
 
@@ -80,54 +78,54 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["trajectories"]:
-        return _parse_trajectories(words[1:])
+        words, parser = words[1:], _trajectories_parser()
+    else:
+        parser = _tasks_parser()
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="F", help="file to write (JSON lines)"
+    )
+    parser.add_argument("--data-dir", type=Path, help="folder of a store; default: the project's")
+    add_overwrite(parser)
+    arguments = parser.parse_args(words)
+    output, folder = arguments.output, arguments.output.parent
+    if os.path.isdir(output):
+        parser.error(f"argument --output: {cut(str(output))} is a folder; name a file in it")
+    if not folder.is_dir():
+        parser.error(f"argument --output: folder {cut(str(folder))} does not exist; make it first")
+    if not os.access(folder, os.W_OK):
+        parser.error(f"argument --output: folder {folder} is not writable, choose another")
+    return arguments
+
+
+def _tasks_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Generate retail tasks as JSON lines.",
         epilog=f"`{TRAJECTORIES} --help`: conversations about tasks.",
     )
+    parser.set_defaults(work=_tasks)
     parser.add_argument("--num-tasks", type=positive_number, required=True, help="how many tasks")
     parser.add_argument("--seed", type=int, required=True, help="same seed, same file")
-    parser.add_argument("--output", type=Path, required=True, help="file to write (JSON lines)")
-    parser.add_argument("--data-dir", type=Path, help="folder of a store; default: the project's")
     parser.add_argument(
         "--workers", type=positive_number, default=1, help="processes; the file is the same for any"
     )
-    add_overwrite(parser)
     add_llm_arguments(parser)
-    parser.set_defaults(work=_tasks)
-    arguments = parser.parse_args(words)
-    _check_output(parser, arguments.output)
-    return arguments
+    return parser
 
 
-def _check_output(parser: argparse.ArgumentParser, output: Path) -> None:
-    if os.path.isdir(output):
-        parser.error(f"argument --output: {cut(str(output))} is a folder; name a file in it")
-    if not output.parent.is_dir():
-        parser.error(f"argument --output: folder {cut(str(output.parent))} does not exist; make it first")
-    if not os.access(output.parent, os.W_OK):
-        parser.error(f"argument --output: folder {output.parent} is not writable, choose another")
-
-
-def _parse_trajectories(words: list[str]) -> argparse.Namespace:
+def _trajectories_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"{COMMAND} trajectories",
+        prog=TRAJECTORIES,
         description="Let a scripted agent that knows the gold calls talk to scripted customers, and "
         "write the conversations that end right as JSON lines.",
     )
+    parser.set_defaults(work=_trajectories)
     parser.add_argument("--tasks", type=Path, required=True, metavar="F", help="task file")
-    parser.add_argument("--output", type=Path, required=True, metavar="T", help="file to write")
-    parser.add_argument("--data-dir", type=Path, help="folder of a store; default: the project's")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same file (default: 0)")
     parser.add_argument(
         "--customers", type=positive_number, default=1, metavar="N",
         help="conversations of each task, each with another customer (default: 1)",
     )
-    add_overwrite(parser)
-    parser.set_defaults(work=_trajectories)
-    arguments = parser.parse_args(words)
-    _check_output(parser, arguments.output)
-    return arguments
+    return parser
 
 
 def _fail(code: int, message: str) -> NoReturn:
@@ -152,9 +150,7 @@ def _trajectories(arguments: argparse.Namespace) -> None:
 
 def _tasks(arguments: argparse.Namespace) -> None:
     output = arguments.output
-    stream = TaskStream(
-        arguments.num_tasks, arguments.seed, arguments.data_dir, arguments.workers
-    )
+    stream = TaskStream(arguments.num_tasks, arguments.seed, arguments.data_dir, arguments.workers)
     tasks = apply_llm_steps(stream, arguments, RetailDatabase.load(arguments.data_dir))
     check_files(
         COMMAND, [output, yield_path(output)], store_files(arguments.data_dir),
@@ -177,9 +173,7 @@ def main(argv: list[str] | None = None) -> None:
         arguments.work(arguments)
     except LlmError as error:
         _fail(EXIT_USAGE, str(error))
-    except (
-        DatabaseError, DatasetError, GenerationError, GoldError, OutputError, RunError
-    ) as error:
+    except UserError as error:
         _fail(EXIT_DATA, str(error))
     except OSError as error:
         _fail(EXIT_USAGE, f"cannot write {output}: {error.strerror}; choose another --output")

@@ -9,8 +9,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ INVALID_DATA, USAGE, INTERRUPTED = 1, 2, 130
 EVALUATION_FILES = ("evaluation.json", "evaluation_details.json", "completions.jsonl")
 AGENT_FILES = ("trajectories.jsonl", "episodes.html", "evaluation.json", USAGE_NAME)
 
+DATA_ERRORS = (DatasetError, DatabaseError, GoldError, outputs.OutputError)
 _HOLDS_CALL = re.compile(r"""tool_call|["']arguments["']""")
 EXIT_CODES = (
     "exit code: 0 done, 1 invalid data, 2 wrong usage or a file that is not there, 130 interrupted"
@@ -155,21 +156,28 @@ def _check_model(model: str) -> None:
         raise UsageError(f"--model {model}: no such folder; name a saved model's folder")
 
 
-def _check_evaluation(args: argparse.Namespace, names: Sequence[str]) -> list[Path]:
-    """Return the files that `evaluate` writes, when they may be replaced."""
+@contextmanager
+def _evaluation_files(args: argparse.Namespace, names: Sequence[str]) -> Iterator[None]:
+    """Refuse to replace files that `evaluate` did not write; record those that it writes."""
     written = [args.output / name for name in names]
     model = [Path(args.model).expanduser()] if args.model else []
     outputs.check_files(
         "evaluate", written, [*model, args.tasks, *store_files(args.data_dir)],
         overwrite=args.overwrite, whole_folder=True,
     )
-    return written
+    try:
+        yield
+    finally:
+        # After a failure too: the same command may replace them then.
+        with suppress(OSError):  # on a full disk
+            outputs.record("evaluate", written)
 
 
-def _record_evaluation(written: list[Path]) -> None:
-    """Note what was written, after a failure too: the same command may replace it then."""
-    with suppress(OSError):  # on a full disk
-        outputs.record("evaluate", written)
+def _read_judged(args: argparse.Namespace) -> tuple[list[Task], RetailDatabase]:
+    """Return the tasks that `evaluate` plays, and the store."""
+    tasks = read_tasks(_existing_file(args.tasks), may_be_empty=True)[: args.limit]
+    db = RetailDatabase.load(args.data_dir)
+    return _judgeable(tasks, args, db), db
 
 
 def _run_evaluate(args: argparse.Namespace) -> int:
@@ -182,29 +190,21 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     if not args.model:
         raise UsageError("nothing to evaluate: give --model, or --mode agent and --policy")
     _check_model(args.model)
-    tasks = read_tasks(_existing_file(args.tasks), may_be_empty=True)[: args.limit]
-    db = RetailDatabase.load(args.data_dir)
-    tasks = _judgeable(tasks, args, db)
-    written = _check_evaluation(args, EVALUATION_FILES)
-    try:
-        from configs import ConfigError
-        from gptoss.preflight import ModelError
-        from training.evaluation import evaluate_model_dir
-    except ImportError as error:
-        raise UsageError(f"a package is missing ({error}); run `make install`") from None
-    is_new = not args.output.exists()
-    args.output.mkdir(parents=True, exist_ok=True)  # before the time is spent
-    try:
-        evaluate_model_dir(
-            model=args.model, tasks=tasks, db=db, output_dir=args.output,
-            num_trials=args.num_trials, batch_size=args.batch_size, tasks_path=args.tasks,
-        )
-    except (ConfigError, ModelError, RunError) as error:
-        raise UsageError(f"--model {args.model}: {error}") from None
-    finally:
-        if is_new and not any(args.output.iterdir()):
-            args.output.rmdir()
-        _record_evaluation(written)
+    tasks, db = _read_judged(args)
+    with _evaluation_files(args, EVALUATION_FILES):
+        is_new = not args.output.exists()
+        args.output.mkdir(parents=True, exist_ok=True)  # before the time is spent
+        try:
+            with _model_errors(args.model):
+                from training.evaluation import evaluate_model_dir
+
+                evaluate_model_dir(
+                    model=args.model, tasks=tasks, db=db, output_dir=args.output,
+                    num_trials=args.num_trials, batch_size=args.batch_size, tasks_path=args.tasks,
+                )
+        finally:
+            if is_new and not any(args.output.iterdir()):
+                args.output.rmdir()
     return 0
 
 
@@ -216,39 +216,41 @@ def _run_evaluate_agent(args: argparse.Namespace) -> int:
         if str(args.tasks) == TAU2:
             run_tau2_evaluation(args, _load_policy)
             return 0
-        tasks = read_tasks(_existing_file(args.tasks), may_be_empty=True)[: args.limit]
-        db = RetailDatabase.load(args.data_dir)
-        tasks = _judgeable(tasks, args, db)
-        written = _check_evaluation(args, AGENT_FILES)
-        try:
+        tasks, db = _read_judged(args)
+        with _evaluation_files(args, AGENT_FILES):
             run_agent_evaluation(args, tasks, db, _load_policy)
-        finally:
-            _record_evaluation(written)
-    except (DatasetError, DatabaseError, GoldError, outputs.OutputError):
+    except DATA_ERRORS:
         raise
     except UserError as error:
         raise UsageError(str(error)) from None
     return 0
 
 
-def _load_policy(args: argparse.Namespace, tools: Tools | None = None) -> Any:
-    """Load the local model that plays, with the store's tools or others; this imports torch."""
+@contextmanager
+def _model_errors(model: str) -> Iterator[None]:
+    """Name the model in what goes wrong with it; data keeps its own errors."""
     try:
-        from configs import ConfigError
-        from gptoss.preflight import ModelError
-        from training.evaluation import load_agent_policy
+        yield
     except ImportError as error:
         raise UsageError(f"a package is missing ({error}); run `make install`") from None
+    except DATA_ERRORS:
+        raise
+    except UserError as error:
+        raise UsageError(f"--model {model}: {error}") from None
+
+
+def _load_policy(args: argparse.Namespace, tools: Tools | None = None) -> Any:
+    """Load the local model that plays, with the store's tools or others; this imports torch."""
     temperature = args.temperature
     if temperature is None and args.num_trials > 1:
         temperature = 1.0
-    try:
+    with _model_errors(args.model):
+        from training.evaluation import load_agent_policy
+
         return load_agent_policy(
             args.model, args.concurrency, args.max_new_tokens, temperature or None, args.reasoning,
             tools,
         )
-    except (ConfigError, ModelError) as error:
-        raise UsageError(f"--model {args.model}: {error}") from None
 
 
 # -- score -------------------------------------------------------------------------------------
@@ -540,7 +542,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone (`| head`); keep the interpreter's last flush quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (DatasetError, DatabaseError, GoldError, outputs.OutputError, RunError) as error:
+    except (*DATA_ERRORS, RunError) as error:
         print(f"task_tester.py {args.command}: error: {error}", file=sys.stderr)
         return INVALID_DATA
     except (UsageError, CommandError, OSError) as error:

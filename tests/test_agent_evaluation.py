@@ -357,7 +357,7 @@ def test_kill_9_of_a_sampled_local_model_gives_the_same_files(task_file, tmp_pat
 
     def command(output):
         more = ("--model", str(tmp_path / "model"), "--num-trials", "2", "--max-new-tokens", "48",
-                "--limit", "4", "--concurrency", "1")
+                "--limit", "2", "--concurrency", "1")
         return [sys.executable, "task_tester.py", *words(ROOT / "dataset.jsonl", output, *more)]
 
     def run(output):
@@ -365,7 +365,7 @@ def test_kill_9_of_a_sampled_local_model_gives_the_same_files(task_file, tmp_pat
 
     run(tmp_path / "whole")
     part = tmp_path / "cut" / PART_NAME
-    for num_lines in (2, 5):
+    for num_lines in (2, 4):
         process = subprocess.Popen(command(tmp_path / "cut"), cwd=ROOT,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not part.exists() or part.read_bytes().count(b"\n") < num_lines:
@@ -385,7 +385,7 @@ def test_kill_9_of_a_sampled_local_model_gives_the_same_files(task_file, tmp_pat
 def test_kill_9_at_random_moments_gives_the_same_file_and_repeats_no_finished_episode(
     task_file, tmp_path
 ):
-    """Ten kills over one evaluation of 72 episodes through the command line."""
+    """Six kills over one evaluation of 72 episodes through the command line."""
     draw = random.Random(0)
 
     def command(output, url):
@@ -397,7 +397,7 @@ def test_kill_9_at_random_moments_gives_the_same_file_and_repeats_no_finished_ep
             command(tmp_path / "whole", server.base_url), cwd=ROOT, check=True, capture_output=True
         )
         part = tmp_path / "cut" / PART_NAME
-        for _ in range(10):
+        for _ in range(6):
             process = subprocess.Popen(
                 command(tmp_path / "cut", server.base_url), cwd=ROOT, stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

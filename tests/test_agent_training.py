@@ -1,11 +1,13 @@
 """Agent mode trained: GRPO over whole episodes, its signals and warnings, and runs that are killed."""
 
 import csv
+import functools
 import json
 import os
 import random
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import resume_run
@@ -19,10 +21,11 @@ from agent.policies import ScriptedPolicy, oracle
 from common.user_error import UserError
 from data_reader import DatasetError, read_tasks
 from gptoss.load import load_model
+from training import pipeline
 from training.conversations import Context
 from training.episode_rewards import EpisodeScorer, make_episode_rewards, summarize_episodes
 from training.grpo import build_grpo_trainer
-from training.pipeline import prepare_run, run_pipeline
+from training.pipeline import prepare_run
 from training.warning_rules import RULES, find_warnings
 
 NAMES = (
@@ -215,10 +218,25 @@ def digests(folder):
     return found
 
 
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+    """Settings, metrics, digests and seconds of a run that nothing kills; it lies in `left_alone/`."""
+    folder = tmp_path_factory.mktemp("whole")
+    config, started = run_config(folder), time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        train = functools.partial(pipeline.train_grpo, make_rewards=make_spread_rewards)
+        patch.setattr(pipeline, "train_grpo", train)
+        metrics = pipeline.run_pipeline(config)
+    seconds = time.monotonic() - started
+    found = digests(folder / "run")
+    shutil.move(folder / "run", folder / "left_alone")
+    return config, metrics, found, seconds
+
+
 @pytest.mark.slow
-def test_a_run_leaves_metrics_episodes_and_paired_differences(tmp_path):
-    metrics = run_pipeline(run_config(tmp_path))
-    run = tmp_path / "run"
+def test_a_run_leaves_metrics_episodes_and_paired_differences(left_alone):
+    config, metrics, _, _ = left_alone
+    run = Path(config.output_dir).with_name("left_alone")
     assert set(metrics) == {"base", "sft", "sft_grpo"}
     assert {"success_rate", "db_match_rate", "pass_hat_k"} <= metrics["sft"].keys()
     details = json.loads((run / "evaluation_details.json").read_text())
@@ -236,24 +254,20 @@ def test_a_run_leaves_metrics_episodes_and_paired_differences(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_agent_runs_end_bitwise_equal(tmp_path):
-    config = run_config(tmp_path)
-    started = time.monotonic()
-    assert os.waitpid(start(config, tmp_path / "log.txt"), 0)[1] == 0, (tmp_path / "log.txt").read_text()
-    seconds = time.monotonic() - started
-    expected = digests(tmp_path / "run")
-    shutil.move(tmp_path / "run", tmp_path / "left_alone")
+def test_killed_agent_runs_end_bitwise_equal(left_alone, tmp_path):
+    config, _, expected, seconds = left_alone
+    run = Path(config.output_dir)
     draws = random.Random(0)
     # Early kills fall into SFT, which has begun to leave checkpoints; then those in GRPO.
     for stage, mark in (("sft", "sft/checkpoint-1"), ("grpo", "best_adapter"), ("grpo", "checkpoint-1")):
         process_id = start(config, tmp_path / "killed.txt")
-        while not (tmp_path / "run" / mark).exists():
+        while not (run / mark).exists():
             assert not os.waitpid(process_id, os.WNOHANG)[0], f"ended before {stage}"
             time.sleep(0.01)
         time.sleep(draws.uniform(0, 0.05) * seconds)
         resume_run.kill(process_id)
     assert os.waitpid(start(config, tmp_path / "killed.txt"), 0)[1] == 0
-    assert digests(tmp_path / "run") == expected
+    assert digests(run) == expected
 
 
 def test_a_damaged_file_of_conversations_is_named_before_time_is_spent(tmp_path):

@@ -269,7 +269,7 @@ def test_evaluation_plots(tmp_path, db):
     for label in ("base", "sft", "sft_grpo"):
         texts = [render_completion(gold_completion(task)) for task in tasks]
         texts[0] = render_completion("no plan")
-        _write_evaluation(tmp_path, score_texts(tasks, texts, db, config, label))
+        _write_evaluation(tmp_path, score_texts(tasks, texts, db, config, label), "completions.jsonl")
     names = [path.name for path in plot_all(tmp_path)]
     assert names[-2:] == ["evaluation.png", "failures.png"]
     notebook = Path(__file__).resolve().parent.parent / "gpt_oss_20b_tau_bench_rl_training.ipynb"

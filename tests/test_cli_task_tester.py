@@ -11,6 +11,7 @@ from example_tasks import make_tasks
 
 import configs
 import task_tester
+from common.user_error import UserError
 from data_reader import DatasetError, gold_completion, read_tasks, task_to_json
 from envs.retail import RetailDatabase
 from task_tester import main, score_completion, summarize
@@ -327,20 +328,16 @@ def test_audit_takes_the_split_of_a_run(tmp_path, task_file, fake_audit, capsys)
 
 @pytest.fixture
 def fake_training(monkeypatch):
-    """Put fakes of the two training modules in place; return the calls they got."""
+    """Put a fake of the training module in place; return the calls it got."""
     calls = []
-    checkpoint, evaluation = ModuleType("gptoss.preflight"), ModuleType("training.evaluation")
-
-    class ModelError(ValueError):
-        pass
+    evaluation = ModuleType("training.evaluation")
 
     def evaluate_model_dir(**arguments):
         calls.append(arguments)
         if arguments["model"] == "broken/model":
-            raise ModelError("it cannot be loaded; check the name")
+            raise UserError("it cannot be loaded; check the name")
 
-    checkpoint.ModelError, evaluation.evaluate_model_dir = ModelError, evaluate_model_dir
-    monkeypatch.setitem(sys.modules, "gptoss.preflight", checkpoint)
+    evaluation.evaluate_model_dir = evaluate_model_dir
     monkeypatch.setitem(sys.modules, "training.evaluation", evaluation)
     return calls
 

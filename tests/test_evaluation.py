@@ -155,7 +155,7 @@ def test_rare_line_ends_in_a_completion_are_read_back(tmp_path, folder, db):
     config = tiny_random.tiny_config(folder, output_dir=str(tmp_path))
     tasks = tiny_random.make_tasks(1)
     written = score_texts(tasks, [render_completion("a\u2028b\x85c")], db, config, "base")
-    evaluation_module._write_evaluation(tmp_path, written)
+    evaluation_module._write_evaluation(tmp_path, written, "completions.jsonl")
     assert evaluate_model(None, tiny_random.make_tokenizer(), tasks, db, config, "base") == written
 
 

@@ -38,7 +38,7 @@ from training import pipeline, run_data
 from training.monitor import restore_best
 from training.trainer import run_trainer
 
-NUM_KILLS = 12
+NUM_KILLS = 8
 
 
 def finish(config, log_path: Path) -> float:
@@ -60,6 +60,7 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.mark.slow
 def test_killed_runs_end_bitwise_equal(uninterrupted):
+    """As does any second run with one seed: what was killed early is such a run."""
     folder, expected, seconds = uninterrupted
     first = folder / "run"
     shutil.move(first, folder / "left_alone")
@@ -88,21 +89,14 @@ def test_killed_runs_end_bitwise_equal(uninterrupted):
 
 
 @pytest.mark.slow
-def test_two_runs_with_one_seed_are_equal(uninterrupted, tmp_path):
-    _, expected, _ = uninterrupted
-    shutil.copytree(uninterrupted[0] / "model", tmp_path / "model")
-    shutil.copy(uninterrupted[0] / "tasks.jsonl", tmp_path)
-    finish(resume_run.resume_config(tmp_path), tmp_path / "log.txt")
-    assert resume_run.digests(tmp_path / "run") == expected
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("stops", [
     {"grpo__max_kl": 1e-9, "grpo__eval_steps": 0},
     {"grpo__early_stopping_patience": 1, "grpo__eval_steps": 2},
 ], ids=["KL guard", "early stopping"])
 def test_a_run_killed_after_it_stopped_early_does_not_train_on(tmp_path, monkeypatch, stops):
-    config = resume_run.resume_config(tmp_path, grpo__generation_batch_size=0, **stops)
+    config = resume_run.resume_config(
+        tmp_path, sft__max_steps=1, grpo__generation_batch_size=0, **stops
+    )
     finish(config, tmp_path / "log.txt")
     expected = resume_run.digests(tmp_path / "run")
     with open(tmp_path / "run" / "metrics.csv", encoding="utf-8") as file:
@@ -128,7 +122,7 @@ def test_a_run_killed_after_it_stopped_early_does_not_train_on(tmp_path, monkeyp
 def test_run_out_of_memory_goes_on_with_the_setting_that_is_named(tmp_path):
     """Half the rows a pass and twice the passes are the same steps, up to the order of sums."""
     whole = resume_run.resume_config(
-        tmp_path, grpo__generation_batch_size=0, model__sampling_rows=8
+        tmp_path, sft__max_steps=1, grpo__generation_batch_size=0, model__sampling_rows=8
     )
     finish(whole, tmp_path / "log.txt")
     shutil.move(tmp_path / "run", tmp_path / "left_alone")

@@ -224,9 +224,7 @@ def _read_rows(path: Path) -> list[dict]:
     return rows
 
 
-def _write_evaluation(
-    folder: Path, evaluation: Evaluation, rows_name: str = ROWS_NAMES["plan"]
-) -> None:
+def _write_evaluation(folder: Path, evaluation: Evaluation, rows_name: str) -> None:
     """Add one stage to the files; evaluation.json comes last and says that the rest is there."""
     label, path = evaluation.label, folder / rows_name
     rows = [row for row in _read_rows(path) if row["stage"] != label] + evaluation.completions
@@ -259,12 +257,9 @@ def format_table(metrics_by_stage: dict[str, dict[str, Any]]) -> str:
     names = [n for n, v in metrics_by_stage[stages[0]].items() if isinstance(v, dict) and "low" in v]
     lines = ["metric".ljust(22) + "".join(STAGE_NAMES.get(s, s).rjust(26) for s in stages)]
     for name in names:
-        cells = []
-        for stage in stages:
-            cell = metrics_by_stage[stage][name]
-            cells.append(format_estimate(cell).rjust(26))
+        cells = (format_estimate(metrics[name]).rjust(26) for metrics in metrics_by_stage.values())
         lines.append(name.ljust(22) + "".join(cells))
-    counts = {metrics_by_stage[stage]["num_tasks"] for stage in stages}
+    counts = {metrics["num_tasks"] for metrics in metrics_by_stage.values()}
     lines.append(f"{'/'.join(map(str, sorted(counts)))} held-out tasks, 95 % bootstrap intervals")
     return "\n".join(lines)
 
@@ -338,13 +333,8 @@ def load_agent_policy(
 
 
 def evaluate_model_dir(
-    model: str,
-    tasks: list[Task],
-    db: RetailDatabase,
-    output_dir: str | Path,
-    num_trials: int = 1,
-    batch_size: int | None = None,
-    tasks_path: str | Path = "tasks",
+    model: str, tasks: list[Task], db: RetailDatabase, output_dir: str | Path, num_trials: int = 1,
+    batch_size: int | None = None, tasks_path: str | Path = "tasks",
 ) -> dict[str, Any]:
     """Evaluate a model folder or name for `task_tester.py evaluate`.
 
@@ -353,7 +343,7 @@ def evaluate_model_dir(
         output_dir: evaluation.json and completions.jsonl go there, and replace older ones.
         num_trials: Attempts per task; above 1 they are sampled, each trial with its own seed.
         batch_size: Prompts per generate call; None takes that of the model's settings.
-        tasks_path: Their file, named in errors.
+        tasks_path: Named in errors.
 
     Returns:
         The content of evaluation.json: the metrics over all trials under "model".
@@ -379,8 +369,9 @@ def evaluate_model_dir(
             texts += complete_tasks(loaded, tokenizer, tasks, seeded, parts_dir=None)
     plans = plan_format(tokenizer)
     evaluation = score_texts(tasks * num_trials, texts, db, config, "model", plans)
-    for name in ("evaluation.json", "evaluation_details.json", "completions.jsonl"):
-        (Path(output_dir) / name).unlink(missing_ok=True)
-    _write_evaluation(Path(output_dir), evaluation)
-    print(format_table({"model": evaluation.metrics}))
-    return {"model": evaluation.metrics}
+    folder, metrics = Path(output_dir), {"model": evaluation.metrics}
+    for name in ("evaluation.json", "evaluation_details.json", ROWS_NAMES["plan"]):
+        (folder / name).unlink(missing_ok=True)
+    _write_evaluation(folder, evaluation, ROWS_NAMES["plan"])
+    print(format_table(metrics))
+    return metrics

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
+from common.user_error import UserError
 from data_reader import DatasetError, Task, task_from_json, task_to_json
 from envs.retail import Episode, RetailDatabase
 from tasks.audit.conventions import check_conventions
@@ -41,7 +42,7 @@ STEPS = (
 )
 
 
-class GenerationError(ValueError):
+class GenerationError(UserError, ValueError):
     """The store cannot give as many different tasks as were asked for."""
 
 
