@@ -189,13 +189,17 @@ def export_model(
 
 
 def _convert_to_gguf(part: Path, llama_cpp: Path) -> None:
-    program = Path(__file__).with_name("to_gguf.py")
-    # -P keeps this folder off the import path, as in `reload_logits`.
-    command = [sys.executable, "-P", program, llama_cpp, part, part / "model.gguf"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    if done.returncode or not (part / "model.gguf").is_file():
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    reason = _run_beside("to_gguf.py", llama_cpp, part, part / "model.gguf")
+    if reason or not (part / "model.gguf").is_file():
         raise ModelError(f"{llama_cpp / CONVERTER}: failed: {reason}; use --format mxfp4")
+
+
+def _run_beside(program: str, *words: Path) -> str:
+    """Run a program of this folder in a process of its own; return the last line of its error."""
+    # -P keeps this folder, whose modules have common names, off the import path.
+    command = [sys.executable, "-P", Path(__file__).with_name(program), *words]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    return (done.stderr.strip().splitlines() or ["no message"])[-1] if done.returncode else ""
 
 
 def export_bytes(model: Model, dtype: torch.dtype, packed: bool) -> float:
@@ -246,14 +250,9 @@ def reload_logits(folder: Path, prompts: list[str]) -> torch.Tensor:
     Raises:
         ModelError: transformers cannot load the folder.
     """
-    program = Path(__file__).with_name("plain.py")
     with tempfile.TemporaryDirectory() as temporary:
         prompts_path, logits_path = Path(temporary, "prompts.json"), Path(temporary, "logits.pt")
         prompts_path.write_text(json.dumps(prompts), encoding="utf-8")
-        # -P keeps this folder off the import path: its kernels.py would be taken for a package.
-        command = [sys.executable, "-P", program, folder, prompts_path, logits_path]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        if reason := _run_beside("plain.py", folder, prompts_path, logits_path):
             raise ModelError(f"{folder}: written, but transformers cannot load it: {reason}")
         return torch.load(logits_path)

@@ -6,6 +6,7 @@ MXFP4, as in the released model.
 """
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,26 +58,48 @@ def write_merged(model: Model, folder: Path, dtype: torch.dtype, pack_experts: b
     config["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(_plain(config), indent=2), encoding="utf-8")
     core.generation_config.save_pretrained(str(folder))
+    shards = _layer_shards(core, dtype, pack_experts) if gpt_oss else [_merged_tensors(core)]
+    # Bytes are MXFP4 already; everything else is written in one floating-point type.
+    write_shards(folder, (
+        {
+            name: tensor.detach().to("cpu", tensor.dtype if tensor.dtype == torch.uint8 else dtype)
+            for name, tensor in tensors.items()
+        }
+        for tensors in shards
+    ))
+
+
+def write_shards(folder: Path, shards: Iterable[dict[str, torch.Tensor]]) -> None:
+    """Write a weight file for each dict of tensors, and the index of all of them.
+
+    Args:
+        shards: Tensors on the CPU by name; one dict at a time is held.
+    """
     weight_map: dict[str, str] = {}
-    if not gpt_oss:
-        total = _write_shard(folder, 0, _merged_tensors(core), dtype, weight_map)
-        return _write_index(folder, total, weight_map)
+    total = 0
+    for number, tensors in enumerate(shards):
+        name = f"model-{number:05d}.safetensors"
+        tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        save_file(tensors, str(folder / name), metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(tensors, name))
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX_NAME).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def _layer_shards(
+    core: Any, dtype: torch.dtype, pack_experts: bool
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the tensors of a GPT-OSS: those outside of its layers, then a layer each."""
     tensors = {
         "model.embed_tokens.weight": core.model.embed_tokens.weight,
         "model.norm.weight": core.model.norm.weight,
     }
     if not core.config.tie_word_embeddings:
         tensors["lm_head.weight"] = dense(core.lm_head.weight)
-    total = _write_shard(folder, 0, tensors, dtype, weight_map)
+    yield tensors
     for index, layer in enumerate(core.model.layers):
-        tensors = _layer_tensors(f"model.layers.{index}.", layer, dtype, pack_experts)
-        total += _write_shard(folder, index + 1, tensors, dtype, weight_map)
-    _write_index(folder, total, weight_map)
-
-
-def _write_index(folder: Path, total: int, weight_map: dict[str, str]) -> None:
-    index_json = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / INDEX_NAME).write_text(json.dumps(index_json, indent=2), encoding="utf-8")
+        yield _layer_tensors(f"model.layers.{index}.", layer, dtype, pack_experts)
 
 
 def _plain(value: Any) -> Any:
@@ -136,18 +159,3 @@ def _layer_tensors(
             tensors[f"mlp.experts.{kind}"] = weight
         tensors[f"mlp.experts.{kind}_bias"] = experts.bias(kind)
     return {prefix + name: tensor for name, tensor in tensors.items()}
-
-
-def _write_shard(
-    folder: Path, number: int, tensors: dict[str, torch.Tensor], dtype: torch.dtype,
-    weight_map: dict[str, str],
-) -> int:
-    name = f"model-{number:05d}.safetensors"
-    # Bytes are MXFP4 already; everything else is written in one floating-point type.
-    ready = {
-        key: tensor.detach().to("cpu", tensor.dtype if tensor.dtype == torch.uint8 else dtype)
-        .contiguous() for key, tensor in tensors.items()
-    }
-    save_file(ready, str(folder / name), metadata={"format": "pt"})
-    weight_map.update(dict.fromkeys(ready, name))
-    return sum(tensor.numel() * tensor.element_size() for tensor in ready.values())

@@ -7,16 +7,15 @@ by layer, so memory stays at about two layers (3.5 GiB for 20 B parameters).
 Unsloth loads MXFP4 checkpoints itself.
 """
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from common.files import RunError, build_folder, is_complete, read_json, write_json_atomic
+from gptoss.merge import write_shards
 from gptoss.preflight import (
     ModelError,
     check_disk_space,
@@ -88,15 +87,7 @@ def pack_checkpoint(folder: Path) -> Path:
 
 
 def _write_packed(folder: Path, files: list[Path], part: Path, source: dict) -> None:
-    weight_map: dict[str, str] = {}
-    total = 0
-    for number, tensors in enumerate(_shards(files)):
-        name = f"model-{number:05d}.safetensors"
-        save_file(tensors, str(part / name), metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(tensors, name))
-        total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (part / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    write_shards(part, _shards(files))
     config = read_json_file(folder / "config.json") | {"quantization_config": QUANTIZATION}
     config["dtype"] = "bfloat16"
     write_json_atomic(part / "config.json", config)
@@ -114,7 +105,7 @@ def _shards(files: list[Path]) -> Iterator[dict[str, torch.Tensor]]:
             packed: dict[str, torch.Tensor] = {}
             for name in file.keys():
                 packed |= _pack_tensor(name, file.get_tensor(name))
-        yield {key: tensor.contiguous() for key, tensor in packed.items()}
+        yield packed
 
 
 def _pack_tensor(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
