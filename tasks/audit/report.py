@@ -164,7 +164,10 @@ def _finding_lines(reports: Sequence[AuditReport]) -> list[str]:
         more = len(report.reasons) - MAX_LISTED
         lines += [
             f"{name}: {len(report.reasons)} findings ({kinds}).", "",
-            *(f"- line {r.line}, {cut(r.task_id)}: {r.kind}: {r.reason}" for r in report.reasons[:MAX_LISTED]),
+            *(
+                f"- line {r.line}, {cut(r.task_id)}: {r.kind}: {r.reason}"
+                for r in report.reasons[:MAX_LISTED]
+            ),
             *([f"- ... {more} more"] if more > 0 else []), "",
         ]
     return lines
