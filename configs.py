@@ -251,7 +251,7 @@ class GrpoStage(_TrainingStage):
     max_gold_probability: float = 1.0
     """Plan mode: leave out tasks that the policy answers with gold more surely; 1 keeps all."""
     shared_prefix: bool = False
-    """Read a group's prompt once when log-probabilities are computed; not under Unsloth yet."""
+    """Read a group's prompt once when log-probabilities are computed; GPT-OSS only."""
     curriculum: bool = False
     """Show tasks in order of the difficulty tag in the first epoch instead of shuffled."""
     eval_steps: int = 0

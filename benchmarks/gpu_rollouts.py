@@ -7,8 +7,9 @@ no completion ends before `--completion-tokens`, so the length of completions is
 no answer earns anything: a made-up spread is added to the executed reward so that there are
 advantages, and gradients, to update by. `seconds_per_step` is one optimizer step on 16 completions,
 its share of sampling and scoring included: medians over the passes, and the last round of sampling,
-so compilation is left out. Each part's figures are written as soon as they are known; `--parts`
-measures some of them, and keeps what the file holds of the others.
+so compilation is left out. The part "update" times the trainer alone, on made-up completions, with a
+group's prompt read once and with each completion. Each part's figures are written as soon as they are
+known; `--parts` measures some of them, and keeps what the file holds of the others.
 """
 
 import argparse
@@ -43,7 +44,22 @@ from training.rewards import (  # noqa: E402
 
 FULL_RUN_COMPLETIONS = 800 * 3 * 8
 """800 tasks, 3 epochs, 8 completions a task."""
-PARTS = ("generate", "ours", "logprobs", "baseline")
+PARTS = ("generate", "ours", "logprobs", "baseline", "update")
+
+
+class MadeUpEngine:
+    """Makes up completions in no time, so that what takes time is the trainer."""
+
+    differs = False
+    mean_entropy = None
+
+    def complete(
+        self, prompts: list[list[int]], max_new_tokens: int, *_: Any
+    ) -> list[Completion]:
+        """Return completions of `max_new_tokens` tokens that a seed draws."""
+        draws = torch.Generator().manual_seed(len(prompts))
+        rows = torch.randint(1000, 100_000, (len(prompts), max_new_tokens), generator=draws)
+        return [Completion(row, [-1.0] * max_new_tokens) for row in rows.tolist()]
 
 
 class TimedEngine:
@@ -213,7 +229,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--preset", default="80gb", choices=("24gb", "80gb"))
     parser.add_argument("--completion-tokens", type=int, default=192)
-    parser.add_argument("--parts", help=f"some of {','.join(PARTS)} (all)")
+    parser.add_argument("--parts", help=f"some of {','.join(PARTS)} (all but update)")
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE")
     arguments = parser.parse_args()
     overrides: dict[str, object] = {
@@ -228,7 +244,7 @@ def main() -> None:
         overrides["model.model_name"] = arguments.model
     overrides |= dict(text.split("=", 1) for text in arguments.set)
     config = configs.with_overrides(configs.get_preset(arguments.preset), overrides)
-    parts = arguments.parts.split(",") if arguments.parts else PARTS
+    parts = arguments.parts.split(",") if arguments.parts else PARTS[:-1]
     if unknown := set(parts) - set(PARTS):
         sys.exit(f"error: --parts {','.join(unknown)}: choose among {','.join(PARTS)}")
     facts = {
@@ -276,6 +292,12 @@ def main() -> None:
         meter.note("first_step_seconds", figures["first_step_seconds"])
         hours = FULL_RUN_COMPLETIONS / stage.completions_per_step / 3600
         meter.note("full_grpo_hours", round(figures["seconds_per_step"] * hours, 2))
+    if "update" in parts:
+        for name, shared in (("update_shared_prefix", True), ("update_padded", False)):
+            alone = configs.with_overrides(config, {
+                "grpo.shared_prefix": shared, "grpo.generation_batch_size": 32, "grpo.max_steps": 3,
+            })
+            meter.note(name, measure_grpo(run, model, tokenizer, alone, MadeUpEngine()))
     model.engine = None
     if "logprobs" in parts:
         trainer = build_grpo_trainer(

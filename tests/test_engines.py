@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections import defaultdict
 from dataclasses import replace
 
 import pytest
@@ -22,6 +23,7 @@ from training import importance
 from training.grpo import build_grpo_trainer
 from training.importance import MAX_WEIGHT, sampler_kl
 from training.rewards import make_reward_functions
+from training.trl_private import SharedPrefixTrainer, weigh_tokens
 
 PROMPTS = [[1, 2, 3], list(range(150)), [1, 2, 3], [7]]
 
@@ -210,3 +212,19 @@ def test_tokens_are_weighed_by_how_likely_they_are_to_the_trainer(
     logged = trainer._metrics["train"]
     assert logged["sampling/sampling_logp_difference/mean"][0] > 0.6
     assert logged["sampling/kl"][0] > 0.1
+
+
+def test_where_the_trainer_leaves_the_weights_out_they_are_added(monkeypatch):
+    """Unsloth's keeps them to its own loss, which is not used with a shared prefix."""
+    trainer = object.__new__(SharedPrefixTrainer)
+    trainer.model, trainer._metrics = torch.nn.Linear(1, 1), {"train": defaultdict(list)}
+    batch = {
+        "completion_mask": torch.tensor([[1, 1, 1, 0]]), "prompt_mask": torch.ones(1, 2),
+        "old_per_token_logps": torch.tensor([[-1.0, -2.0, -1.0, 0.0]]),
+        "sampling_per_token_logps": torch.tensor([[-1.0, -1.0, -3.0, -9.0]]),
+    }
+    trainer._generate_and_score_completions = lambda inputs: batch
+    weigh_tokens(trainer)
+    weights = trainer._generate_and_score_completions([])["importance_sampling_ratio"]
+    assert weights.tolist()[0] == pytest.approx([1.0, math.exp(-1), MAX_WEIGHT, 1.0])
+    assert trainer._metrics["train"]["sampling/sampling_logp_difference/mean"] == [1.0]

@@ -1,18 +1,30 @@
-"""What only a GPU can show: kernels against their plain torch form, and sampling at 4-bit.
+"""What only a GPU can show: kernels against their plain torch form, 4-bit weights, Unsloth's trainer.
 
 Run on a machine with an NVIDIA GPU and requirements.txt: `pytest tests/test_gpu.py`.
 """
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, median
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_random import make_tokenizer
+from tiny_random import make_tasks, make_tokenizer
 
-from configs import ModelStage
+from benchmarks.logprobs import TOLERANCE_FACTOR
+from configs import ModelStage, get_preset, with_overrides
+from envs.retail import RetailDatabase
 from gptoss import moe_kernels, nf4
+from gptoss.merge import write_merged
 from gptoss.preflight import list_weight_files
+from gptoss.weights import find_core
+from training import shared_prefix
+from training.grpo import build_grpo_trainer
+from training.importance import completion_columns
+from training.trl_private import SharedPrefixTrainer
 
 try:
     import bitsandbytes
@@ -161,3 +173,123 @@ def test_a_packed_checkpoint_answers_like_the_16_bit_one(fused):
     # by itself, 0.37 to 0.54.
     correlation = torch.corrcoef(torch.stack([wanted.flatten(), found.flatten()]))[0, 1]
     assert correlation > 0.9
+
+
+PROMPTS, COMPLETIONS = (300, 171), (40, 3, 25, 60, 1, 33, 12, 50)
+"""Tokens of two groups; the window of a sliding layer is 128."""
+NUM_BATCHES = 6
+"""In bfloat16 one token at another expert can rule the error of a batch."""
+
+
+def make_batch(
+    pad_id: int, seed: int
+) -> tuple[list[tuple[list[int], list[int]]], dict[str, torch.Tensor]]:
+    """Return rows of prompt and completion, and the batch that a trainer makes of them."""
+    draws = torch.Generator().manual_seed(seed)
+
+    def tokens(count: int) -> list[int]:
+        return torch.randint(0, 256, (count,), generator=draws).tolist()
+
+    rows = [(prompt, tokens(n)) for prompt in map(tokens, PROMPTS) for n in COMPLETIONS]
+    width, longest = max(PROMPTS), max(COMPLETIONS)
+    parts = {
+        "prompt_ids": [[pad_id] * (width - len(p)) + p for p, _ in rows],
+        "prompt_mask": [[0] * (width - len(p)) + [1] * len(p) for p, _ in rows],
+        "completion_ids": [c + [pad_id] * (longest - len(c)) for _, c in rows],
+        "completion_mask": [[1] * len(c) + [0] * (longest - len(c)) for _, c in rows],
+        "num_items_in_batch": sum(len(c) for _, c in rows),
+    }
+    batch = {name: torch.tensor(values) for name, values in parts.items()}
+    return rows, batch | {"advantages": torch.randn(len(rows), generator=draws)}
+
+
+def score_batch(trainer, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict]:
+    """Return the log-probabilities of a pass without gradient, and the gradients of an update."""
+    model = trainer.model
+    batch = {name: value.to(model.device) for name, value in batch.items()}
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    model.train()
+    with torch.no_grad():
+        logps = trainer._get_per_token_logps_and_entropies(
+            model, ids, mask, batch["completion_ids"].shape[1], batch_size=len(ids)
+        )[0]
+    logps = completion_columns(logps, batch)[batch["completion_mask"].bool()]
+    model.zero_grad()
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.compute_loss(model, batch).backward()
+    gradients = {n: p.grad.cpu().float() for n, p in model.named_parameters() if p.requires_grad}
+    return logps.cpu(), gradients
+
+
+def errors_against_float32(model, tokenizer, config, folder, monkeypatch) -> dict[str, tuple]:
+    """Return the mean error of log-probabilities and the median relative one of gradients.
+
+    Of the padded pass, the shared one, and "wrong", the shared one without the sliding window.
+    """
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for layer in find_core(model).model.layers:
+            layer.self_attn.sinks.normal_()
+    write_merged(model, folder / "base", torch.float32)  # the adapter is still nothing
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+    batches = [make_batch(tokenizer.pad_token_id, seed) for seed in range(NUM_BATCHES)]
+    found = {}
+    for name in ("padded", "shared", "wrong"):
+        stage = replace(config.grpo, shared_prefix=name != "padded")
+        trainer = build_grpo_trainer(
+            model, tokenizer, make_tasks(8), RetailDatabase.load(), replace(config, grpo=stage), []
+        )
+        assert isinstance(trainer, SharedPrefixTrainer) == (name != "padded")
+        if name == "wrong":
+            mask_of = shared_prefix.attention_mask_of
+            monkeypatch.setattr(
+                shared_prefix, "attention_mask_of",
+                lambda rows, window, dtype: mask_of(rows, None, dtype),
+            )
+        found[name] = [score_batch(trainer, batch) for _, batch in batches]
+    lora = {n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad}
+    case = {
+        "base": str(folder / "base"), "lora": lora, "temperature": config.grpo.temperature,
+        "batches": [(rows, batch["advantages"].tolist()) for rows, batch in batches],
+        "scale": config.model.lora_alpha / config.model.lora_rank,
+    }
+    torch.save(case, folder / "case.pt")
+    script = Path(__file__).parent / "plain_reference.py"
+    subprocess.run(
+        [sys.executable, script, folder / "case.pt", folder / "found.pt"], check=True, cwd=folder
+    )
+    exact = torch.load(folder / "found.pt")
+    errors = {}
+    for name, results in found.items():
+        apart, relative = [], []
+        for (logps, gradients), one in zip(results, exact, strict=True):
+            apart.append((logps - one["logps"]).abs().mean().item())
+            flat = [torch.cat([g[key].flatten() for key in lora]) for g in (gradients, one["gradients"])]
+            relative.append(relative_error(flat[0], flat[1].double()))
+        errors[name] = fmean(apart), median(relative)
+        print(f"{name}: log-probabilities {errors[name][0]:.5f} nats, gradient {errors[name][1]:.4f} "
+              f"({', '.join(f'{value:.4f}' for value in relative)})")
+    return errors
+
+
+@pytest.mark.parametrize("reach", ["attention", "attention+experts"])
+def test_a_shared_prefix_is_as_near_to_float32_as_the_padded_pass(fused, tmp_path, monkeypatch, reach):
+    from gptoss.load import load_model
+
+    config = with_overrides(get_preset("80gb"), {
+        "model.model_name": str(fused), "model.sampling": "plain", "model.lora_reach": reach,
+        "grpo.per_device_train_batch_size": 16, "grpo.gradient_accumulation_steps": 1,
+        "grpo.generation_batch_size": 0, "grpo.resample_rounds": 0, "output_dir": str(tmp_path),
+        "grpo.eval_steps": 0, "grpo.early_stopping_patience": 0,
+    })
+    model, tokenizer = load_model(config.model)
+    errors = errors_against_float32(model, tokenizer, config, tmp_path, monkeypatch)
+    # The median of a few heavy-tailed errors is less sure than the mean over thousands of tokens.
+    assert errors["shared"][0] <= TOLERANCE_FACTOR * errors["padded"][0]
+    assert errors["shared"][1] <= 2 * errors["padded"][1]
+    assert errors["wrong"][0] > 2 * errors["shared"][0], "an error in the masks shows"
+    assert errors["wrong"][1] > 2 * errors["shared"][1]

@@ -3,13 +3,16 @@
 import pytest
 import tiny_random
 import torch
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
+from trl import GRPOTrainer
 
 from common.files import SettingsError
 from gptoss.load import load_model
-from training import grpo
+from training import grpo, unsloth_prefix
 from training.grpo import build_grpo_trainer
 from training.rewards import make_reward_functions
 from training.shared_prefix import attention_mask_of, find_groups, pack_rows, take
+from training.trl_private import SharedPrefixTrainer
 
 PROMPTS, LENGTHS = (300, 40, 171), ((20, 3, 160, 1), (7, 30, 12, 2), (5, 150))
 
@@ -111,11 +114,83 @@ def test_the_model_stays_what_it_is_for_everything_else(folder, db):
     assert "shared_prefix" not in shared.config.to_json_string()
 
 
-def test_with_unsloth_it_is_refused_in_one_line(folder, db, monkeypatch):
-    monkeypatch.setattr(grpo, "uses_unsloth", lambda stage: True)
+def test_for_another_model_it_is_refused_in_one_line(folder, db, monkeypatch):
+    model = make_trainer(folder, db, grpo__shared_prefix=False).model
+    model.config.model_type = "llama"
+    config = tiny_random.tiny_config(folder, grpo__shared_prefix=True)
     with pytest.raises(SettingsError, match="--set grpo.shared_prefix=false") as error:
-        make_trainer(folder, db, grpo__shared_prefix=True)
+        build_grpo_trainer(model, None, [], db, config, [])
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def unsloth(monkeypatch):
+    """Stand-in for Unsloth: attention in training makes its own mask, the trainer its own loss."""
+
+    def own_attention(self, hidden_states, position_embeddings, attention_mask, **kwargs):
+        mask = attention_mask
+        if self.training:
+            steps = torch.arange(hidden_states.shape[1])
+            distance = steps[:, None] - steps
+            hidden = (distance < 0) | (distance >= (self.sliding_window or len(steps)))
+            mask = torch.zeros(distance.shape).masked_fill(hidden, torch.finfo().min)[None, None]
+        return stock(self, hidden_states, position_embeddings, mask, **kwargs)
+
+    def own_loss(*_, **__):
+        raise AssertionError("the loss is to be TRL's")
+
+    stock = GptOssAttention.forward
+    monkeypatch.setattr(GptOssAttention, "forward", own_attention)
+    monkeypatch.setattr(GRPOTrainer, "compute_loss", own_loss)
+    monkeypatch.setattr(grpo, "uses_unsloth", lambda stage: True)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_under_unsloth_values_and_gradients_equal_the_padded_pass(
+    folder, db, request, monkeypatch, checkpointing
+):
+    settings = {"model__gradient_checkpointing": checkpointing, "grpo__temperature": 0.7}
+    expected = values_and_gradients(make_trainer(folder, db, grpo__shared_prefix=False, **settings))
+    request.getfixturevalue("unsloth")
+    monkeypatch.setattr(unsloth_prefix, "HEAD_TOKENS", 50)
+    trainer = make_trainer(folder, db, grpo__shared_prefix=True, **settings)
+    if checkpointing:
+        trainer.model.gradient_checkpointing_enable()
+    found = values_and_gradients(trainer, batch_size=4)
+    for name, gradient in expected[2].items():
+        assert (found[2][name] - gradient).norm() < 1e-4 * gradient.norm(), name
+    for mine, padded in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(mine, padded, atol=1e-5, rtol=0)
+    trainer.model.eval()
+    ids, mask, kept = make_batch()
+    with torch.no_grad():
+        read = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, kept)
+    torch.testing.assert_close(read[0], expected[0], atol=1e-5, rtol=0)
+    assert read[1] is None
+
+
+def test_under_unsloth_a_run_takes_trls_loss(folder, db, unsloth):
+    trainer = make_trainer(folder, db, grpo__shared_prefix=True, grpo__max_steps=1, grpo__beta=0.0)
+    assert trainer.train().global_step == 1
+    assert trainer.state.log_history[0]["entropy"] > 1
+
+
+@pytest.mark.parametrize("reason", ["layer", "processes"])
+def test_where_unsloth_is_not_as_expected_prompts_are_read_with_completions(
+    folder, db, unsloth, monkeypatch, capsys, reason
+):
+    if reason == "layer":
+        monkeypatch.setattr(unsloth_prefix, "LAYER_PARTS", ("q_proj", "sink_weights"))
+        said = "GptOssAttention has no sink_weights"
+    else:
+        monkeypatch.setattr(grpo, "world_size", lambda: 2)
+        said = "one process only under Unsloth, here are 2"
+    trainer = make_trainer(folder, db, grpo__shared_prefix=True)
+    assert not isinstance(trainer, SharedPrefixTrainer)
+    lines = [x for x in capsys.readouterr().out.splitlines() if "shared_prefix" in x]
+    assert lines == [f"grpo.shared_prefix: {said}; each completion's prompt is read with it"]
+    layers = trainer.model.base_model.model.model.layers
+    assert not any("forward" in vars(layer.self_attn) for layer in layers)
 
 
 def test_completions_see_their_prompt_and_themselves_within_the_window():

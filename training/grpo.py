@@ -36,6 +36,7 @@ from training.monitor import (
 from training.rewards import CompletionScorer, RewardFunction, make_reward_functions
 from training.run_data import DIFFICULTIES
 from training.sft import choose_rows, order_rows, row_lengths
+from training.shared_prefix import Score
 from training.task_choice import leave_out_mastered
 from training.task_store import drop_rows, select_tasks, store_rows
 from training.trainer import (
@@ -48,7 +49,12 @@ from training.trainer import (
     text_tokenizer,
     world_size,
 )
-from training.trl_private import SharedPrefixTrainer, limit_forward_rows, weigh_tokens
+from training.trl_private import (
+    SharedPrefixTrainer,
+    limit_forward_rows,
+    prepare_shared_prefix,
+    weigh_tokens,
+)
 
 REFERENCE_ADAPTER = "ref"
 MakeRewards = Callable[[CompletionScorer], list[RewardFunction]]
@@ -103,13 +109,12 @@ def build_grpo_trainer(
         make_rewards: Makes other reward functions than the mode's own, for controls and tests.
 
     Raises:
-        SettingsError: `grpo.shared_prefix` is on under Unsloth or for another model than GPT-OSS.
+        SettingsError: `grpo.shared_prefix` is on for another model than GPT-OSS.
     """
     stage, is_agent = config.grpo, config.mode == "agent"
-    if stage.shared_prefix and (uses_unsloth(config.model) or model.config.model_type != "gpt_oss"):
-        where = "with Unsloth" if uses_unsloth(config.model) else "with another model than GPT-OSS"
+    if stage.shared_prefix and model.config.model_type != "gpt_oss":
         raise SettingsError(
-            f"grpo.shared_prefix does not work {where}; use --set grpo.shared_prefix=false"
+            "grpo.shared_prefix works with GPT-OSS only; use --set grpo.shared_prefix=false"
         )
     steps = count_steps(stage, len(tasks), world_size())
     generations = round_up(steps, stage.steps_per_generation) // stage.steps_per_generation
@@ -165,17 +170,32 @@ def build_grpo_trainer(
     # The marker comes last: a checkpoint is whole only when everything about its step is written.
     callbacks += [Watchdog(config, logger), CheckpointMarker()]
     sampler = (EpisodeSampler if is_agent else DynamicSampler)(config, scorer, rows, tasks)
-    trainer_class = SharedPrefixTrainer if stage.shared_prefix else GRPOTrainer
+    score = _shared_prefix(model, config)
+    trainer_class = partial(SharedPrefixTrainer, score=score) if score else GRPOTrainer
     trainer = trainer_class(
         model=model, args=arguments, train_dataset=rows.select(order),
         processing_class=text_tokenizer(tokenizer), reward_funcs=(make_rewards or make_own)(scorer),
         callbacks=callbacks, rollout_func=sampler,
     )
-    if uses_unsloth(config.model):
+    if uses_unsloth(config.model) and not score:
         limit_forward_rows(trainer, stage.per_device_train_batch_size)
     if engine_of(model).differs:
         weigh_tokens(trainer)
     return trainer
+
+
+def _shared_prefix(model: Model, config: configs.RunConfig) -> Score | None:
+    """Return what scores completions behind a shared prompt; None, and one line, where it cannot."""
+    if not config.grpo.shared_prefix:
+        return None
+    under_unsloth = uses_unsloth(config.model)
+    try:
+        if under_unsloth and world_size() > 1:
+            raise ValueError(f"one process only under Unsloth, here are {world_size()}")
+        return prepare_shared_prefix(model, under_unsloth)
+    except ValueError as error:
+        print(f"grpo.shared_prefix: {error}; each completion's prompt is read with it")
+        return None
 
 
 def run_grpo(

@@ -27,6 +27,19 @@ def sampler_kl(trained: torch.Tensor, sampled: torch.Tensor, mask: torch.Tensor)
     return float((difference.exp() - 1 - difference).mean()) if difference.numel() else 0.0
 
 
+def token_weights(
+    trained: torch.Tensor, sampled: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """Return what each token's loss is multiplied by, `[B, T]`, 1 on padding.
+
+    Args:
+        trained: As `sampler_kl`.
+        sampled: As `sampler_kl`.
+        mask: As `sampler_kl`.
+    """
+    return ((trained - sampled) * mask).exp().clamp(max=MAX_WEIGHT)
+
+
 def completion_columns(values: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return the columns of the completions, `[B, T]`.
 

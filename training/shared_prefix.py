@@ -3,9 +3,10 @@
 A padded pass reads the prompt once per completion. Here a row is the prompt followed by the
 completions of its group; attention keeps the completions apart, and the positions of each continue from
 the prompt. Values and gradients are those of the padded pass up to rounding, so loss, clipping and
-KL stay TRL's. Unsloth's trainer computes log-probabilities its own way.
+KL stay TRL's. What Unsloth's model needs for it is in `unsloth_prefix.py`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,7 +162,8 @@ def take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 def attend(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-    attention_mask: PackedMask | torch.Tensor | None, **settings: Any,
+    attention_mask: PackedMask | torch.Tensor | None,
+    attention: Callable[..., tuple[torch.Tensor, Any]] = eager_attention_forward, **settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention of GPT-OSS, over packed rows where a `PackedMask` says so.
 
@@ -170,18 +172,19 @@ def attend(
         query: `[R, heads, P + M, D]`.
         key: `[R, kv_heads, P + M, D]`.
         value: As `key`.
-        attention_mask: Packed rows; anything else goes to transformers' eager attention.
+        attention_mask: Packed rows; anything else goes to `attention` as it is.
+        attention: Attends with a dense mask, transformers' eager attention or one that is called so.
         settings: As transformers passes them.
 
     Returns:
         `[R, P + M, heads, D]`, and None in place of the weights.
     """
     if not isinstance(attention_mask, PackedMask):
-        return eager_attention_forward(module, query, key, value, attention_mask, **settings)
+        return attention(module, query, key, value, attention_mask, **settings)
     rows, width = attention_mask.rows, attention_mask.rows.width
     size = rows.slots.shape[1]
     prompt = [x[:, :, :width] for x in (query, key, value)]
-    read, _ = eager_attention_forward(module, *prompt, attention_mask.prompts, **settings)
+    read, _ = attention(module, *prompt, attention_mask.prompts, **settings)
     own_query, own_key, own_value = (
         take(x[:, :, width:].transpose(1, 2), rows.slots.flatten(0, 1)).transpose(1, 2)
         for x in (query, key, value)
@@ -190,26 +193,33 @@ def attend(
         torch.cat([before.repeat_interleave(size, 0), own], 2)
         for before, own in zip(prompt[1:], (own_key, own_value), strict=True)
     )
-    written, _ = eager_attention_forward(
+    written, _ = attention(
         module, own_query, keys, values, attention_mask.completions, **settings
     )
     return torch.cat([read, take(written, rows.packed)], 1), None
 
 
+Scores = tuple[torch.Tensor, torch.Tensor | None]
+"""Log-probabilities, and entropies where they were asked for, of K tokens, `[K]`; nats."""
+Score = Callable[[Model, PackedRows, dict[str, PackedMask], torch.Tensor, float, bool], Scores]
+"""Scores packed rows: model, rows, masks by layer type, the K tokens, temperature, with entropies."""
+
+
 def log_probabilities(
     model: Model, input_ids: torch.Tensor, attention_mask: torch.Tensor, num_kept: int,
-    groups: list[int], temperature: float, with_entropy: bool,
+    groups: list[int], temperature: float, with_entropy: bool, score: Score,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the log-probability, and the entropy, of each completion token.
 
     Args:
-        model: GPT-OSS of transformers, with or without wrappers.
+        model: GPT-OSS, with or without wrappers.
         input_ids: As `pack_rows`.
         attention_mask: As `pack_rows`.
         num_kept: As `pack_rows`.
         groups: As `pack_rows`.
         temperature: Divides the logits.
         with_entropy: Compute entropies, without gradient.
+        score: Runs the model, such as `score_tokens`.
 
     Returns:
         Two `[B, num_kept]`, 0 on padding; nats. None without entropies.
@@ -221,12 +231,26 @@ def log_probabilities(
         "full_attention": attention_mask_of(rows, None, dtype),
         "sliding_attention": attention_mask_of(rows, core.config.sliding_window, dtype),
     }
+    kept = attention_mask[:, -num_kept:].bool()
+    chosen = input_ids[:, -num_kept:][kept]
+    values = score(model, rows, masks, chosen, temperature, with_entropy)
+    return tuple(
+        None if part is None
+        else part.new_zeros(kept.shape).masked_scatter(kept, part) for part in values
+    )
+
+
+def score_tokens(
+    model: Model, rows: PackedRows, masks: dict[str, PackedMask], chosen: torch.Tensor,
+    temperature: float, with_entropy: bool,
+) -> Scores:
+    """Score packed rows by a model of transformers whose attention is `ATTENTION`; see `Score`."""
 
     def keep_completions(_: nn.Module, arguments: tuple[torch.Tensor]) -> torch.Tensor:
         return take(arguments[0], rows.before)[None]
 
     # The model's own `logits_to_keep` takes one choice of columns for all rows.
-    hook = core.lm_head.register_forward_pre_hook(keep_completions)
+    hook = find_core(model).lm_head.register_forward_pre_hook(keep_completions)
     try:
         logits = model(
             input_ids=rows.input_ids, attention_mask=masks, position_ids=rows.position_ids,
@@ -234,17 +258,9 @@ def log_probabilities(
         ).logits
     finally:
         hook.remove()
-    kept = attention_mask[:, -num_kept:].bool()
-    chosen = input_ids[:, -num_kept:][kept][None]
     if with_entropy:
         values = selective_log_softmax_and_entropy(
-            logits, chosen, entropy_requires_grad=False, temperature=temperature
+            logits, chosen[None], entropy_requires_grad=False, temperature=temperature
         )
-    else:
-        values = selective_log_softmax(logits, chosen, temperature=temperature), None
-    return tuple(
-        None if part is None
-        else part.new_zeros(kept.shape).masked_scatter(kept, part) for part in values
-    )
-
-
+        return values[0][0], values[1][0]
+    return selective_log_softmax(logits, chosen[None], temperature=temperature)[0], None

@@ -17,8 +17,16 @@ from trl.trainer.utils import split_tensor_dict
 
 from gptoss.model_types import Model
 from gptoss.weights import find_core
-from training.importance import completion_columns, sampler_kl
-from training.shared_prefix import ATTENTION, attend, find_groups, log_probabilities
+from training.importance import completion_columns, sampler_kl, token_weights
+from training.shared_prefix import (
+    ATTENTION,
+    Score,
+    attend,
+    find_groups,
+    log_probabilities,
+    score_tokens,
+)
+from training.unsloth_prefix import add_packed_attention, score_in_parts
 
 
 class OrderedSftTrainer(SFTTrainer):
@@ -32,15 +40,43 @@ class OrderedSftTrainer(SFTTrainer):
         return self._order
 
 
-class SharedPrefixTrainer(GRPOTrainer):
-    """TRL's trainer with shared prompts, and with groups kept whole when completions are shuffled."""
+def prepare_shared_prefix(model: Model, under_unsloth: bool) -> Score:
+    """Let a GPT-OSS attend over packed rows as well; all else that it is used for stays as it is.
 
-    def __init__(self, model: Model, **settings: Any) -> None:
-        """Let the model attend over packed rows as well; see TRL's for the settings."""
-        AttentionInterface.register(ATTENTION, attend)
-        AttentionMaskInterface.register(ATTENTION, eager_mask)
-        find_core(model).set_attn_implementation(ATTENTION)
-        super().__init__(model=model, **settings)
+    Returns:
+        What `SharedPrefixTrainer` scores completions with.
+
+    Raises:
+        ValueError: Under Unsloth, the model or the trainer is not what this was written for.
+    """
+    if under_unsloth:
+        if not hasattr(GRPOTrainer, "_compute_loss"):
+            raise ValueError("Unsloth's trainer lacks TRL's _compute_loss")
+        add_packed_attention(model)
+        return score_in_parts
+    AttentionInterface.register(ATTENTION, attend)
+    AttentionMaskInterface.register(ATTENTION, eager_mask)
+    find_core(model).set_attn_implementation(ATTENTION)
+    return score_tokens
+
+
+class SharedPrefixTrainer(GRPOTrainer):
+    """The trainer with shared prompts, and with groups kept whole when completions are shuffled.
+
+    Under Unsloth `GRPOTrainer` is Unsloth's, made of TRL's source; the loss is TRL's there, too.
+    """
+
+    def __init__(self, score: Score, **settings: Any) -> None:
+        """Remember what scores completions; see TRL's for the settings."""
+        self._score = score
+        super().__init__(**settings)
+
+    def compute_loss(
+        self, model: Model, inputs: dict[str, Any], return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return TRL's loss, which asks for log-probabilities where Unsloth's makes its own."""
+        return self._compute_loss(model, inputs)
 
     def _get_per_token_logps_and_entropies(
         self, model: Model, input_ids: torch.Tensor, attention_mask: torch.Tensor,
@@ -53,9 +89,11 @@ class SharedPrefixTrainer(GRPOTrainer):
             part = slice(begin, begin + (batch_size or len(input_ids)))
             ids, mask = input_ids[part], attention_mask[part]
             groups = find_groups(ids[:, :width], mask[:, :width])
-            parts.append(log_probabilities(
-                model, ids, mask, logits_to_keep, groups, self.temperature, compute_entropy
-            ))
+            with self.accelerator.autocast():
+                parts.append(log_probabilities(
+                    model, ids, mask, logits_to_keep, groups, self.temperature, compute_entropy,
+                    self._score,
+                ))
         logps, entropies = zip(*parts, strict=True)
         return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
@@ -89,8 +127,14 @@ def weigh_tokens(trainer: GRPOTrainer) -> None:
         # In a conversation the model wrote a part of the completion alone.
         mask = batch["completion_mask"] * batch.get("tool_mask", 1)
         trained = completion_columns(batch["old_per_token_logps"], batch)
-        kl = sampler_kl(trained, batch["sampling_per_token_logps"], mask)
-        trainer._metrics[mode]["sampling/kl"].append(kl)
+        sampled = batch["sampling_per_token_logps"]
+        metrics = trainer._metrics[mode]
+        metrics["sampling/kl"].append(sampler_kl(trained, sampled, mask))
+        if isinstance(trainer, SharedPrefixTrainer) and "importance_sampling_ratio" not in batch:
+            # Unsloth's trainer leaves the weights to its own loss.
+            batch["importance_sampling_ratio"] = token_weights(trained, sampled, mask)
+            difference = (trained - sampled)[mask.bool()].abs().mean()
+            metrics["sampling/sampling_logp_difference/mean"].append(difference.item())
         return batch
 
     trainer._generate_and_score_completions = prepare_and_log
