@@ -9,6 +9,7 @@ vLLM, which Unsloth has no path for with GPT-OSS (`gptoss.vllm_engine` has), and
 import random
 from array import array
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
