@@ -13,7 +13,6 @@ differences against SFT.
 import argparse
 import json
 import os
-import random
 import shutil
 import sys
 import time
@@ -26,22 +25,11 @@ sys.path.insert(0, str(ROOT))
 import training  # noqa: E402, F401, I001  (Unsloth, before anything that it patches)
 
 import configs  # noqa: E402
+from benchmarks.controls import go_on, sft_adapter  # noqa: E402
 from common.files import read_json, write_json_atomic  # noqa: E402
 from gptoss.load import load_adapter  # noqa: E402
 from training import pipeline  # noqa: E402
-from training.episode_rewards import make_episode_rewards  # noqa: E402
 from training.evaluation import compare_evaluations  # noqa: E402
-
-
-def make_random_rewards(scorer: Any) -> list[Any]:
-    """Return a reward that says nothing of the episode: 0 or 1, drawn from its tokens."""
-    (original,) = make_episode_rewards(scorer)
-
-    def episode_reward(completion_ids: list[list[int]], **given: Any) -> list[float]:
-        original(completion_ids=completion_ids, **given)
-        return [float(random.Random(str(ids)).random() < 0.5) for ids in completion_ids]
-
-    return [episode_reward]
 
 
 class Stages:
@@ -92,9 +80,10 @@ def main() -> None:
     what = args.control or "main"
     pairs = dict(text.split("=", 1) for text in args.overrides)
     first = args.run_dir / f"main_{args.seed}"
-    earlier = read_json(args.run_dir / f"agent_learning_main_{args.seed}.json", {})
+    if args.control:
+        adapter = sft_adapter(first, "run the same command without --control first")
     if args.control == "more-sft":
-        seconds = earlier["seconds"]
+        seconds = read_json(args.run_dir / f"agent_learning_main_{args.seed}.json", {})["seconds"]
         rows = [line for line in (first / "metrics.csv").read_text().splitlines() if line[:4] == "sft,"]
         steps = int(rows[-1].split(",")[1])
         pairs["sft.max_steps"] = str(round(steps * (1 + seconds["GRPO"] / seconds["SFT"])))
@@ -116,14 +105,13 @@ def main() -> None:
             shutil.copy(first / name, folder / name)
         kept = {"sft": read_json(folder / "evaluation.json", {})["sft"]}
         write_json_atomic(folder / "evaluation.json", kept)
-        load_adapter(stages.model, first / "sft" / "adapter")
+        load_adapter(stages.model, adapter)
         stages.evaluate("sft")
         before = stages.evaluations["sft"]
-        if what == "random":
-            stages.do("GRPO", pipeline.train_grpo, make_rewards=make_random_rewards)
-        else:
+        if what == "more-sft":
+            # Not on top of SFT: one schedule over the whole time.
             stages.model, stages.tokenizer = pipeline.load_run_model(stages.run)
-            stages.do("SFT", pipeline.train_sft)
+        stages.do("GRPO" if what == "random" else "SFT", go_on, what)
         stages.evaluate("sft_grpo")
         after = stages.evaluations["sft_grpo"]
     report = stages.report(before, after)

@@ -4,17 +4,14 @@
         --set grpo.learning_rate=4e-4 --set grpo.max_steps=100
 
 Compares recipes on the same tasks, one call each; recipe.json in the output folder holds the settings,
-the seconds, and the difference from the SFT adapter task by task. Random rewards are drawn like a
-coin: a gain that came from training on its own samples, or from a lenient evaluation, would show up
-there as well. `benchmarks/results/cpu_recipes.json` is put together from such calls.
+the seconds, and the difference from the SFT adapter task by task. What the controls are good for is
+in `controls.py`. `benchmarks/results/cpu_recipes.json` is put together from such calls.
 """
 
 import argparse
 import json
-import random
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,57 +21,13 @@ sys.path.insert(0, str(ROOT))
 
 import configs  # noqa: E402
 import training  # noqa: E402, F401  (Unsloth, before anything that it patches)
-from common.files import is_complete, write_json_atomic  # noqa: E402
+from benchmarks.controls import KINDS, go_on, sft_adapter  # noqa: E402
+from common.files import write_json_atomic  # noqa: E402
+from gptoss.load import load_adapter  # noqa: E402
 from training import pipeline  # noqa: E402
 from training.evaluation import compare_evaluations  # noqa: E402
-from training.rewards import (  # noqa: E402
-    CompletionScorer,
-    RewardFunction,
-    make_reward_functions,
-)
-from training.sft import run_sft  # noqa: E402
 
 SHOWN = ("exact_match_rate", "db_match_rate")
-KINDS = ("grpo", "random", "more-sft")
-
-
-def make_random_rewards(seed: int) -> Callable[[CompletionScorer], list[RewardFunction]]:
-    """Return a maker of reward functions that toss a coin for each completion.
-
-    Args:
-        seed: Seed of the coin.
-
-    Returns:
-        A function like `training.rewards.make_reward_functions`.
-    """
-    coin = random.Random(seed)
-
-    def make(scorer: CompletionScorer) -> list[RewardFunction]:
-        watch, _ = make_reward_functions(scorer)
-
-        def tool_reward(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
-            """Toss a coin; the true scores are logged all the same."""
-            watch(completion_ids=completion_ids, **kwargs)
-            return [float(coin.random() < 0.5) for _ in completion_ids]
-
-        def outcome_reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
-            """Toss a coin."""
-            return [float(coin.random() < 0.5) for _ in completion_ids]
-
-        return [tool_reward, outcome_reward]
-
-    return make
-
-
-def begin_from(source: Path, config: configs.RunConfig) -> pipeline.Run:
-    """Open a run folder that begins with another run's SFT adapter."""
-    adapter = source / "sft" / "adapter"
-    if not is_complete(adapter):
-        sys.exit(f"error: {adapter}: no finished SFT adapter; run train_script.py first")
-    run = pipeline.prepare_run(config)
-    (run.folder / "sft").mkdir(exist_ok=True)
-    (run.folder / "sft" / "adapter").symlink_to(adapter.resolve())
-    return run
 
 
 def measure(source: Path, kind: str, config: configs.RunConfig) -> dict[str, Any]:
@@ -82,23 +35,20 @@ def measure(source: Path, kind: str, config: configs.RunConfig) -> dict[str, Any
 
     Args:
         source: Folder of a run whose SFT is done.
-        kind: One of `KINDS`; "more-sft" trains `sft.max_steps` on the tasks of SFT.
+        kind: One of `controls.KINDS`; "more-sft" trains `sft.max_steps` on the tasks of SFT.
         config: The settings, with the folder for this recipe.
 
     Returns:
         Rates before and after, the paired differences, and the seconds of training.
     """
-    run = begin_from(source, config)
+    adapter = sft_adapter(source, "run train_script.py first")
+    # More SFT draws other batches than SFT did.
+    run = pipeline.prepare_run(replace(config, seed=config.seed + (kind == "more-sft")))
     model, tokenizer = pipeline.load_run_model(run)
-    pipeline.train_sft(run, model, tokenizer)
+    load_adapter(model, adapter)
     before = pipeline.evaluate_stage(run, model, tokenizer, "sft")
     begun = time.monotonic()
-    if kind == "more-sft":
-        more = replace(config, seed=config.seed + 1, output_dir=str(run.folder / "more"))
-        run_sft(model, tokenizer, run.train, more)
-    else:
-        rewards = make_random_rewards(config.seed) if kind == "random" else None
-        pipeline.train_grpo(run, model, tokenizer, make_rewards=rewards)
+    go_on(run, model, tokenizer, kind)
     seconds = round(time.monotonic() - begun, 1)
     after = pipeline.evaluate_stage(run, model, tokenizer, "sft_grpo")
     difference = compare_evaluations(

@@ -25,8 +25,8 @@ sys.path.insert(0, str(ROOT))
 
 import configs  # noqa: E402
 import training  # noqa: E402, F401  (Unsloth, before anything that it patches)
-from benchmarks.cpu_recipes import make_random_rewards  # noqa: E402
-from common.files import is_complete, read_json, write_json_atomic  # noqa: E402
+from benchmarks.controls import go_on, sft_adapter  # noqa: E402
+from common.files import read_json, write_json_atomic  # noqa: E402
 from gptoss.load import load_adapter  # noqa: E402
 from training import pipeline  # noqa: E402
 from training.trainer import MetricsTable  # noqa: E402
@@ -89,11 +89,6 @@ def row_path(arguments: argparse.Namespace, method: str) -> Path:
     return arguments.results / f"{row_name(arguments, method)}.json"
 
 
-def sft_adapter(arguments: argparse.Namespace) -> Path:
-    """Return the folder of the adapter that the seed's row `sft` left."""
-    return arguments.run_dir / row_name(arguments, "sft") / "sft" / "adapter"
-
-
 def train(
     run: pipeline.Run, model: Any, tokenizer: Any, arguments: argparse.Namespace
 ) -> dict[str, Any]:
@@ -101,18 +96,15 @@ def train(
     method = arguments.method
     if method == "base":
         return {}
-    if method != "sft":
-        load_adapter(model, sft_adapter(arguments))
-    stage = "sft" if method in STAGES["sft"] else "grpo"
     started = time.perf_counter()
     if arguments.minutes:
         end_training_after(arguments.minutes)
-    if stage == "sft":
+    if method == "sft":
         pipeline.train_sft(run, model, tokenizer)
     else:
-        makers = {"random": {"make_rewards": make_random_rewards(arguments.seed)}, "grpo": {}}
-        pipeline.train_grpo(run, model, tokenizer, **makers[method])
+        go_on(run, model, tokenizer, method)
     minutes = (time.perf_counter() - started) / 60
+    stage = "sft" if method in STAGES["sft"] else "grpo"
     rows = MetricsTable(run.folder / "metrics.csv").stage_rows(stage, sys.maxsize)
     last = max((int(row["step"]) for row in rows), default=0)
     return {"steps": last, "train_minutes": minutes, "curve": rows}
@@ -144,12 +136,15 @@ def main() -> None:
         arguments.minutes = read_json(row_path(arguments, "grpo"), {}).get("train_minutes")
         if arguments.minutes is None:
             sys.exit(f"error: {row_path(arguments, 'grpo')}: missing; give --minutes or run grpo first")
-    if arguments.method not in ("base", "sft") and not is_complete(sft_adapter(arguments)):
-        missing = sft_adapter(arguments)
-        sys.exit(f"error: {missing}: missing; run --method sft --seed {arguments.seed} first")
+    adapter = None
+    if arguments.method not in ("base", "sft"):
+        source = arguments.run_dir / row_name(arguments, "sft")
+        adapter = sft_adapter(source, f"run --method sft --seed {arguments.seed} first")
     config = row_config(arguments)
     run = pipeline.prepare_run(config, resume=True)
     model, tokenizer = pipeline.load_run_model(run)
+    if adapter:
+        load_adapter(model, adapter)
     figures = train(run, model, tokenizer, arguments)
     label = {"base": "base", "sft": "sft", "more-sft": "sft"}.get(arguments.method, "sft_grpo")
     begun = time.perf_counter()

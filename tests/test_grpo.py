@@ -8,6 +8,7 @@ import tiny_random
 import torch
 from datasets import Dataset
 
+from benchmarks.controls import make_random_rewards
 from data_reader import Task, gold_completion, grpo_rows, plan_prompt
 from gptoss.generation import Completion
 from gptoss.load import load_model
@@ -56,6 +57,18 @@ def test_rewards_come_from_one_scoring_of_each_completion(db, monkeypatch):
     assert logged["parse_failures/not_json"] == 0.5
     assert logged["rollouts/exact_match"] == 0.25
     assert 0 < logged["tools/find_user_id_by_email"] < 1
+
+
+def test_random_rewards_of_the_control_know_nothing_of_the_completion(db):
+    tokenizer = tiny_random.make_tokenizer()
+    (task,) = tasks = tiny_random.make_tasks(1)
+    tossed = make_random_rewards(1)(CompletionScorer(tokenizer, db, tasks))
+    assert [reward.__name__ for reward in tossed] == ["tool_reward", "outcome_reward"]
+    for text, share in ((gold_completion(task), 1.0), ("no plan", 0.0)):
+        batch, logged = batch_of(tokenizer, [0] * 200, [render_completion(text)] * 200), {}
+        rewards = tossed[0](**batch, log_metric=logged.__setitem__)
+        assert set(rewards) == {0.0, 1.0} and 70 < sum(rewards) < 130
+        assert logged["rollouts/exact_match"] == share
 
 
 def test_invented_tools_share_one_column(db):
