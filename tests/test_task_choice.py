@@ -10,10 +10,11 @@ import torch
 
 import configs
 from common.files import RunError, SettingsError
-from data_reader import read_tasks, sft_rows
+from data_reader import DatasetError, read_tasks, sft_rows
 from gptoss.load import load_model
 from training import pipeline, task_choice
 from training.rewards import make_reward_functions
+from training.run_data import load_grpo_tasks, load_tasks
 from training.task_choice import gold_probabilities, leave_out_mastered
 
 
@@ -67,6 +68,32 @@ def test_a_limit_that_leaves_no_task_is_one_line(config, tasks, tmp_path, monkey
     monkeypatch.setattr(task_choice, "gold_probabilities", lambda *_: [0.95] * len(tasks))
     with pytest.raises(SettingsError, match="leaves no task.*data.grpo_dataset_path"):
         leave_out_mastered(None, None, tasks, limited(config, 0.9, tmp_path))
+
+
+def test_each_file_needs_only_the_customers_that_it_is_read_for(config, tmp_path):
+    path = tmp_path / "all.jsonl"
+    tiny_random.write_tasks(path, 60)
+    rows = path.read_text().splitlines(keepends=True)
+    whole = configs.with_overrides(config, {"data.dataset_path": str(path), "data.eval_dataset_path": str(path)})
+    train, validation, test, db = load_tasks(whole)
+    files = {"train": train, "held_out": [*validation, *test]}
+    for name, tasks in files.items():
+        (tmp_path / name).write_text("".join(rows[task.line - 1] for task in tasks))
+    train_only, held_out = str(tmp_path / "train"), str(tmp_path / "held_out")
+    apart = configs.with_overrides(config, {
+        "data.dataset_path": train_only, "data.eval_dataset_path": held_out,
+        "data.grpo_dataset_path": train_only,
+    })
+    found = load_tasks(apart)
+    assert [len(part) for part in found[:3]] == [len(train), len(validation), len(test)]
+    assert len(load_grpo_tasks(apart, found[0], db)) == len(train)
+    one_file = configs.with_overrides(apart, {"data.eval_dataset_path": train_only})
+    with pytest.raises(DatasetError, match="test split: 0 tasks"):
+        load_tasks(one_file)
+    for field in ("data.dataset_path", "data.grpo_dataset_path"):
+        wrong = configs.with_overrides(apart, {field: held_out})
+        with pytest.raises(DatasetError, match="train split: 0 tasks"):
+            load_grpo_tasks(wrong, load_tasks(wrong)[0], db)
 
 
 def test_grpo_trains_on_a_file_of_its_own(config, tmp_path):

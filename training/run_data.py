@@ -39,15 +39,18 @@ def load_tasks(
     data = config.data
     db = RetailDatabase.load(data.data_dir or None)
 
-    def split(path: str) -> Splits:
-        return open_splits(path, db, data.split_seed, data.fractions, data.skip_invalid_tasks)
+    def split(path: str, *min_tasks: int) -> Splits:
+        skip = data.skip_invalid_tasks
+        return open_splits(path, db, data.split_seed, data.fractions, skip, min_tasks)
 
     if config.agent.trajectories_path:
         for _ in read_conversations(Path(config.agent.trajectories_path)):
             pass  # a damaged row is named before time is spent
-    splits = split(data.dataset_path)
-    same_file = data.eval_dataset_path == data.dataset_path
-    held_out = splits if same_file else split(data.eval_dataset_path)
+    # Of two files each needs only the customers that it is read for.
+    if data.eval_dataset_path == data.dataset_path:
+        splits = held_out = split(data.dataset_path, 1, 1, 1)
+    else:
+        splits, held_out = split(data.dataset_path, 1, 0, 0), split(data.eval_dataset_path, 0, 1, 1)
     test = choose_tasks(held_out.test, config.evaluation.num_tasks, data.split_seed)
     return splits.train, held_out.validation, test, db
 
@@ -66,7 +69,9 @@ def load_grpo_tasks(
     """
     data = config.data
     if path := data.grpo_dataset_path:
-        train = open_splits(path, db, data.split_seed, data.fractions, data.skip_invalid_tasks).train
+        train = open_splits(
+            path, db, data.split_seed, data.fractions, data.skip_invalid_tasks, (1, 0, 0)
+        ).train
     if config.grpo.curriculum:
         check_difficulties(train, path or data.dataset_path)
     return train

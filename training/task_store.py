@@ -157,6 +157,7 @@ def open_splits(
     seed: int,
     fractions: tuple[float, float, float],
     skip_invalid: bool = False,
+    min_tasks: tuple[int, int, int] = (1, 1, 1),
 ) -> Splits:
     """Check a task file in one pass, gold plans replayed on the store, and split it by customer.
 
@@ -165,13 +166,14 @@ def open_splits(
         seed: Seed of the split, see `split_tasks`.
         fractions: Shares of customers in the three splits, see `split_tasks`.
         skip_invalid: Leave invalid rows and failing plans out, and say how many.
+        min_tasks: How many tasks each split must have.
 
     Returns:
         The splits; their tasks stay on disk.
 
     Raises:
         DatasetError: A row or a plan is invalid (all findings are listed) and they are not skipped, no
-            row is valid, a split is empty, or the file cannot be read.
+            row is valid, a split is too small, or the file cannot be read.
     """
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -209,7 +211,7 @@ def open_splits(
         print(f"{path}: {count} tasks skipped, their rows or gold plans are faulty")
     chosen = [np.flatnonzero((line_numbers > 0) & (np.array(numbers) == n)) for n in range(3)]
     splits = Splits(*(select_tasks(tasks, indices) for indices in chosen))
-    check_split_sizes(splits, fractions)
+    check_split_sizes(splits, fractions, min_tasks)
     return splits
 
 
