@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from gptoss.decoder import Cache, Decoder
@@ -38,16 +39,42 @@ class Sampling:
     pad_id: int = 0
 
 
+class RowNoise:
+    """Noise of the rows of a batch, each from a seed of its own.
+
+    One number a token: logits that are rounded otherwise in another batch then move a draw only
+    where the two best tokens are as close as the rounding. A single number a row, compared with
+    cumulative probabilities, moves it 250 times as often.
+
+    Args:
+        seeds: One a row, from 0.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        # NumPy's are several times faster than torch's.
+        self._generators = [np.random.default_rng(seed) for seed in seeds]
+
+    def draw(self, vocabulary: int) -> torch.Tensor:
+        """Return the next numbers, Exp(1), float64 `[B, vocabulary]`."""
+        noise = np.empty((len(self._generators), vocabulary))
+        for row, generator in zip(noise, self._generators, strict=True):
+            generator.standard_exponential(out=row)
+        return torch.from_numpy(noise)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some rows."""
+        self._generators = [self._generators[row] for row in rows]
+
+
 def choose_tokens(
-    logits: torch.Tensor, sampling: Sampling, draws: torch.Tensor | None = None
+    logits: torch.Tensor, sampling: Sampling, noise: RowNoise | None = None
 ) -> torch.Tensor:
     """Choose the next token of each row.
 
     Args:
         logits: Float32 `[B, vocabulary]`; changed in place.
         sampling: Temperature and truncation.
-        draws: Float64 `[B]` in [0, 1), one number per row that decides its token; None draws from
-            torch's own generator.
+        noise: Decides each row's token; None draws from torch's own generator.
 
     Returns:
         `[B]` token ids.
@@ -64,12 +91,9 @@ def choose_tokens(
         dropped = torch.zeros_like(logits, dtype=torch.bool)
         dropped.scatter_(1, order, before >= sampling.top_p)
         logits.masked_fill_(dropped, float("-inf"))
-    if draws is not None:
-        sums = logits.softmax(-1).double().cumsum_(-1)
-        # The first token whose sum lies above the draw; the sum of all is 1 up to rounding.
-        found = torch.searchsorted(sums, draws[:, None] * sums[:, -1:], right=True)[:, 0]
-        return found.clamp_(max=logits.shape[-1] - 1)
     # argmax(logit - log E) with E ~ Exp(1) is a draw from softmax(logits), without a host sync.
+    if noise is not None:
+        return (logits.softmax(-1) / noise.draw(logits.shape[-1])).argmax(-1)
     noise = torch.empty_like(logits).exponential_()
     return logits.sub_(noise.clamp_(min=1e-30).log_()).argmax(-1)
 
@@ -83,14 +107,8 @@ class _Batch:
     ) -> None:
         device = decoder.device
         self._decoder, self._sampling = decoder, sampling
-        self._draws = None
-        if seeds is not None and device.type == "cpu":
-            generators = (torch.Generator().manual_seed(seed) for seed in seeds)
-            rows_of_draws = [
-                torch.rand(sampling.max_new_tokens, dtype=torch.float64, generator=generator)
-                for generator in generators
-            ]
-            self._draws = torch.stack(rows_of_draws)
+        is_seeded = seeds is not None and device.type == "cpu"
+        self._noise = RowNoise(seeds) if is_seeded else None
         self.cache: Cache = decoder.new_cache(rows, capacity)
         self.tokens = torch.zeros(rows, dtype=torch.long, device=device)
         self.positions = torch.zeros(rows, dtype=torch.long, device=device)
@@ -111,8 +129,7 @@ class _Batch:
             live = ~self.ended
             self.entropy -= ((scores.exp() * scores).sum(-1) * live).sum()
             self.num_tokens += live.sum()
-        draws = None if self._draws is None else self._draws[:, int(self.column)]
-        chosen = choose_tokens(logits, self._sampling, draws)
+        chosen = choose_tokens(logits, self._sampling, self._noise)
         self.log_probs[self.rows, self.column] = scores.gather(-1, chosen[:, None])[:, 0]
         chosen = torch.where(self.ended, self._sampling.pad_id, chosen)
         self.output[self.rows, self.column] = chosen
@@ -133,8 +150,8 @@ class _Batch:
         self.rows, self.tokens, self.positions, self.ended = (
             x[live] for x in (self.rows, self.tokens, self.positions, self.ended)
         )
-        if self._draws is not None:
-            self._draws = self._draws[live]
+        if self._noise is not None:
+            self._noise.keep(live.tolist())
         self.cache = self.cache.take(live)
 
     def tell(self, streamer: Any, begin: int, end: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from gptoss.engine import FastGenerate
+from gptoss.engine import FastGenerate, RowNoise
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,18 @@ class _Draws:
 
     def __init__(self, temperature: float | None, seeds: Sequence[int] | None) -> None:
         self._temperature = temperature
-        self._generators = seeds and [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._noise = RowNoise(seeds) if seeds else None
         self.log_probs: list[torch.Tensor] = []
 
     def __call__(self, _input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         drawn = scores = scores.float() / (self._temperature or 1.0)
         if self._temperature:
-            if self._generators:
-                noise = torch.empty(scores.shape)
-                for row, generator in zip(noise, self._generators, strict=True):
-                    row.exponential_(generator=generator)
+            if self._noise:
+                noise = self._noise.draw(scores.shape[-1]).to(scores.device)
             else:
-                noise = torch.empty_like(scores).exponential_()
+                noise = torch.empty_like(scores).exponential_().clamp_(min=1e-30)
             # argmax(logit - log E) with E ~ Exp(1) is a draw from softmax(logits).
-            drawn = scores - noise.clamp_(min=1e-30).log_().to(scores.device)
+            drawn = scores - noise.log_()
         chosen = drawn.argmax(-1, keepdim=True)
         self.log_probs.append(scores.log_softmax(-1).gather(-1, chosen)[:, 0])
         return drawn

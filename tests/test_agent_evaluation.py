@@ -350,14 +350,14 @@ def test_a_small_model_is_measured_by_one_command(task_file, tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_kill_9_of_a_sampled_local_model_gives_the_same_files(task_file, tmp_path):
-    """What it draws depends on task, trial and turn; one at a time, as batches round differently."""
+    """What it draws depends on task, trial and turn, not on the episodes beside it."""
     run_config = configs.with_overrides(configs.get_preset("cpu"), {"mode": "agent"})
     (tmp_path / "config.json").write_text(f'{{"settings": {run_config.to_json()}}}')
     (tmp_path / "model").symlink_to(ROOT / "models" / "tiny-gpt-oss")
 
     def command(output):
         more = ("--model", str(tmp_path / "model"), "--num-trials", "2", "--max-new-tokens", "48",
-                "--limit", "2", "--concurrency", "1")
+                "--limit", "6", "--concurrency", "8")
         return [sys.executable, "task_tester.py", *words(ROOT / "dataset.jsonl", output, *more)]
 
     def run(output):
@@ -365,7 +365,7 @@ def test_kill_9_of_a_sampled_local_model_gives_the_same_files(task_file, tmp_pat
 
     run(tmp_path / "whole")
     part = tmp_path / "cut" / PART_NAME
-    for num_lines in (2, 4):
+    for num_lines in (2, 6):
         process = subprocess.Popen(command(tmp_path / "cut"), cwd=ROOT,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not part.exists() or part.read_bytes().count(b"\n") < num_lines:
