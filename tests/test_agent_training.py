@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from agent.policies import ScriptedPolicy, oracle
 from common.user_error import UserError
 from data_reader import DatasetError, read_tasks
 from gptoss.load import load_model
-from training import pipeline
+from training import agent_evaluation, evaluation, pipeline
 from training.conversations import Context
 from training.episode_rewards import EpisodeScorer, make_episode_rewards, summarize_episodes
 from training.grpo import build_grpo_trainer
@@ -267,6 +268,33 @@ def test_killed_agent_runs_end_bitwise_equal(left_alone, tmp_path):
         time.sleep(draws.uniform(0, 0.05) * seconds)
         resume_run.kill(process_id)
     assert os.waitpid(start(config, tmp_path / "killed.txt"), 0)[1] == 0
+    assert digests(run) == expected
+
+
+@pytest.mark.slow
+def test_runs_killed_inside_their_evaluations_end_bitwise_equal(tmp_path, monkeypatch):
+    """In a batch, behind one, and between the rows and evaluation.json."""
+    config = run_config(tmp_path, evaluation__greedy=False, evaluation__temperature=1.0)
+    run, log_path = tmp_path / "run", tmp_path / "log.txt"
+    assert os.waitpid(start(config, log_path), 0)[1] == 0, log_path.read_text()
+    expected = digests(run)
+    shutil.move(run, tmp_path / "left_alone")
+    for stage, owner, name, num_parts in (
+        ("base", Conversation, "step", 1), ("sft", agent_evaluation, "write_json_atomic", 2),
+        ("sft_grpo", evaluation, "write_json_atomic", 3),
+    ):
+        parts_dir = run / "evaluation_parts" / stage
+
+        def die(*args, wrapped=getattr(owner, name), parts_dir=parts_dir, num_parts=num_parts):
+            if len(list(parts_dir.glob("*.json"))) == num_parts:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return wrapped(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, die)
+            process_id = start(config, log_path)
+        assert os.waitpid(process_id, 0)[1] == signal.SIGKILL, log_path.read_text()
+    assert os.waitpid(start(config, log_path), 0)[1] == 0
     assert digests(run) == expected
 
 
