@@ -201,7 +201,7 @@ def run_config(folder, **overrides):
         "sft__max_steps": 4, "sft__learning_rate": 1e-2, "sft__save_steps": 1,
         "grpo__max_steps": 4, "grpo__learning_rate": 1e-2, "grpo__save_steps": 1,
         "grpo__eval_steps": 2, "grpo__num_eval_tasks": 3, "grpo__resample_rounds": 1,
-        "evaluation__batch_size": 2,
+        "evaluation__batch_size": 2, "evaluation__greedy": False, "evaluation__temperature": 1.0,
     }
     return agent_config(folder, **settings | overrides)
 
@@ -272,13 +272,11 @@ def test_killed_agent_runs_end_bitwise_equal(left_alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_killed_inside_their_evaluations_end_bitwise_equal(tmp_path, monkeypatch):
+def test_a_run_killed_inside_its_evaluations_ends_bitwise_equal(left_alone, tmp_path, monkeypatch):
     """In a batch, behind one, and between the rows and evaluation.json."""
-    config = run_config(tmp_path, evaluation__greedy=False, evaluation__temperature=1.0)
-    run, log_path = tmp_path / "run", tmp_path / "log.txt"
-    assert os.waitpid(start(config, log_path), 0)[1] == 0, log_path.read_text()
-    expected = digests(run)
-    shutil.move(run, tmp_path / "left_alone")
+    config, _, expected, _ = left_alone
+    run, log_path = Path(config.output_dir), tmp_path / "log.txt"
+    shutil.rmtree(run, ignore_errors=True)
     for stage, owner, name, num_parts in (
         ("base", Conversation, "step", 1), ("sft", agent_evaluation, "write_json_atomic", 2),
         ("sft_grpo", evaluation, "write_json_atomic", 3),
