@@ -180,7 +180,7 @@ def measure_grpo(
     share = stage.steps_per_generation
     logged = trainer.state.log_history
     return {
-        "tokens_per_s": round(sampling["tokens"] / sampling["seconds"], 1),
+        "tokens_per_s": round(sampling["tokens"] / max(sampling["seconds"], 0.01), 1),
         "seconds_per_step": round(update + preparations[-1] / share, 2),
         "first_step_seconds": round(ends[stage.gradient_accumulation_steps - 1] - begin, 1),
         "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),

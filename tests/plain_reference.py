@@ -16,22 +16,36 @@ from transformers import GptOssForCausalLM
 
 LORA = re.compile(r"base_model\.model\.(.+)\.lora_A\.default\.weight")
 EXPERT = re.compile(r"(.+experts\.\w+_proj)s\.(\d+)")
+"""A linear layer per expert."""
+FUSED = re.compile(r"(.+mlp\.experts)(\.base_layer)?")
+"""One tensor for all experts: PEFT wraps gate_up_proj in down_proj."""
 
 
 def adapted(model: Any, lora: dict[str, torch.Tensor], scale: float) -> dict[str, torch.Tensor]:
     """Return the model's parameters with the adapter added, by which they can be differentiated."""
     found = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    deltas: dict[str, dict[int, torch.Tensor]] = {}
+    each: dict[str, dict[int, torch.Tensor]] = {}
     for name, left in lora.items():
         if (match := LORA.fullmatch(name)) is None:
             continue
-        delta = lora[name.replace("lora_A", "lora_B")] @ left * scale
+        right = lora[name.replace("lora_A", "lora_B")]
         if expert := EXPERT.fullmatch(match[1]):
-            deltas.setdefault(expert[1], {})[int(expert[2])] = delta.T
+            each.setdefault(expert[1], {})[int(expert[2])] = (right @ left).T
+        elif fused := FUSED.fullmatch(match[1]):
+            target = f"{fused[1]}.{'gate_up_proj' if fused[2] else 'down_proj'}"
+            # A is [experts * rank, in], B [out, rank * experts] with the experts' number fastest.
+            count = len(found[target])
+            a = left.unflatten(0, (count, -1))
+            b = right.unflatten(1, (-1, count)).permute(2, 0, 1)
+            inner = found[f"{fused[1]}.gate_up_proj"].shape[2]
+            wide = lora[f"base_model.model.{fused[1]}.base_layer.lora_B.default.weight"].shape[0]
+            delta = b @ a if wide != inner else (b @ a).transpose(1, 2)
+            found[target] = found[target] + delta * scale
         else:
-            found[match[1] + ".weight"] = found[match[1] + ".weight"] + delta
-    for name, each in deltas.items():
-        found[name] = found[name] + torch.stack([each[number] for number in range(len(each))])
+            found[match[1] + ".weight"] = found[match[1] + ".weight"] + right @ left * scale
+    for name, deltas in each.items():
+        stacked = torch.stack([deltas[number] for number in range(len(deltas))])
+        found[name] = found[name] + stacked * scale
     return found
 
 
