@@ -105,9 +105,7 @@ NOT_RUN = {
     "'{\"backend\": \"nccl\"}' --logprobs-mode processed_logprobs --max-logprobs -1": VLLM,
     "%pip install -r requirements.txt": NETWORK,
     "pip install -r requirements.txt": NETWORK,
-    "pip install --dry-run": NETWORK,
     "git clone REPOSITORY gpt-oss-retail && cd gpt-oss-retail": NETWORK,
-    "git clone REPOSITORY gpt-oss-retail": NETWORK,
     "cd gpt-oss-retail": "changes into the clone of the line before",
     "nvidia-smi": "needs a GPU",
     "docker build -f docker/Dockerfile.cuda -t gpt-oss-retail .": NETWORK,
@@ -124,10 +122,6 @@ NOT_RUN = {
     "llama.cpp --output outputs/gguf_model": "needs llama.cpp; tests/test_export.py has a stand-in",
     "benchmarks/gpu_all.sh MODEL outputs/gpu": GPU,
     "python benchmarks/gpu_rollouts.py --model MODEL --output benchmarks/results/gpu_rollouts.json": GPU,
-    "python benchmarks/kill_and_resume.py --model MODEL --output benchmarks/results/gpu_resume.json": GPU,
-    "python benchmarks/gpu_presets.py --model MODEL --output benchmarks/results/gpu_presets.json": GPU,
-    "python benchmarks/gpu_pipeline.py --preset 80gb --merge --output benchmarks/results/gpu_pipeline.json":
-        GPU,
     "python benchmarks/scaling.py --model MODEL --preset 80gb --gpus 1,2 --output "
     "benchmarks/results/scaling.json": GPU,
     "python benchmarks/agent_training.py": "a minute or two of a fixed size; as cpu_sampling",
