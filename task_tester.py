@@ -232,7 +232,8 @@ def _model_errors(model: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise UsageError(f"a package is missing ({error}); run `make install`") from None
+        remedy = "run `make install`, then `source .venv/bin/activate`"
+        raise UsageError(f"a package is missing ({error}); {remedy}") from None
     except DATA_ERRORS:
         raise
     except UserError as error:

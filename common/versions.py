@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
@@ -111,7 +112,7 @@ def _installed(name: str) -> str | None:
 def _component_line(name: str, pin: str | None, file_name: str) -> str:
     version = _installed(name)
     if version is None:
-        return f"{name} MISSING: pip install -r {file_name}"
+        return f"{name} MISSING: {_install_remedy(file_name)}"
     # Wheels for one CUDA version carry it as a local part: 2.11.0+cu130 is 2.11.0.
     if pin is None:
         return f"{name} {version}"
@@ -143,5 +144,13 @@ def find_missing(names: tuple[str, ...], gpu: bool) -> str:
     """Name the first of these packages that is not installed, in one line as `find_broken` does."""
     for name in names:
         if _installed(name) is None:
-            return f"{name} is not installed: pip install -r {requirements_name(gpu)}"
+            return f"{name} is not installed: {_install_remedy(requirements_name(gpu))}"
     return ""
+
+
+def _install_remedy(file_name: str) -> str:
+    """Say how packages get here: from the environment of `make install` if it is there, else by pip."""
+    made = ROOT / ".venv"
+    if (made / "bin" / "activate").is_file() and made.resolve() != Path(sys.prefix).resolve():
+        return "source .venv/bin/activate"
+    return f"pip install -r {file_name}"

@@ -25,7 +25,7 @@ import task_tester
 import train_script
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 
 
 PARSERS = {
@@ -33,7 +33,7 @@ PARSERS = {
     "task_tester.py": lambda words: task_tester.build_parser().parse_args(words),
     "task_generator.py": task_generator.parse_arguments,
 }
-FOREIGN = ("accelerate", "cd", "docker", "export", "git", "jupyter", "pip", "sudo", "tensorboard",
+FOREIGN = ("accelerate", "cd", "docker", "export", "git", "hf", "jupyter", "pip", "sudo", "tensorboard",
            "tau2", "torchrun", "vf-eval", "vllm", "trl", "source", ".venv/bin/python", "python3.11", "nvidia-smi")
 
 

