@@ -19,6 +19,20 @@ ROWS = {
     "json_parse_success": "JSON parse success",
 }
 
+MODES = {
+    "plan": (
+        "to answer a retail customer's request with a plan of tool calls", "gold tool calls",
+        "a reward that executes the tools", "the answer's final message is one JSON object "
+        '`{"tool_calls": [{"name": ..., "arguments": ...}]}`',
+    ),
+    "agent": (
+        "to serve a retail customer in conversation, one tool call or message at a time",
+        "conversations that end as gold does", "whole conversations on a store",
+        "each answer is one call, whose result follows, or words to the customer",
+    ),
+}
+"""By mode: what for, what SFT and GRPO train on, and what an answer is."""
+
 
 def _evaluation(metrics: dict[str, Any], differences: dict[str, Any]) -> list[str]:
     if not metrics:
@@ -52,6 +66,8 @@ def model_card(run_dir: Path, adapter: bool) -> str:
     settings = read_json(run_dir / "config.json", {})["settings"]
     model, data, sft, grpo = (settings[name] for name in ("model", "data", "sft", "grpo"))
     base = model["model_name"]
+    mode = settings.get("mode", "plan")  # runs from before agent mode have none
+    purpose, gold, rollouts, answer = MODES[mode]
     on_hub, gpt_oss = not Path(base).exists(), is_gpt_oss(base)
     details = read_json(run_dir / "evaluation_details.json", {})
     metadata = {
@@ -72,6 +88,9 @@ def model_card(run_dir: Path, adapter: bool) -> str:
     package, loader = (
         ("peft", "AutoPeftModelForCausalLM") if adapter else ("transformers", "AutoModelForCausalLM")
     )
+    paths = dict.fromkeys((data["dataset_path"], data.get("grpo_dataset_path")))
+    files = [f"`{path}`" for path in paths if path]
+    option = " --mode agent" if mode == "agent" else ""
     use = [
         "```python", f"from {package} import {loader}", "",
         f'model = {loader}.from_pretrained("PATH_OF_THIS_FOLDER")', "```",
@@ -79,23 +98,21 @@ def model_card(run_dir: Path, adapter: bool) -> str:
     lines = [
         "---", *head, "---", "",
         "# Retail customer-service agent", "",
-        f"`{base}` fine-tuned to answer a retail customer's request with a plan of tool calls "
-        f"(tau-bench's retail tools). This folder: {kind}.", "",
+        f"`{base}` fine-tuned {purpose} (tau-bench's retail tools). This folder: {kind}.", "",
         "## Training", "",
-        f"- Data: `{data['dataset_path']}`, generated retail tasks, split by customer.",
-        f"- SFT on gold tool calls: {_length(sft)}, learning rate {sft['learning_rate']:g}.",
-        f"- GRPO with a reward that executes the tools: {_length(grpo)}, groups of "
+        f"- Data: {' and '.join(files)}, retail tasks, split by customer.",
+        f"- SFT on {gold}: {_length(sft)}, learning rate {sft['learning_rate']:g}.",
+        f"- GRPO with {rollouts}: {_length(grpo)}, groups of "
         f"{grpo['num_generations']}, temperature {grpo['temperature']:g}, learning rate "
         f"{grpo['learning_rate']:g}.",
         f"- LoRA rank {model['lora_rank']} on {reach.replace('+', ' and ')}; "
         f"seed {settings['seed']}.", "",
         "## Evaluation", "",
         *_evaluation(read_json(run_dir / "evaluation.json", {}), details.get("differences", {})), "",
-        "Made by `python train_script.py --preset " + settings["preset"] + "`; the run's "
+        f"Made by `python train_script.py --preset {settings['preset']}{option}`; the run's "
         "`config.json` has every setting, version and hash.", "",
         "## Use", "", *use, "",
-        f"Prompts {prompts}; the answer's final message is one JSON object "
-        '`{"tool_calls": [{"name": ..., "arguments": ...}]}`.', "",
+        f"Prompts {prompts}; {answer}.", "",
         "## Limits", "",
         "The shop, its customers and their words are generated: the model has learned this shop's "
         "tools and rules, not customer service. Nothing stops it from proposing a call that a "

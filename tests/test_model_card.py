@@ -13,9 +13,9 @@ METRICS = {"num_tasks": 9} | dict.fromkeys(
 )
 
 
-def make_run(folder: Path, model_name: str) -> None:
+def make_run(folder: Path, model_name: str, mode: str = "plan") -> None:
     config = configs.with_overrides(
-        configs.get_preset("cpu"), {"model.model_name": model_name, "grpo.max_steps": 7}
+        configs.get_preset("cpu", mode), {"model.model_name": model_name, "grpo.max_steps": 7}
     )
     facts = {"settings": json.loads(config.to_json())}
     gain = {"exact_match_rate": ESTIMATE, "db_match_rate": ESTIMATE}
@@ -41,6 +41,8 @@ def test_cards_of_adapter_and_merged_model(tmp_path):
     assert "| exact match | 0.500 [0.250, 0.750] | 0.500 [0.250, 0.750] |" in adapter
     assert "SFT+GRPO minus SFT, task by task: exact match +0.500 [+0.250, +0.750]" in adapter
     assert "GRPO with a reward that executes the tools: 7 steps" in adapter
+    assert "- Data: `3.5k.jsonl` and `dataset.jsonl`, retail" in adapter
+    assert "one JSON object `{" in adapter and "--mode agent" not in adapter
     assert is_complete(tmp_path / "final_model")
 
 
@@ -48,3 +50,12 @@ def test_a_local_base_is_no_hub_name(tmp_path):
     make_run(tmp_path, configs.TINY_MODEL_PATH)
     write_model_cards(tmp_path)
     assert "base_model:" not in (tmp_path / "final_model" / "README.md").read_text()
+
+
+def test_a_card_of_agent_mode_speaks_of_conversations(tmp_path):
+    make_run(tmp_path, "unsloth/gpt-oss-20b", "agent")
+    write_model_cards(tmp_path)
+    card = (tmp_path / "final_model" / "README.md").read_text()
+    assert "serve a retail customer in conversation" in card and "--preset cpu --mode agent`" in card
+    assert "GRPO with whole conversations on a store: 7 steps" in card
+    assert "plan of tool calls" not in card and "JSON object" not in card
