@@ -112,7 +112,7 @@ class _Rows:
         self.lengths = attention_mask.sum(1)
         self.step = torch.zeros(1, dtype=torch.long, device=device)
         self.tokens = torch.zeros(len(input_ids), 1, dtype=torch.long, device=device)
-        window = getattr(core.config, "sliding_window", None)
+        window = getattr(core.config.get_text_config(), "sliding_window", None)
         self.windows = {None, window}
         self.masks: dict[int | None, torch.Tensor] = {}
         # Its shape tells transformers to build no mask of its own; `_attend` does not read it.

@@ -320,6 +320,7 @@ def _load_transformers(stage: ModelStage, with_lora: bool) -> tuple[Model, Token
             r=stage.lora_rank, lora_alpha=stage.lora_alpha, lora_dropout=stage.lora_dropout,
             target_modules=ATTENTION_MODULES if gpt_oss else list_linear_layers(model, stage),
             target_parameters=EXPERT_PARAMETERS if experts else None, task_type="CAUSAL_LM",
+            exclude_modules=list_layers_beside_text(model),
         )
         model = get_peft_model(model, config)
         if stage.gradient_checkpointing:
@@ -353,6 +354,17 @@ def list_linear_layers(model: Model, stage: ModelStage) -> list[str]:
     if not names:
         raise ModelError(f"{stage.model_name}: has no linear layer for an adapter; use another model")
     return sorted(names)
+
+
+def list_layers_beside_text(model: Model) -> list[str] | None:
+    """Return the linear layers that text does not pass, such as a vision tower's; None without any."""
+    if model.config.get_text_config() is model.config:
+        return None
+    text = set(model.get_decoder().modules())
+    return [
+        name for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module not in text
+    ]
 
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ class ModelPolicy:
         self._model, self._tokenizer = model, tokenizer
         self._max_new_tokens, self._temperature = max_new_tokens, temperature
         self._batch_size = batch_size
-        limit = getattr(model.config, "max_position_embeddings", None)
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._max_context = max_context or limit or 2**31
         if max_new_tokens >= self._max_context:
             raise ModelError(

@@ -23,7 +23,9 @@ from training.examples import example_prompts
 from training.sft import build_sft_trainer
 
 FAMILIES = tuple(tiny_dense.FAMILIES)
-ENDS = {"llama": "<|im_end|>", "gemma": "<end_of_turn>", "qwen": "<|im_end|>"}
+ENDS = {
+    "llama": "<|im_end|>", "gemma": "<end_of_turn>", "gemma-vision": "<end_of_turn>", "qwen": "<|im_end|>",
+}
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +125,7 @@ def test_stop_tokens_padding_and_layers(family, folders, capsys):
     assert model.generation_config.pad_token_id == tokenizer.pad_token_id is not None
     reached = {name.split(".")[-4] for name, p in model.named_parameters() if p.requires_grad}
     assert reached == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and "vision" in name]
     assert "(attention+MLP)" in capsys.readouterr().out
     model, _ = load_model(stage_of(folders[family], lora_reach="attention", sampling="vllm"))
     reached = {name.split(".")[-4] for name, p in model.named_parameters() if p.requires_grad}
@@ -237,7 +240,7 @@ def test_sizes_are_read_from_names_and_folders(folders):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ("llama", "gemma"))
+@pytest.mark.parametrize("family", ("llama", "gemma", "gemma-vision"))
 def test_the_whole_run(family, folders, tmp_path, monkeypatch, capsys, caplog, db):
     from agent.conversation import Conversation  # noqa: F401  (torch-free; here for the last step)
     from task_tester import main as tester

@@ -5,7 +5,9 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
+    Gemma3Config,
     Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -36,13 +38,32 @@ SIZES = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 16384,
     "tie_word_embeddings": True, "initializer_range": 0.2,
 }
+
+
+def make_vision_config(**text: object) -> Gemma3Config:
+    """Return the settings of a model that reads images too; `text` are those of its language model."""
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 14,
+    }
+    return Gemma3Config(
+        text_config=Gemma3TextConfig(**text).to_dict(), vision_config=vision, mm_tokens_per_image=4,
+        eos_token_id=text["eos_token_id"],
+    )
+
+
+SLIDING = {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]}
 FAMILIES = {
     # The three things that trip loaders: an end of text that ends no answer and no padding token; a
     # token before every text and no system messages; thinking in the template.
     "llama": (LlamaForCausalLM, LlamaConfig, CHATML, ("<|im_start|>", "<|im_end|>"), {}),
     "gemma": (
-        Gemma3ForCausalLM, Gemma3TextConfig, GEMMA, ("<bos>", "<end_of_turn>", "<start_of_turn>"),
-        {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]},
+        Gemma3ForCausalLM, Gemma3TextConfig, GEMMA, ("<bos>", "<end_of_turn>", "<start_of_turn>"), SLIDING,
+    ),
+    # From 4 B parameters on Gemma 3 reads images too: its text settings lie one level deeper.
+    "gemma-vision": (
+        Gemma3ForConditionalGeneration, make_vision_config, GEMMA,
+        ("<bos>", "<end_of_turn>", "<start_of_turn>"), SLIDING,
     ),
     "qwen": (Qwen3ForCausalLM, Qwen3Config, THINKING, ("<|im_start|>", "<|im_end|>"), {}),
 }
@@ -57,7 +78,7 @@ def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<|endoftext|>", *tokens])
     special = {"eos_token": "<|endoftext|>"}
-    if family == "gemma":
+    if "gemma" in family:
         special["bos_token"] = "<bos>"
         bos = backend.token_to_id("<bos>")
         backend.post_processor = processors.TemplateProcessing(

@@ -87,7 +87,8 @@ def describe_long_tasks(
         The line, with file and line of the first few tasks and the setting to change; "" when all
         tasks fit.
     """
-    context, allowed = model.config.max_position_embeddings, config.model.max_seq_length
+    context = model.config.get_text_config().max_position_embeddings
+    allowed = config.model.max_seq_length
     first, found = "", {}
     for demand in demands:
         answer = f"{demand.setting}={demand.reserve}" if demand.setting else "the gold calls"
