@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tiny_random
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig
 
 import configs
 import task_tester
@@ -119,7 +119,7 @@ def test_many_long_tasks_are_counted_and_the_models_own_limit_is_named(folder, t
     tokenizer = tiny_random.make_tokenizer()
 
     def describe(context: int) -> str:
-        model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=context))
+        model = SimpleNamespace(config=LlamaConfig(max_position_embeddings=context))
         return describe_long_tasks([demand], model, tokenizer, config)
 
     line = describe(100_000)
@@ -146,7 +146,7 @@ def test_evaluate_names_a_prompt_that_leaves_no_room(folder, tmp_path, capsys):
 def test_the_shipped_tasks_fit_into_every_preset_and_the_check_is_fast(name):
     config = configs.get_preset(name)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "models" / "tiny-gpt-oss")
-    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=4096))
+    model = SimpleNamespace(config=LlamaConfig(max_position_embeddings=4096))
     tasks = read_tasks(ROOT / "3.5k.jsonl")
     demands = [
         Demand("F", tasks), Demand("F", tasks, "a", config.grpo.max_completion_length),
