@@ -16,6 +16,7 @@ import numpy as np
 from trl import GRPOConfig, GRPOTrainer
 
 import configs
+from accelerate import PartialState
 from common.files import SettingsError
 from data_reader import Task, grpo_rows
 from envs.retail import RetailDatabase
@@ -195,7 +196,7 @@ def _shared_prefix(model: Model, config: configs.RunConfig) -> Score | None:
             raise ValueError(f"one process only under Unsloth, here are {world_size()}")
         return prepare_shared_prefix(model, under_unsloth)
     except ValueError as error:
-        print(f"grpo.shared_prefix: {error}; each completion's prompt is read with it")
+        PartialState().print(f"grpo.shared_prefix: {error}; each completion's prompt is read with it")
         return None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from transformers.models.gpt_oss.modeling_gpt_oss import apply_rotary_pos_emb
 
@@ -90,9 +91,10 @@ def attend_fused(
     query = query + (module.sinks / scaling)[:, None, None].to(query.dtype) * further
     key = torch.cat([key, further.expand(*key.shape[:2], 1, -1)], 2)
     value = nn.functional.pad(value, (0, 0, 0, 1))
-    mixed = nn.functional.scaled_dot_product_attention(
-        query, key, value, nn.functional.pad(mask, (0, 1)).to(query.dtype), scale=scaling
-    )
+    mask = nn.functional.pad(mask, (0, 1)).to(query.dtype)
+    # Of the fused kernels one takes masks and a value of another size for sure.
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=scaling)
     return mixed.transpose(1, 2), None
 
 
