@@ -9,7 +9,7 @@
 Rows with the same seed share one SFT adapter. `random` is GRPO with rewards drawn by chance, `more-sft`
 goes on with SFT for as many minutes as `grpo` took. `--minutes` ends any training by the clock, at a
 constant learning rate. Every row has a run folder of its own; the same command goes on where it was
-stopped, and one that is done is not repeated.
+stopped, and one that is done is not repeated. `learning_rows.py` makes rows of RESULTS.md of them.
 """
 
 import argparse
@@ -124,8 +124,7 @@ def main() -> None:
     parser.add_argument("--preset", default="auto")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="FIELD=VALUE")
     parser.add_argument("--run-dir", type=Path, default=ROOT / "outputs" / "learning")
-    default = ROOT / "benchmarks" / "results" / "learning"
-    parser.add_argument("--results", type=Path, default=default)
+    parser.add_argument("--results", type=Path, default=ROOT / "outputs" / "learning")
     arguments = parser.parse_args()
     path = row_path(arguments, arguments.method)
     if path.exists():
