@@ -35,7 +35,7 @@ from training.rewards import make_reward_functions  # noqa: E402
 WAYS = {"padded": False, "shared": True}
 """`grpo.shared_prefix`."""
 METHODS = {
-    "_generate_single_turn": "sampling", "_get_per_token_logps_and_entropies": "reference",
+    "rollout_func": "sampling", "_get_per_token_logps_and_entropies": "reference",
     "_prepare_inputs": "prepare", "training_step": "train",
 }
 """The trainer's methods that are timed; the second one is the update's too, with gradients."""

@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 
 from benchmarks.controls import make_random_rewards
+from benchmarks.cpu_step import StepClock
 from data_reader import Task, gold_completion, grpo_rows, plan_prompt
 from gptoss.generation import Completion
 from gptoss.load import load_model
@@ -18,6 +19,7 @@ from training import rewards as rewards_module
 from training.dynamic_sampling import DynamicSampler, Group
 from training.grpo import build_grpo_trainer, count_steps, order_by_difficulty, run_grpo
 from training.rewards import CompletionScorer, make_reward_functions, summarize_batch
+from training.trainer import run_trainer
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +160,20 @@ def test_a_run_moves_the_adapter_and_logs_each_reward(folder, db):
     for name in ("rewards/tool_reward/mean", "rewards/outcome_reward/mean", "kl_to_sft", "entropy",
                  "frac_reward_zero_std", "completions/clipped_ratio", "rollouts/parsed"):
         assert name in columns
+
+
+def test_a_step_is_timed_by_part(folder, db):
+    config = tiny_random.tiny_config(folder / "timed", grpo__max_steps=2, grpo__beta=0.01)
+    model, tokenizer = load_model(config.model)
+    trainer = build_grpo_trainer(
+        model, tokenizer, tiny_random.make_tasks(8), db, config, [], make_reward_functions
+    )
+    clock = StepClock(trainer)
+    run_trainer(trainer, resume=False)
+    assert len(clock.steps) == 2
+    for step in clock.steps:
+        parts = [step[f"{part}_s"] for part in ("sampling", "reference", "update")]
+        assert min(parts) > 0 and sum(parts) < step["step_s"]
 
 
 def test_equal_rewards_change_nothing_but_for_the_kl(folder, db):
