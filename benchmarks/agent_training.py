@@ -28,6 +28,7 @@ import torch  # noqa: E402
 import configs  # noqa: E402
 from agent.conversation import Conversation  # noqa: E402
 from agent.customers import ScriptedCustomer  # noqa: E402
+from gptoss.decoder import Prefix  # noqa: E402
 from gptoss.load import load_adapter, load_model  # noqa: E402
 from training.conversations import RolloutPolicy  # noqa: E402
 from training.grpo import build_grpo_trainer  # noqa: E402
@@ -99,8 +100,13 @@ def main() -> None:
     parser.add_argument("--preset", default="cpu")
     parser.add_argument("--episodes", type=int, default=32, help="of one update (default: 32)")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="FIELD=VALUE")
+    parser.add_argument(
+        "--read-all", action="store_true", help="read conversations whole at every turn, to compare"
+    )
     parser.add_argument("--output", type=Path, default=OUTPUT)
     args = parser.parse_args()
+    if args.read_all:
+        Prefix.is_of = lambda prefix, ids: False
     pairs = dict(text.split("=", 1) for text in args.overrides)
     rows = configs.get_preset(args.preset, "agent").grpo.per_device_train_batch_size
     with tempfile.TemporaryDirectory() as folder:
@@ -145,6 +151,7 @@ def main() -> None:
         "threads": torch.get_num_threads(), "cores": os.cpu_count(), "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "preset": args.preset, "set": pairs, "adapter": bool(args.adapter),
+        "read_all": args.read_all,
     }
     args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))

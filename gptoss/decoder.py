@@ -5,7 +5,8 @@ takes milliseconds, and are applied beside the base weights as in training, neve
 The residual stream is float32, norms and softmax too, products run in `dtype`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -148,6 +149,33 @@ class Cache:
         """Return a cache of some rows."""
         keys, values = ([x[rows] for x in part] for part in (self.keys, self.values))
         return Cache(keys, values, self.capacity)
+
+
+@dataclass
+class Prefix:
+    """One sequence's tokens and their keys and values, kept between calls; empty at first."""
+
+    ids: list[int] = field(default_factory=list)
+    keys: list[torch.Tensor] = field(default_factory=list)
+    """Of each layer `[kv_heads, slots, D]`."""
+    values: list[torch.Tensor] = field(default_factory=list)
+
+    def is_of(self, ids: Sequence[int]) -> bool:
+        """Tell whether a longer sequence begins with these tokens."""
+        return 0 < len(self.ids) < len(ids) and list(ids[: len(self.ids)]) == self.ids
+
+    def save(self, ids: list[int], cache: Cache, row: int) -> None:
+        """Keep the tokens whose keys and values a row of a cache holds."""
+        self.ids = ids
+        self.keys, self.values = (
+            [x[row, :, : len(ids)].clone() for x in part] for part in (cache.keys, cache.values)
+        )
+
+    def load(self, cache: Cache, row: int) -> None:
+        """Write the keys and values into a row of a cache."""
+        for part, kept in ((cache.keys, self.keys), (cache.values, self.values)):
+            for to, x in zip(part, kept, strict=True):
+                to[row, :, : x.shape[1]] = x
 
 
 class Decoder:
@@ -321,10 +349,7 @@ class Decoder:
             cache.keys[index][rows, :, : k.shape[2]] = k[sources]
             cache.values[index][rows, :, : v.shape[2]] = v[sources]
             return
-        # Slot s of the ring holds the last position p < length with p % window == s.
-        slots = torch.arange(layer.window, device=self.device)
-        last = lengths[:, None] - 1
-        held = (last - (last - slots) % layer.window).clamp(min=0)
+        held = _held(lengths, layer.window).clamp(min=0)
         at = held[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
         cache.keys[index][rows] = k.gather(2, at)[sources]
         cache.values[index][rows] = v.gather(2, at)[sources]
@@ -352,13 +377,65 @@ class Decoder:
             if layer.window is not None:
                 hidden = hidden | (to <= at - layer.window)
             scores.masked_fill_(hidden, float("-inf"))
-            top = torch.maximum(scores.amax(-1, keepdim=True), sinks)
-            weights = scores.sub_(top).exp_()
-            total = weights.sum(-1, keepdim=True) + (sinks - top).exp()
-            weights = (weights / total).to(values.dtype)
+            weights = _weights(scores, sinks).to(values.dtype)
             out = weights.view(count, kv_heads, -1, end - first) @ values
             blocks.append(out.view(count, heads, end - begin, dim))
         return torch.cat(blocks, dim=2).transpose(1, 2).reshape(count * length, heads * dim)
+
+    @torch.no_grad()
+    def extend(
+        self, ids: torch.Tensor, lengths: torch.Tensor, cache: Cache, rows: torch.Tensor,
+        starts: torch.Tensor,
+    ) -> torch.Tensor:
+        """Read more tokens behind those that cache rows hold.
+
+        Args:
+            ids: `[R, L]` tokens, padded on the right.
+            lengths: `[R]` tokens of each.
+            rows: `[R]` cache rows.
+            starts: `[R]` tokens that they hold.
+
+        Returns:
+            Logits after each row's last token, float32 `[R, vocabulary]`.
+        """
+        count, length = ids.shape
+        positions = starts[:, None] + torch.arange(length, device=self.device)
+        hidden = self._embedding[ids.flatten()].float()
+        for index, layer in enumerate(self._layers):
+            q, k, v = self._qkv(layer, hidden, positions.flatten())
+            q, k, v = (x.view(count, length, -1, self.head_dim).transpose(1, 2) for x in (q, k, v))
+            keys, values = cache.keys[index][rows], cache.values[index][rows]
+            held = torch.cat([_held(starts, keys.shape[2]), positions], dim=1)
+            attended = self._attend_more(
+                layer, q, torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2), positions, held
+            )
+            newest = _held(starts + lengths, keys.shape[2]) - starts[:, None]
+            at = newest.clamp(min=0)[:, None, :, None].expand_as(keys)
+            is_new = (newest >= 0)[:, None, :, None]
+            cache.keys[index][rows] = torch.where(is_new, k.gather(2, at), keys)
+            cache.values[index][rows] = torch.where(is_new, v.gather(2, at), values)
+            hidden = hidden + layer.o(attended).float()
+            hidden = hidden + self._experts(layer, hidden)
+        last = hidden.view(count, length, -1)[torch.arange(count, device=self.device), lengths - 1]
+        return self._head(self._rms(last, self._norm)).float()
+
+    def _attend_more(
+        self, layer: _Layer, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+        positions: torch.Tensor, held: torch.Tensor,
+    ) -> torch.Tensor:
+        """Attend from positions `[R, L]` over keys at positions `held` `[R, S + L]`, below 0: none."""
+        count, heads, length, dim = q.shape
+        queries = q.reshape(count, k.shape[1], -1, dim)
+        scores = (queries @ k.transpose(2, 3)).float() * self.scale
+        at, to = positions[:, :, None], held[:, None]
+        hidden = (to < 0) | (to > at)
+        if layer.window is not None:
+            hidden |= to <= at - layer.window
+        scores = scores.view(count, k.shape[1], -1, length, k.shape[2])
+        scores = scores.masked_fill(hidden[:, None, None], float("-inf"))
+        weights = _weights(scores, layer.sinks.view(1, k.shape[1], -1, 1, 1)).to(v.dtype)
+        out = (weights.view(*queries.shape[:3], -1) @ v).view(count, heads, length, dim)
+        return out.transpose(1, 2).reshape(count * length, heads * dim)
 
     @torch.no_grad()
     def step(self, tokens: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
@@ -386,3 +463,19 @@ class Decoder:
             hidden = hidden + layer.o(attended).float()
             hidden = hidden + self._experts(layer, hidden)
         return self._head(self._rms(hidden, self._norm)).float()
+
+
+def _weights(scores: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
+    """Return attention weights of scores, changed in place, beside sinks that go nowhere."""
+    top = torch.maximum(scores.amax(-1, keepdim=True), sinks)
+    weights = scores.sub_(top).exp_()
+    return weights / (weights.sum(-1, keepdim=True) + (sinks - top).exp())
+
+
+def _held(lengths: torch.Tensor, slots: int) -> torch.Tensor:
+    """Return the position in each slot of a ring, `[R, slots]`, below 0 where there is none.
+
+    Slot s holds the last position p < length with p % slots == s.
+    """
+    last = lengths[:, None] - 1
+    return last - (last - torch.arange(slots, device=lengths.device)) % slots

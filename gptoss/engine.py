@@ -4,7 +4,7 @@
 `generation.py` call, so nothing else changes: TRL still computes log-probabilities with its own
 forward pass. Prompts that repeat (the group of one task) are read once, one decode step is a CUDA
 graph, and a batch ends when its last row ends. Left out on purpose: beam search, penalties,
-prompt caches that outlive a call (each call leaves the GPU memory to the training step).
+prompt caches that outlive a call on a GPU, whose memory the training step needs.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gptoss.decoder import Cache, Decoder
+from gptoss.decoder import Cache, Decoder, Prefix
 
 CHECK_EVERY_STEPS = 16
 """Decode steps between two checks whether every row has ended (a check waits for the GPU)."""
@@ -102,10 +102,11 @@ class _Batch:
     """The rows of one decode loop: tokens so far, cache, and which rows have ended."""
 
     def __init__(
-        self, decoder: Decoder, rows: int, capacity: int, sampling: Sampling,
-        seeds: Sequence[int] | None,
+        self, decoder: Decoder, prompts: Sequence[tuple[int, ...]], capacity: int,
+        sampling: Sampling, seeds: Sequence[int] | None, prefixes: Sequence[Prefix],
     ) -> None:
-        device = decoder.device
+        device, rows = decoder.device, len(prompts)
+        self._prompts, self._prefixes = prompts, prefixes
         self._decoder, self._sampling = decoder, sampling
         is_seeded = seeds is not None and device.type == "cpu"
         self._noise = RowNoise(seeds) if is_seeded else None
@@ -139,14 +140,23 @@ class _Batch:
 
     def step(self) -> None:
         """Decode one token per row."""
-        self.accept(self._decoder.step(self.tokens, self.positions, self.cache))
-        self.positions += 1
+        logits = self._decoder.step(self.tokens, self.positions, self.cache)
+        self.positions += ~self.ended
+        self.accept(logits)
+
+    def save(self, places: torch.Tensor) -> None:
+        """Keep what has been read of some rows; ended ones are as they were at their ends."""
+        for place in places.tolist() if self._prefixes else ():
+            row = int(self.rows[place])
+            ids = [*self._prompts[row], *self.output[row].tolist()][: int(self.positions[place])]
+            self._prefixes[row].save(ids, self.cache, place)
 
     def drop_ended(self) -> None:
         """Go on without the rows that have ended, once they are a quarter; not under a graph."""
         live = (~self.ended).nonzero()[:, 0]
         if len(live) > 0.75 * len(self.ended):
             return
+        self.save(self.ended.nonzero()[:, 0])
         self.rows, self.tokens, self.positions, self.ended = (
             x[live] for x in (self.rows, self.tokens, self.positions, self.ended)
         )
@@ -181,6 +191,8 @@ class FastGenerate:
         row_seeds: Seeds of the next call's rows, one each, so that what a row draws does not depend
             on the rows beside it: processes that share out a batch draw what one would. On a CPU
             only, as a CUDA graph draws for all rows at once; None draws from torch's own generator.
+        prefixes: What is kept of the next call's rows, one each: what they hold is not read again,
+            and at the end they hold the row. On a CPU only.
         mean_entropy: Nats per token of the last call that sampled, at its temperature; greedy
             calls leave it as it is.
         log_probs: Nats of the last call's tokens `[B, n]`, at its temperature and before top_k and
@@ -199,6 +211,7 @@ class FastGenerate:
         on_gpu = self.decoder.device.type == "cuda"
         self.use_graphs = on_gpu if use_graphs is None else use_graphs
         self.row_seeds: list[int] | None = None
+        self.prefixes: Sequence[Prefix] = ()
         self.mean_entropy: float | None = None
         self.log_probs: torch.Tensor | None = None
 
@@ -224,6 +237,9 @@ class FastGenerate:
             streamer.put(input_ids.cpu())
         sampling = self._sampling(generation_config, overrides)
         seeds, self.row_seeds = self.row_seeds, None
+        prefixes, self.prefixes = self.prefixes, ()
+        if self.decoder.device.type != "cpu":
+            prefixes = ()
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         self.decoder.refresh()
@@ -240,7 +256,8 @@ class FastGenerate:
         for begin in range(0, len(order), self.max_rows):
             part = order[begin : begin + self.max_rows]
             some = None if seeds is None else [seeds[row] for row in part]
-            batch, length = self._decode([prompts[row] for row in part], sampling, some, streamer)
+            kept = [prefixes[row] for row in part] if prefixes else []
+            batch, length = self._decode([prompts[row] for row in part], sampling, some, streamer, kept)
             rows = torch.tensor(part, device=input_ids.device)
             completions[rows] = batch.output.to(input_ids.device)
             log_probs[part] = batch.log_probs.cpu()
@@ -287,14 +304,14 @@ class FastGenerate:
 
     def _decode(
         self, prompts: list[tuple[int, ...]], sampling: Sampling, seeds: Sequence[int] | None,
-        streamer: Any,
+        streamer: Any, prefixes: Sequence[Prefix],
     ) -> tuple[_Batch, int]:
         """Sample one batch; returns it and the columns of its output in use."""
         longest = max(map(len, prompts))
         # Whole blocks of 64 slots, as the attention kernel reads them.
         capacity = -(-(longest + sampling.max_new_tokens) // 64) * 64
-        batch = _Batch(self.decoder, len(prompts), capacity, sampling, seeds)
-        batch.accept(self._prefill(prompts, batch))
+        batch = _Batch(self.decoder, prompts, capacity, sampling, seeds, prefixes)
+        batch.accept(self._read(prompts, batch, prefixes))
         step, done = batch.step, 1
         on_cpu = self.decoder.device.type == "cpu"
         if self.use_graphs and sampling.max_new_tokens > 2:
@@ -304,6 +321,7 @@ class FastGenerate:
             if streamer is not None:
                 told = batch.tell(streamer, told, done)
             if done == sampling.max_new_tokens or bool(batch.ended.all()):
+                batch.save(torch.arange(len(batch.rows)))
                 return batch, done
             if on_cpu:
                 batch.drop_ended()
@@ -313,9 +331,36 @@ class FastGenerate:
                 step()
             done += steps
 
-    def _prefill(self, prompts: list[tuple[int, ...]], batch: _Batch) -> torch.Tensor:
-        """Read every distinct prompt once; returns logits `[rows, vocabulary]`."""
+    def _read(
+        self, prompts: list[tuple[int, ...]], batch: _Batch, prefixes: Sequence[Prefix]
+    ) -> torch.Tensor:
+        """Read what is not kept of the prompts; returns logits `[rows, vocabulary]`."""
+        known = [row for row, prefix in enumerate(prefixes) if prefix.is_of(prompts[row])]
+        others = [row for row in range(len(prompts)) if row not in known]
+        if not known:
+            return self._prefill(prompts, batch, others)
+        parts = [self._prefill([prompts[row] for row in others], batch, others)] if others else []
+        known.sort(key=lambda row: len(prompts[row]) - len(prefixes[row].ids))
+        per_pass = max(1, PREFILL_TOKENS // (len(prompts[known[-1]]) - len(prefixes[known[-1]].ids)))
+        for begin in range(0, len(known), per_pass):
+            some = known[begin : begin + per_pass]
+            more = [prompts[row][len(prefixes[row].ids):] for row in some]
+            ids = torch.tensor([[*new, *[0] * (len(more[-1]) - len(new))] for new in more])
+            for row in some:
+                prefixes[row].load(batch.cache, row)
+            rows, lengths, starts = map(torch.tensor, (
+                some, [len(new) for new in more], [len(prefixes[row].ids) for row in some]
+            ))
+            parts.append(self.decoder.extend(ids, lengths, batch.cache, rows, starts))
+            batch.positions[rows] = starts + lengths
+        return torch.cat(parts)[torch.tensor(others + known).argsort()]
+
+    def _prefill(
+        self, prompts: list[tuple[int, ...]], batch: _Batch, rows: Sequence[int]
+    ) -> torch.Tensor:
+        """Read every distinct prompt of some rows once; returns their logits `[R, vocabulary]`."""
         device = self.decoder.device
+        places = torch.tensor(rows, device=device)
         distinct = list(dict.fromkeys(prompts))
         index = {prompt: number for number, prompt in enumerate(distinct)}
         source = torch.tensor([index[prompt] for prompt in prompts], device=device)
@@ -328,8 +373,8 @@ class FastGenerate:
             ids = torch.tensor([[*p, *[0] * (width - len(p))] for p in some], device=device)
             mine = ((source >= begin) & (source < begin + len(some))).nonzero()[:, 0]
             sources = source[mine] - begin
-            parts.append(self.decoder.prefill(ids, lengths, batch.cache, mine, sources))
-            batch.positions[mine] = lengths[sources]
+            parts.append(self.decoder.prefill(ids, lengths, batch.cache, places[mine], sources))
+            batch.positions[places[mine]] = lengths[sources]
         return torch.cat(parts)[source]
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from gptoss.decoder import Prefix
 from gptoss.engine import FastGenerate, RowNoise
 
 
@@ -92,6 +93,7 @@ class ModelEngine:
     def complete(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int,
         temperature: float | None = None, seeds: Sequence[int] | None = None,
+        prefixes: Sequence[Prefix] = (),
     ) -> list[Completion]:
         """Complete prompts, see `complete`."""
         model = self._model
@@ -101,6 +103,8 @@ class ModelEngine:
         fast = model.generate if isinstance(model.generate, FastGenerate) else None
         draws = _Draws(temperature, seeds)
         sampling: dict[str, Any] = {"do_sample": False}
+        if fast:
+            fast.prefixes = prefixes
         if fast is None:
             sampling["logits_processor"] = [draws]
         elif temperature:
@@ -134,6 +138,7 @@ def complete(
     max_new_tokens: int,
     temperature: float | None = None,
     seeds: Sequence[int] | None = None,
+    prefixes: Sequence[Prefix] = (),
 ) -> list[Completion]:
     """Complete prompts with the model's present weights, by the engine it has.
 
@@ -144,11 +149,16 @@ def complete(
         temperature: Sampling temperature; None takes the likeliest token each time.
         seeds: One a prompt: what it draws does not depend on the prompts beside it (fast sampling
             on a GPU draws for all together). None draws from the engine's own generator.
+        prefixes: One a prompt, for one whose beginning an earlier call with the same weights has
+            read: fast sampling on a CPU reads the rest alone, and then keeps this prompt and its
+            completion in it.
 
     Returns:
         One completion a prompt.
     """
-    return engine_of(model).complete(prompts, max_new_tokens, temperature, seeds)
+    engine = engine_of(model)
+    more = (prefixes,) if isinstance(engine, ModelEngine) else ()
+    return engine.complete(prompts, max_new_tokens, temperature, seeds, *more)
 
 
 def generate_batch(

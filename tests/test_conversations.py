@@ -80,7 +80,7 @@ class Puppet:
     def __init__(self, tokenizer, scripts):
         self.tokenizer, self.scripts, self.prompts = tokenizer, scripts, []
 
-    def __call__(self, model, prompts, max_new_tokens, temperature, seeds):
+    def __call__(self, model, prompts, max_new_tokens, temperature, seeds, prefixes):
         self.prompts.append([len(prompt) for prompt in prompts])
         texts = [self.scripts[tuple(prompt)] for prompt in prompts]
         rows = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]

@@ -146,6 +146,8 @@ NOT_RUN = {
     "python benchmarks/scaling.py --model MODEL --preset 80gb --gpus 1,2 --output "
     "benchmarks/results/scaling.json": GPU,
     "python benchmarks/agent_training.py": "a minute or two of a fixed size; as cpu_sampling",
+    "python benchmarks/agent_training.py --episodes 16 --set model.num_threads=1 --read-all":
+        "a minute or two of a fixed size; as cpu_sampling",
     "python benchmarks/agent_training.py --preset 80gb --set model.model_name=MODEL --episodes 16 --output "
     "benchmarks/results/agent_training_gpu.json": GPU,
     "python benchmarks/agent_learning.py --seed 1 --run-dir outputs/agent_learning": "ten minutes or more",

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from configs import ModelStage
-from gptoss.decoder import Decoder
+from gptoss.decoder import Decoder, Prefix
 from gptoss.engine import (
     RowNoise,
     Sampling,
@@ -15,6 +15,7 @@ from gptoss.engine import (
     choose_tokens,
     detach_fast_generate,
 )
+from gptoss.generation import complete
 from gptoss.load import compare_logits, load_model, logits_on, merge_and_save
 from gptoss.moe_kernels import attend_reference, grouped_reference
 from gptoss.weights import Experts, find_core
@@ -479,4 +480,38 @@ def test_next_logits_are_those_of_the_models_own_forward(loaded):
     model.forward = forward
     assert not calls and fast is model.generate
     assert difference["max_abs_diff"] < 1e-4 and difference["same_top_token"] == 1.0
+    detach_fast_generate(model)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_kept_prefix_changes_no_token_and_no_log_probability(loaded, monkeypatch, sampled):
+    """Three turns of conversations that grow within, across and beyond the sliding window."""
+    model, _ = loaded
+    generate = attach_fast_generate(model)
+    monkeypatch.setattr(model.generation_config, "eos_token_id", list(range(0, 256, 12)))
+    monkeypatch.setattr(model.generation_config, "pad_token_id", 1)
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(length: int) -> list[int]:
+        return torch.randint(2, 256, (length,), generator=generator).tolist()
+
+    prompts, prefixes = [draw(n) for n in (5, 120, 127, 128, 300)], [Prefix() for _ in range(5)]
+    read, extend = [], generate.decoder.extend
+    generate.decoder.extend = lambda ids, *others: (read.append(ids.numel()), extend(ids, *others))[1]
+    for turn in range(3):
+        settings = (16, 1.3 if sampled else None, range(5))
+        whole = complete(model, prompts, *settings)
+        found = complete(model, prompts, *settings, prefixes)
+        for ours, theirs, prompt, prefix in zip(found, whole, prompts, prefixes, strict=True):
+            assert ours.ids == theirs.ids
+            assert ours.log_probs == pytest.approx(theirs.log_probs, abs=1e-5)
+            # The last token has been chosen, not read.
+            assert prefix.ids == prompt + ours.ids[:-1]
+        prompts = [
+            prompt + one.ids[:-1] + draw(n)
+            for prompt, one, n in zip(prompts, found, (3, 40, 1, 150, 9), strict=True)
+        ]
+    assert len(read) == 2 and max(read) < 5 * 160, "later turns read what is new"
+    prefixes[0].ids[0] += 1
+    assert complete(model, prompts, *settings, prefixes)[0].ids == complete(model, prompts, *settings)[0].ids
     detach_fast_generate(model)

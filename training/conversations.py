@@ -21,6 +21,7 @@ from agent.conversation import Conversation, Message
 from agent.trajectories import find_defect, play_gold, read_conversations
 from data_reader import DatasetError, Task
 from envs.retail import RetailDatabase
+from gptoss.decoder import Prefix
 from gptoss.generation import Completion, complete, split_batches
 from gptoss.model_types import Model, Tokenizer
 from prompting.dialogue import HarmonyFormat, render_answers, render_turn
@@ -156,6 +157,8 @@ class Context:
     """Tokens before the first turn."""
     num_messages: int = 0
     """Messages of the conversation that are in `ids`."""
+    prefix: Prefix = field(default_factory=Prefix)
+    """What the engine keeps of `ids` from turn to turn."""
     failures: Counter[str] = field(default_factory=Counter)
     """Turns by what is wrong with them, see `prompting.dialogue.ReplyFailure`."""
 
@@ -207,6 +210,7 @@ class RolloutPolicy:
             completions = complete(
                 self._model, [contexts[row].ids for row in rows], self._max_turn_tokens,
                 self._temperature, [_turn_seed(conversations[row]) for row in rows],
+                [contexts[row].prefix for row in rows],
             )
             for row, completion in zip(rows, completions, strict=True):
                 replies[row] = self._write(contexts[row], completion)
