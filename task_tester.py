@@ -110,15 +110,18 @@ def _run_audit(args: argparse.Namespace) -> int:
 
 
 def _audit_trajectories(path: Path, trajectories: Path, args: argparse.Namespace) -> int:
-    counts, findings = audit_conversations(
+    from tasks.audit.audit import wrapped
+
+    counts, findings, wording = audit_conversations(
         trajectories, read_tasks(path), RetailDatabase.load(args.data_dir)
     )
     report = {"num_conversations": counts.total(), "num_valid": counts.pop("valid", 0)}
     report |= {f"num_{name}": counts[name] for name in DEFECTS}
     if args.json:
-        print(json.dumps(report | {"reasons": findings}, indent=2))
+        print(json.dumps(report | {"wording": wording, "reasons": findings}, indent=2))
     else:
         print("\n".join(f"{name:22}{count:8}" for name, count in report.items()))
+        print("\n".join(wrapped(name, figures) for name, figures in wording.items()))
         print("\n".join(shorten(findings)), file=sys.stderr, end="\n" if findings else "")
     return INVALID_DATA if findings else 0
 

@@ -21,6 +21,7 @@ from data_reader import Task
 from envs.retail import RetailDatabase
 from scoring.episode import score_episode
 from scoring.transcript import parse_arguments, replay
+from tasks.audit.duplicates import wording_figures
 from tasks.audit.grounding import SearchText
 
 DEFECTS = ("unknown_task", "wrong_result", "failed", "violation", "ungrounded")
@@ -171,12 +172,13 @@ def _is_message(message: Any) -> bool:
 
 def audit_conversations(
     path: Path, tasks: Iterable[Task], db: RetailDatabase
-) -> tuple[Counter[str], list[str]]:
+) -> tuple[Counter[str], list[str], dict[str, dict[str, float]]]:
     """Check every conversation of a file anew.
 
     Returns:
         How many are `valid`, and how many have which defect (`unknown_task`, or see
-        `find_defect`); and the findings, each "file:line: defect".
+        `find_defect`); the findings, each "file:line: defect"; and the `wording_figures` of the
+        customers' first words (`openings`) and of all that they say (`utterances`).
 
     Raises:
         DatasetError: As `read_conversations`.
@@ -184,11 +186,15 @@ def audit_conversations(
     """
     by_id = {task.task_id: task for task in tasks}
     counts: Counter[str] = Counter()
-    findings = []
+    findings, openings, utterances = [], [], []
     for place, row in read_conversations(path):
+        said = [m["content"] for m in row["messages"] if m["role"] == "user"]
+        openings += said[:1]
+        utterances += said
         task = by_id.get(row["task_id"])
         defect = "unknown_task" if task is None else find_defect(row, task, db)
         counts[defect or "valid"] += 1
         if defect:
             findings.append(f"{place}: {defect}")
-    return counts, findings
+    texts = {"openings": openings, "utterances": utterances}
+    return counts, findings, {name: wording_figures(some) for name, some in texts.items()}

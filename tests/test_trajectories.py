@@ -69,6 +69,9 @@ def test_the_audit_passes_what_was_written(task_file, tmp_path, capsys):
     code, report = audit(task_file, tmp_path / "t.jsonl", capsys)
     assert code == 0 and report["num_conversations"] == report["num_valid"] == 60
     assert report["num_ungrounded"] == report["num_wrong_result"] == 0
+    openings, utterances = report["wording"]["openings"], report["wording"]["utterances"]
+    assert openings["num_texts"] == 60 < utterances["num_texts"]
+    assert openings["distinct_masked"] > 40 and utterances["distinct_2"] < openings["distinct_2"]
 
 
 def change(row, role, old, new):

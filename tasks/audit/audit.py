@@ -103,14 +103,14 @@ class AuditReport:
             file=out,
         )
         for title, counts in (("splits", "splits"), ("calls", "num_calls"), ("tools", "tools")):
-            print(_wrapped(title, self.mix[counts]), file=out)
-        print(_wrapped("wording", self.wording), file=out)
+            print(wrapped(title, self.mix[counts]), file=out)
+        print(wrapped("wording", self.wording), file=out)
         lines = shorten([f"{self.path}:{r.line}: {r.kind}: {r.reason}" for r in self.reasons])
         for line in [*lines, "--json lists every reason"] if lines else []:
             print(line, file=out)
 
 
-def _wrapped(title: str, figures: dict) -> str:
+def wrapped(title: str, figures: dict) -> str:
     """Return named figures as lines of at most 100 columns, aligned with the counts above."""
     # A name and its figure stay on one line: the blank between them is not one to break at.
     cells = ", ".join(f"{name}\N{NO-BREAK SPACE}{figure}" for name, figure in figures.items())
