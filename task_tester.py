@@ -77,10 +77,6 @@ EXIT_CODES = (
 )
 
 
-class UsageError(UserError, ValueError):
-    """A command that cannot be run as it was given."""
-
-
 # -- audit -------------------------------------------------------------------------------------
 
 
@@ -135,9 +131,9 @@ def _split_of_run(folder: Path | None) -> dict[str, Any]:
     try:
         config = configs.read_settings(folder / "config.json")
     except configs.ConfigError as error:
-        raise UsageError(f"--run {error}") from None
+        raise CommandError(f"--run {error}") from None
     if config is None:
-        raise UsageError(f"--run {folder}: holds no run; name the output folder of one")
+        raise CommandError(f"--run {folder}: holds no run; name the output folder of one")
     return {"seed": config.data.split_seed, "fractions": config.data.fractions}
 
 
@@ -156,7 +152,7 @@ def _check_model(model: str) -> None:
         and not ("/" in model and Path(path.parts[0]).is_dir())
     )
     if not is_hub_name:
-        raise UsageError(f"--model {model}: no such folder; name a saved model's folder")
+        raise CommandError(f"--model {model}: no such folder; name a saved model's folder")
 
 
 @contextmanager
@@ -189,9 +185,9 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     check_numbers(args)
     for name in ("policy", "endpoint"):
         if getattr(args, name):
-            raise UsageError(f"--{name}: plays conversations; add --mode agent")
+            raise CommandError(f"--{name}: plays conversations; add --mode agent")
     if not args.model:
-        raise UsageError("nothing to evaluate: give --model, or --mode agent and --policy")
+        raise CommandError("nothing to evaluate: give --model, or --mode agent and --policy")
     _check_model(args.model)
     tasks, db = _read_judged(args)
     with _evaluation_files(args, EVALUATION_FILES):
@@ -225,7 +221,7 @@ def _run_evaluate_agent(args: argparse.Namespace) -> int:
     except DATA_ERRORS:
         raise
     except UserError as error:
-        raise UsageError(str(error)) from None
+        raise CommandError(str(error)) from None
     return 0
 
 
@@ -236,11 +232,11 @@ def _model_errors(model: str) -> Iterator[None]:
         yield
     except ImportError as error:
         remedy = "run `make install`, then `source .venv/bin/activate`"
-        raise UsageError(f"a package is missing ({error}); {remedy}") from None
+        raise CommandError(f"a package is missing ({error}); {remedy}") from None
     except DATA_ERRORS:
         raise
     except UserError as error:
-        raise UsageError(f"--model {model}: {error}") from None
+        raise CommandError(f"--model {model}: {error}") from None
 
 
 def _load_policy(args: argparse.Namespace, tools: Tools | None = None) -> Any:
@@ -390,7 +386,7 @@ def _run_score(args: argparse.Namespace) -> int:
             with outputs.writing("score", args.output) as (part,):
                 part.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise UsageError(
+            raise CommandError(
                 f"{args.output}: cannot be written ({error.strerror}); free some space or choose "
                 "another --output"
             ) from None
@@ -427,15 +423,15 @@ def _print_summary(scores: Sequence[Score], metrics: dict[str, Any]) -> None:
 
 def _existing_file(path: Path) -> Path:
     if not path.exists():
-        raise UsageError(f"{path}: no such file; check the path")
+        raise CommandError(f"{path}: no such file; check the path")
     if path.is_dir():
-        raise UsageError(f"{path}: is a folder; name the file inside of it")
+        raise CommandError(f"{path}: is a folder; name the file inside of it")
     return path
 
 
 def _check_kind(path: Path) -> None:
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path}: is no regular file; name a file to write")
+        raise CommandError(f"{path}: is no regular file; name a file to write")
 
 
 def _positive(text: str) -> int:
@@ -538,7 +534,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         if args.data_dir is not None and not args.data_dir.is_dir():
-            raise UsageError(f"--data-dir {args.data_dir}: no such folder; check the path")
+            raise CommandError(f"--data-dir {args.data_dir}: no such folder; check the path")
         status = args.run(args)
         sys.stdout.flush()
         return status
@@ -549,7 +545,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (*DATA_ERRORS, RunError) as error:
         print(f"task_tester.py {args.command}: error: {error}", file=sys.stderr)
         return INVALID_DATA
-    except (UsageError, CommandError, OSError) as error:
+    except (CommandError, OSError) as error:
         text = str(error)
         if isinstance(error, OSError):
             output = getattr(args, "output", None) or getattr(args, "report", None)

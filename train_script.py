@@ -72,7 +72,12 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
     parser.set_defaults(run=train)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     commands.add_parser("train", help="run the pipeline (default)", prog=parser.prog, **texts)
-    _add_chat(commands)
+    talk = commands.add_parser(
+        "chat", help="talk to a trained model",
+        description="Talk to a trained model and see its calls run.",
+    )
+    talk.set_defaults(run=chat)
+    talk.add_argument("--model", required=True, metavar="DIR", help="model or adapter folder")
     _add_export(commands)
     found: dict[str, Any] = {}
     if command == "sweep":
@@ -86,15 +91,6 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
     sweeper = commands.add_parser("sweep", help="search for better settings", **found)
     sweeper.set_defaults(run=sweep)
     return parser
-
-
-def _add_chat(commands: Any) -> None:
-    parser = commands.add_parser(
-        "chat", help="talk to a trained model",
-        description="Talk to a trained model and see its calls run.",
-    )
-    parser.set_defaults(run=chat)
-    parser.add_argument("--model", required=True, metavar="DIR", help="model or adapter folder")
 
 
 def _add_export(commands: Any) -> None:

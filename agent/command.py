@@ -35,7 +35,7 @@ SCRIPTED = ("oracle", "nothing", "all-tools", "transfer")
 
 
 class CommandError(UserError, ValueError):
-    """Options that do not go together; the message is one line."""
+    """A command that cannot be run as it was given; the message is one line."""
 
 
 _RANGES = {
@@ -113,11 +113,9 @@ def run_agent_evaluation(
         The metrics.
 
     Raises:
-        CommandError: Options do not go together.
         RunError: As `evaluate_agent`.
         LlmError: As `evaluate_agent`, or a setting of an endpoint is wrong.
     """
-    check_agent_options(args)
     clients: dict[str, ChatClient] = {}
     make_customer: Callable[[Task, int], Customer] = ScriptedCustomer
     if args.customer == "endpoint":

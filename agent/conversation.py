@@ -9,15 +9,13 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from data_reader import Task
 from envs.retail import WRITE_TOOLS, Episode, RetailDatabase
+from prompting.dialogue import Message
 from scoring.transcript import MAX_ARGUMENT_CHARACTERS, run_call
 from scoring.violations import asks_for_confirmation
-
-Message = dict[str, Any]
-"""A message in OpenAI's form: role, content, and tool_calls or tool_call_id where they belong."""
 
 Termination = Literal[
     "customer_satisfied", "customer_gave_up", "customer_left_before_confirmation", "transferred",
@@ -211,12 +209,10 @@ class Conversation:
             if ok and name == "transfer_to_human_agents":
                 # What the policy asked for after the hand-over has not happened.
                 del calls[position:]
-                self._last_assistant()["tool_calls"] = calls
+                asked = next(m for m in reversed(self.messages) if m["role"] == "assistant")
+                asked["tool_calls"] = calls
                 self._end("transferred")
                 return
-
-    def _last_assistant(self) -> Message:
-        return next(m for m in reversed(self.messages) if m["role"] == "assistant")
 
     def _hear(self, turn: CustomerTurn) -> None:
         gold_writes = sum(action["name"] in WRITE_TOOLS for action in self.task.gold_actions)
@@ -237,12 +233,16 @@ def play(conversations: Iterable[Conversation], policy: Policy) -> None:
 
     Args:
         conversations: Any number, each with a customer of its own.
-        policy: Is asked for all open conversations at once.
+        policy: Is asked for all open conversations at once; None in the place of a message aborts
+            one, such as one that has outgrown a model's context.
     """
     waiting = [conversation for conversation in conversations if not conversation.done]
     while waiting:
         for conversation, message in zip(waiting, policy.reply(waiting), strict=True):
-            conversation.step(message)
+            if message is None:
+                conversation.abort()
+            else:
+                conversation.step(message)
         waiting = [conversation for conversation in waiting if not conversation.done]
 
 

@@ -28,7 +28,7 @@ _GENERATED = re.compile(r"You are .+? and your (?:email|zip code) is ")
 _SENTENCE_END = re.compile(
     r"(?<=\.) (?=You |Your wish|After that, you|Then you|Order #|When the agent|If you are)"
 )
-_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 _ZIP = re.compile(r"\bzip(?: code)?(?: is|:)? (\d{5})\b", re.I)
 _KNOWN_FROM_RECORDS = re.compile(
     r", (?:which (?:was \w+ already|is still pending|a relative placed on another account)"
@@ -115,7 +115,7 @@ def identity(task: Task, user: dict[str, Any] | None) -> dict[str, str]:
             name = f"{arguments['first_name']} {arguments['last_name']}"
             return {"name": name, "zip": arguments["zip"]}
     name = _full_name(user)
-    emails, zip_code = _EMAIL.findall(text), _ZIP.search(text)
+    emails, zip_code = EMAIL.findall(text), _ZIP.search(text)
     if emails:
         on_file = [email for email in emails if user and email == user["email"]]
         return {"name": name, "email": (on_file or emails)[0]}

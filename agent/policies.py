@@ -12,7 +12,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from agent.conversation import Conversation, Message
-from agent.intents import method_words, read_intents
+from agent.intents import EMAIL, method_words, read_intents
 from envs.retail import ADDRESS_FIELDS, TOOL_SCHEMAS, WRITE_TOOLS
 from scoring.violations import AUTHENTICATION_TOOLS, is_yes
 from tasks.phrasing.instruction import options_words
@@ -20,7 +20,6 @@ from tasks.phrasing.instruction import options_words
 Script = Callable[[Conversation], Iterator[Message]]
 """Yields the messages of one conversation; each is played before the next is asked for."""
 
-_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 _NAME = re.compile(r"\bmy name is ([^\s.,]+) (.+?)(?: and my|[.,]|$)", re.I)
 _ZIP = re.compile(r"\bzip code is (\d{5})\b", re.I)
 _MAX_ASKS = 6
@@ -144,7 +143,7 @@ def _needs_profile(action: dict[str, Any]) -> bool:
 def _authenticate(talk: Conversation) -> Iterator[Message]:
     for _ in range(_MAX_ASKS):
         heard = _heard(talk)
-        email, name, zip_code = (p.search(heard) for p in (_EMAIL, _NAME, _ZIP))
+        email, name, zip_code = (p.search(heard) for p in (EMAIL, _NAME, _ZIP))
         if email:
             yield call("find_user_id_by_email", email=email.group())
             return

@@ -58,7 +58,7 @@ def why_gpu_is_unused() -> str:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden in ("", "-1"):
         return f"CUDA_VISIBLE_DEVICES={hidden} hides the GPU: unset it"
-    if (_installed("torch") or "").endswith("+cpu"):
+    if (installed("torch") or "").endswith("+cpu"):
         return (
             "torch cannot use the GPU, as it is built for CPUs only: pip uninstall torch, then pip "
             f"install -r {requirements_name(gpu=True)}"
@@ -102,7 +102,8 @@ def component_lines(gpu: bool) -> list[str]:
     return [_component_line(name, pins.get(name), name_of_file) for name in names]
 
 
-def _installed(name: str) -> str | None:
+def installed(name: str) -> str | None:
+    """Return the version of an installed package, None when there is none."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -110,7 +111,7 @@ def _installed(name: str) -> str | None:
 
 
 def _component_line(name: str, pin: str | None, file_name: str) -> str:
-    version = _installed(name)
+    version = installed(name)
     if version is None:
         return f"{name} MISSING: {_install_remedy(file_name)}"
     # Wheels for one CUDA version carry it as a local part: 2.11.0+cu130 is 2.11.0.
@@ -135,15 +136,15 @@ def find_broken(gpu: bool) -> str:
         return missing
     remedy = f"pip install -r {requirements_name(gpu)}"
     for name, versions, stacks, happens in KNOWN_TO_BREAK:
-        if gpu in stacks and SpecifierSet(versions).contains(_installed(name), prereleases=True):
-            return f"{name} {_installed(name)}: {happens}; {remedy}"
+        if gpu in stacks and SpecifierSet(versions).contains(installed(name), prereleases=True):
+            return f"{name} {installed(name)}: {happens}; {remedy}"
     return ""
 
 
 def find_missing(names: tuple[str, ...], gpu: bool) -> str:
     """Name the first of these packages that is not installed, in one line as `find_broken` does."""
     for name in names:
-        if _installed(name) is None:
+        if installed(name) is None:
             return f"{name} is not installed: {_install_remedy(requirements_name(gpu))}"
     return ""
 

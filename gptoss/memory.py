@@ -147,11 +147,8 @@ def smaller_loading(model: ModelStage, with_sampling: bool) -> str:
 
 
 def _options(changes: dict[str, object]) -> str:
-    return " ".join(f"--set {name}={_text(value)}" for name, value in changes.items())
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    texts = {name: str(v).lower() if isinstance(v, bool) else v for name, v in changes.items()}
+    return " ".join(f"--set {name}={text}" for name, text in texts.items())
 
 
 def _smaller_generate_call(stage: GrpoStage) -> dict[str, object]:

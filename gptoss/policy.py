@@ -92,7 +92,7 @@ class ModelPolicy:
         self.failures["context_full"] += len(prompts) - len(fitting)
         for batch in split_batches([len(prompts[index]) for index in fitting], self._batch_size):
             rows = [fitting[index] for index in batch]
-            seeds = [_turn_seed(conversations[row]) for row in rows]
+            seeds = [turn_seed(conversations[row]) for row in rows]
             completions = complete(
                 self._model, [prompts[row] for row in rows], self._max_new_tokens,
                 self._temperature, seeds,
@@ -134,5 +134,6 @@ def make_format(
         raise ModelError(str(error)) from error
 
 
-def _turn_seed(conversation: ConversationLike) -> int:
+def turn_seed(conversation: ConversationLike) -> int:
+    """Return the seed of a conversation's next turn."""
     return (conversation.seed * 1_000_003 + len(conversation.messages)) % 2**63

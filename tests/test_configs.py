@@ -103,7 +103,7 @@ def test_auto_with_several_gpus_goes_by_the_first_and_says_so(monkeypatch):
 )
 def test_auto_says_that_torch_cannot_use_the_gpu(monkeypatch, installed, cause):
     fake_gpus(monkeypatch, None, (0, 0), driver=True)
-    monkeypatch.setattr("common.versions._installed", lambda name: installed)
+    monkeypatch.setattr("common.versions.installed", lambda name: installed)
     told = configs.describe_device()
     assert told.startswith("preset auto is cpu here: torch cannot use the GPU, ") and cause in told
     assert told.endswith("; until then the small model that ships here is trained")

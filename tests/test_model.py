@@ -269,7 +269,7 @@ def test_small_gpu_is_refused(monkeypatch):
 
 def test_20b_on_a_gpu_that_torch_cannot_use_is_refused(monkeypatch):
     hide_gpu(monkeypatch, driver=True)
-    monkeypatch.setattr(versions, "_installed", lambda name: "2.11.0")
+    monkeypatch.setattr(versions, "installed", lambda name: "2.11.0")
     with pytest.raises(ModelError) as caught:
         load_model(ModelStage(model_name="unsloth/gpt-oss-20b"))
     told = str(caught.value)
@@ -288,7 +288,7 @@ def test_4bit_on_a_gpu_without_its_packages_is_refused(stage, monkeypatch, missi
         raise Loading
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(versions, "_installed", lambda name: None if name == missing else "1.0")
+    monkeypatch.setattr(versions, "installed", lambda name: None if name == missing else "1.0")
     for name in ("_load_transformers", "_load_unsloth"):
         monkeypatch.setattr(model_module, name, load)
     on_gpu = replace(stage, device="auto")
@@ -336,7 +336,7 @@ def test_parameter_counts():
 )
 def test_environment_lines(monkeypatch, driver: bool, told: str, file_name: str):
     hide_gpu(monkeypatch, driver)
-    monkeypatch.setattr(versions, "_installed", lambda name: "0.1")
+    monkeypatch.setattr(versions, "installed", lambda name: "0.1")
     lines = check_environment()
     assert lines[0].startswith("python 3.") and lines[1].startswith(told)
     pin = versions.read_pins(versions.ROOT / file_name)["torch"]

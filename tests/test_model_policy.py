@@ -101,7 +101,7 @@ def test_draws_depend_on_a_conversations_seed_alone(folders, short_prompt, monke
     def written(seeds, batch_size):
         by_seed.clear()
         replies = play(ModelPolicy(model, tokenizer, 8, 1.0, batch_size), seeds)
-        found = [by_seed[policy_module._turn_seed(Talk(seed))] for seed in seeds]
+        found = [by_seed[policy_module.turn_seed(Talk(seed))] for seed in seeds]
         assert [reply["num_tokens"] for reply in replies] == list(map(len, found))
         return found
 

@@ -99,7 +99,7 @@ GOOD = {
 )
 def test_versions_that_are_known_to_break(monkeypatch, tmp_path, gpu, changed, told):
     monkeypatch.setattr(versions, "ROOT", tmp_path)  # without an environment that make made
-    monkeypatch.setattr(versions, "_installed", lambda name: (GOOD | changed).get(name))
+    monkeypatch.setattr(versions, "installed", lambda name: (GOOD | changed).get(name))
     found = versions.find_broken(gpu)
     if not told:
         assert found == ""
@@ -110,7 +110,7 @@ def test_versions_that_are_known_to_break(monkeypatch, tmp_path, gpu, changed, t
 
 
 def test_the_environment_that_make_made_is_named_where_it_is_not_active(monkeypatch, tmp_path):
-    monkeypatch.setattr(versions, "_installed", lambda name: None)
+    monkeypatch.setattr(versions, "installed", lambda name: None)
     monkeypatch.setattr(versions, "ROOT", tmp_path)
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     assert versions.find_broken(False) == "torch is not installed: pip install -r requirements-cpu.txt"
@@ -121,9 +121,9 @@ def test_the_environment_that_make_made_is_named_where_it_is_not_active(monkeypa
 
 
 def test_a_version_known_to_break_ends_the_command_and_the_notebook(folder, capsys, monkeypatch):
-    installed = versions._installed
+    installed = versions.installed
     monkeypatch.setattr(
-        versions, "_installed", lambda name: "1.15.0" if name == "trl" else installed(name))
+        versions, "installed", lambda name: "1.15.0" if name == "trl" else installed(name))
     monkeypatch.setattr(versions, "has_gpu_stack", lambda: False)
     monkeypatch.setattr(pipeline, "load_model", refuse_to_load)
     error = error_of(capsys, train_words(folder))

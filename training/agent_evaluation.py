@@ -13,6 +13,7 @@ from typing import Any
 import configs
 from accelerate import PartialState
 from agent.conversation import Conversation, Limits
+from agent.conversation import play as play_all
 from agent.customers import ScriptedCustomer
 from agent.evaluation import Plan, episode_row
 from common.files import read_json, write_json_atomic
@@ -46,21 +47,6 @@ def start_conversation(
     """Return a conversation with a scripted customer; `seed` is for the draws of the agent."""
     customer = ScriptedCustomer(task, customer_seed)
     return Conversation(task, db, customer, conversation_limits(config), seed)
-
-
-def play_all(conversations: Iterable[Conversation], policy: RolloutPolicy) -> None:
-    """Play conversations to their ends, all open ones a turn at a time.
-
-    One that has outgrown the model's context ends with `policy_error`.
-    """
-    waiting = [talk for talk in conversations if not talk.done]
-    while waiting:
-        for talk, message in zip(waiting, policy.reply(waiting), strict=True):
-            if message is None:
-                talk.abort()
-            else:
-                talk.step(message)
-        waiting = [talk for talk in waiting if not talk.done]
 
 
 def play_tasks(

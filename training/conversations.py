@@ -24,6 +24,7 @@ from envs.retail import RetailDatabase
 from gptoss.decoder import Prefix
 from gptoss.generation import Completion, complete, split_batches
 from gptoss.model_types import Model, Tokenizer
+from gptoss.policy import turn_seed
 from prompting.dialogue import HarmonyFormat, render_answers, render_turn
 from prompting.harmony import END, RETURN, START
 from training.sft import rows_dir
@@ -209,7 +210,7 @@ class RolloutPolicy:
             rows = [fitting[index] for index in batch]
             completions = complete(
                 self._model, [contexts[row].ids for row in rows], self._max_turn_tokens,
-                self._temperature, [_turn_seed(conversations[row]) for row in rows],
+                self._temperature, [turn_seed(conversations[row]) for row in rows],
                 [contexts[row].prefix for row in rows],
             )
             for row, completion in zip(rows, completions, strict=True):
@@ -243,7 +244,3 @@ class RolloutPolicy:
         if reply.failure:
             context.failures[reply.failure] += 1
         return {**reply.message, "num_tokens": len(completion.ids), "failure": reply.failure}
-
-
-def _turn_seed(conversation: Conversation) -> int:
-    return (conversation.seed * 1_000_003 + len(conversation.messages)) % 2**63

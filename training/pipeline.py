@@ -5,7 +5,6 @@ cut short goes on from its last whole checkpoint. So a killed run started again 
 the same way to the same result. Left out on purpose: any training of its own.
 """
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -92,26 +91,17 @@ class Run:
 
 def package_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that shape a result."""
-    versions = {"python": platform.python_version()}
-    installed = {d.name.lower().replace("_", "-") for d in importlib.metadata.distributions()}
-    for name in PACKAGES:
-        if name in installed:
-            versions[name] = importlib.metadata.version(name)
-    return versions
+    found = {name: versions.installed(name) for name in PACKAGES}
+    return {"python": platform.python_version()} | {name: v for name, v in found.items() if v}
 
 
 def git_hash() -> str:
     """Return the commit of the code, with "+changes" when files differ, "" without git."""
     if shutil.which("git") is None:
         return ""
-    command = ["git", "-C", str(ROOT)]
-    head = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True)
-    if head.returncode:
-        return ""
-    status = subprocess.run(
-        [*command, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
-    )
-    return head.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+    words = ("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes")
+    found = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+    return found.stdout.strip()
 
 
 def prepare_run(config: configs.RunConfig, resume: bool = False) -> Run:
