@@ -673,6 +673,24 @@ def _convert(path: str, text: object, wanted: type) -> object:
     return words
 
 
+def add_run_arguments(parser: argparse.ArgumentParser, output_dir: str) -> None:
+    """Add the options that `config_from_arguments` reads, but `--mode`.
+
+    Args:
+        output_dir: The folder that is written without `--output-dir`, for the help.
+    """
+    parser.add_argument(
+        "--preset", default="auto", metavar="P",
+        help="auto (default, by the model and the GPU's memory), " + ", ".join(PRESET_NAMES[1:]),
+    )
+    parser.add_argument("--dataset", metavar="F", help="JSONL tasks to train and to evaluate on")
+    parser.add_argument("--output-dir", metavar="D", help=f"folder to write ({output_dir})")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", dest="overrides",
+        help="change one setting of configs.py; may be repeated",
+    )
+
+
 def config_from_arguments(arguments: argparse.Namespace) -> RunConfig:
     """Return the settings that `--preset`, `--mode`, `--dataset`, `--output-dir` and `--set` ask for.
 

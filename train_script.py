@@ -47,22 +47,13 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
         command: `sweep` adds the options of a sweep, which come from `training`.
     """
     options = argparse.ArgumentParser(add_help=False)
-    options.add_argument(
-        "--preset", default="auto", metavar="P",
-        help="auto (default, by the model and the GPU's memory), " + ", ".join(configs.PRESET_NAMES[1:]),
-    )
+    configs.add_run_arguments(options, configs.RunConfig.output_dir)
     options.add_argument(
         "--mode", choices=configs.MODES, default="plan",
         help="plan: one answer with all calls (default); agent: conversations with a customer",
     )
-    options.add_argument("--dataset", metavar="F", help="JSONL tasks to train and to evaluate on")
-    options.add_argument("--output-dir", metavar="D", help="run folder (outputs/tau_bench_rl)")
     options.add_argument(
         "--resume", action="store_true", help="resume a run that was killed, from its checkpoints"
-    )
-    options.add_argument(
-        "--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", dest="overrides",
-        help="change one setting of configs.py; may be repeated",
     )
     texts: dict[str, Any] = {
         "description": "Evaluate, SFT, evaluate, GRPO, evaluate, save, plot.", "epilog": EPILOG,

@@ -1,10 +1,10 @@
 """What a simulated customer wants and knows, read from a task.
 
-Generated rows say each intent in a sentence of `instruction`; the facts behind it (which items,
-which card) come from the gold calls and the customer's own records, in words a customer would use.
-Other rows, such as tau-bench's, have free text: there the gold writes alone say what the customer
-wants, and the text itself is the question when there are `outputs` or no write. Ids that a customer
-would not know (items, payment methods, products, users) never come out of here.
+In generated rows each intent is one sentence of `instruction`; its facts (which items, which card) come
+from the gold calls and the customer's records, in words a customer would use. Other rows, such as
+tau-bench's, hold free text: their intents are the gold writes, and the text itself is a question if
+there are `outputs` or no writes. Ids that a customer would not know (of items, payment methods,
+products and users) are never used.
 """
 
 import re
@@ -45,37 +45,37 @@ _REFUSED_TOOLS = (
 
 @dataclass
 class Intent:
-    """One thing that the customer wants, and how far the talk about it has come."""
+    """One thing that the customer wants, and the state of the conversation about it."""
 
     kind: str
     """`write`, `refused` (a change that gold does not make), `question` or `transfer`."""
     words: str
-    """The whole intent; follows "I want to"."""
+    """The intent, to follow "I want to"."""
     tools: tuple[str, ...] = ()
-    """Write tools that could serve it."""
+    """Write tools that can serve it."""
     order_id: str | None = None
     slots: dict[str, str] = field(default_factory=dict)
-    """What an agent may ask for, in words, by `order`, `reason`, `payment`, `items`, `address`."""
+    """Answers to what an agent may ask: `order`, `reason`, `payment`, `items`, `address`."""
     action: dict[str, Any] = field(default_factory=dict)
-    """The gold call of a `write`; the customer compares a proposal with it."""
+    """The gold call of a `write`, with which proposals are compared."""
     said: set[str] = field(default_factory=set)
-    """Slots that the agent has been given; holds `words` once the intent is known at all."""
+    """Slots the agent has been told, and `words` once the intent itself was told."""
     confirmed: bool = False
     closed: bool = False
     failed: bool = False
-    """Closed because the agent would not do it."""
+    """Closed because the agent refused."""
     num_refusals: int = 0
 
 
 def first_person(text: str) -> str:
-    """Turn "you" and "your" into the customer's own words."""
+    """Rewrite "you" and "your" in the first person."""
     text = re.sub(r"\byou are\b", "I am", text, flags=re.I)
     text = re.sub(r"\byour\b", "my", text, flags=re.I)
     return re.sub(r"\byou\b", "I", text, flags=re.I)
 
 
 def method_words(user: dict[str, Any], method_id: str) -> str:
-    """Say a payment method as its owner would."""
+    """Describe a payment method as its owner would."""
     method = user["payment_methods"][method_id]
     if method["source"] == "credit_card":
         return f"{method.get('brand', 'credit')} card ending in {method.get('last_four', '?')}"
@@ -86,7 +86,7 @@ def method_words(user: dict[str, Any], method_id: str) -> str:
 
 
 def find_customer(task: Task, db: RetailDatabase) -> str | None:
-    """Return the customer's user id, from the row or from what gold does."""
+    """Return the customer's user id, from the row or from the gold calls."""
     if task.user_id in db.users:
         return task.user_id
     for action in task.gold_actions:
@@ -103,7 +103,7 @@ def find_customer(task: Task, db: RetailDatabase) -> str | None:
 
 
 def identity(task: Task, user: dict[str, Any] | None) -> dict[str, str]:
-    """Return what the customer can say of who they are: `name`, and `email` or `zip`."""
+    """Return how customers identify themselves: `name`, and `email` or `zip`."""
     text = task.instruction or task.query
     for action in task.gold_actions:
         arguments = action["arguments"]
@@ -132,14 +132,11 @@ def read_intents(task: Task, db: RetailDatabase, user: dict[str, Any] | None) ->
     """Return what the customer wants, in the order of the instruction (else of gold).
 
     Args:
-        db: The store; only the customer's records and the catalogue are read.
-        user: The customer's record, None when there is none.
+        db: The store, of which the customer's records and the catalog are read.
+        user: The customer's record; None if unknown.
     """
-    actions = [
-        action
-        for action in task.gold_actions
-        if action["name"] not in AUTHENTICATION_TOOLS and action["name"] != "think"
-    ]
+    silent = {*AUTHENTICATION_TOOLS, "think"}
+    actions = [action for action in task.gold_actions if action["name"] not in silent]
     sentences = list(_intent_sentences(task.instruction or ""))
     if len(sentences) == len(actions):
         pairs = zip(sentences, actions, strict=True)
@@ -182,7 +179,7 @@ def _intent(
 def _write_intent(
     words: str, action: dict[str, Any], db: RetailDatabase, user: dict[str, Any] | None
 ) -> Intent:
-    """Make an intent of a gold write; `words` may be empty."""
+    """Make an intent from a gold write; empty `words` are composed from its slots."""
     arguments, tool = action["arguments"], action["name"]
     order_id = arguments.get("order_id")
     slots: dict[str, str] = {}

@@ -135,12 +135,8 @@ def build_sweep_parser() -> argparse.ArgumentParser:
         description="Try settings on the training users, compare them on the validation users.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(mode="plan")
-    parser.add_argument("--preset", default="auto", metavar="P", help="settings to start from")
-    parser.add_argument("--dataset", metavar="F", help="JSONL tasks to train and to validate on")
-    parser.add_argument(
-        "--output-dir", default="outputs/sweep", metavar="D", help="folder (outputs/sweep)"
-    )
+    configs.add_run_arguments(parser, "outputs/sweep")
+    parser.set_defaults(mode="plan", output_dir="outputs/sweep")
     parser.add_argument(
         "--num-trials", type=int, default=20, metavar="N",
         help="trials in all (20); the first ones are drawn at random, the later ones where earlier "
@@ -155,10 +151,6 @@ def build_sweep_parser() -> argparse.ArgumentParser:
         "--objective", choices=OBJECTIVES, default=OBJECTIVES[0],
         help="what is compared; exact_match_rate (default) also tells answers apart where gold "
         "writes nothing",
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", dest="overrides",
-        help="change one setting of every trial; may be repeated",
     )
     return parser
 

@@ -28,6 +28,18 @@ from tasks.audit.policy import AUTHENTICATION_TOOLS
 
 NUM_WORDING_TEXTS = 400
 CHECKS = ("row", "gold", "grounding", "policy", "duplicate")
+COUNTS = {
+    "num_tasks": "tasks",
+    "num_valid": "valid",
+    "num_unreadable": "unreadable rows",
+    "num_failing_gold": "gold that fails on the store",
+    "num_ungrounded": "arguments not in the words",
+    "num_policy_violations": "gold against the rules",
+    "num_duplicates": "duplicates",
+    "num_near_duplicates": "near duplicates (not a finding)",
+    "num_repeated_gold": "gold seen before (not a finding)",
+}
+"""The counts of a report, and what they are called in words."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +102,7 @@ class AuditReport:
     def print(self, file: TextIO | None = None) -> None:
         """Write the report for people: counts, then the first findings by line."""
         out = file or sys.stdout
-        for name in (
-            "num_tasks", "num_valid", "num_unreadable", "num_failing_gold", "num_ungrounded",
-            "num_policy_violations", "num_duplicates", "num_near_duplicates", "num_repeated_gold",
-        ):
+        for name in COUNTS:
             print(f"{name:<22} {getattr(self, name):>7}", file=out)
         leaks = self.leakage
         print(
@@ -146,8 +155,7 @@ class Audit:
         }
         self._tags: dict[str, Counter] = {}
         self._words: Counter = Counter()
-        self._num_writing = 0
-        self._num_words = 0
+        self._num_writing = self._num_words = 0
         self._sample: list[str] = []
         self._random = Random(0)
 

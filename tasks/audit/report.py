@@ -21,24 +21,13 @@ from data_reader import DatasetError, Splits
 from envs.retail import DatabaseError
 from envs.retail.store import store_files
 from tasks.audit import PLOT_KINDS, REPORT_COMMAND, report_files
-from tasks.audit.audit import AuditReport, audit_files
+from tasks.audit.audit import COUNTS, AuditReport, audit_files
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OWN_FILES = ("dataset.jsonl", "3.5k.jsonl")
 OWN_REPORT = "docs/ANALYSIS_REPORT.md"
 OWN_COMMAND = "python -m tasks.audit.report"
 MAX_LISTED = 50
-COUNTS = (
-    ("num_tasks", "tasks"),
-    ("num_valid", "valid"),
-    ("num_unreadable", "unreadable rows"),
-    ("num_failing_gold", "gold that fails on the store"),
-    ("num_ungrounded", "arguments not in the words"),
-    ("num_policy_violations", "gold against the rules"),
-    ("num_duplicates", "duplicates"),
-    ("num_near_duplicates", "near duplicates (not a finding)"),
-    ("num_repeated_gold", "gold seen before (not a finding)"),
-)
 # Findings that task files of this kind are known for, as patterns of "kind: reason".
 KNOWN_FINDINGS = (
     ("address incomplete or made up",
@@ -108,7 +97,7 @@ def analysis_text(reports: Sequence[AuditReport], command: str, plots: Sequence[
         "# Analysis of " + " and ".join(names), "",
         f"Written by `{command}`; do not edit. Every number is counted from the files.", "",
         "## What the audit found", "",
-        *table("", ((title, attrgetter(key)) for key, title in COUNTS)),
+        *table("", ((title, attrgetter(key)) for key, title in COUNTS.items())),
         "A task is valid when its row reads, its gold calls fit the tool schemas and run on the "
         "store, each write changes what it says, no rule of wiki.md is broken, every argument can "
         "be known from the words, and no earlier row has the same query or name. Near duplicates "

@@ -1,6 +1,6 @@
-"""Samplers of intents that change the store: facts from its records, the gold call, the outcome.
+"""Samplers of intents that change the store: each gives the facts, the gold call and the outcome.
 
-A sampler raises `NoFit` when the customer's records do not allow the intent; the caller draws again.
+A sampler raises `NoFit` if the customer's records do not allow the intent; the caller draws again.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tasks.blueprint import Intent
 from tasks.generate.store_view import Record, StoreView, unique_items
 from tasks.mix import TaskMix
 
-# Changes to one order that may precede each other; the item change comes last.
+# Which changes of the same order may come before a change; the item change comes last.
 MAY_FOLLOW = {
     "change_address": {"change_payment"},
     "change_payment": {"change_address"},
@@ -36,7 +36,7 @@ class Draw:
     mix: TaskMix
     user_id: str
     used: dict[str, set[str]] = field(default_factory=dict)
-    """Kinds of intent by order id, so that two intents do not meet on one order by chance."""
+    """Intents drawn so far by order id, so that incompatible ones never share an order."""
 
     @property
     def user(self) -> Record:
@@ -44,7 +44,7 @@ class Draw:
         return self.view.db.users[self.user_id]
 
     def order(self, kind: str, *statuses: str, fits: Callable[[str], bool] | None = None) -> str:
-        """Take an order for an intent; orders with changes that may precede it stay open.
+        """Draw an order for an intent; one with earlier changes is taken only if they may precede it.
 
         Raises:
             NoFit: No order with one of these statuses fits.
@@ -62,7 +62,7 @@ class Draw:
         return order_id
 
     def num_items(self, most: int) -> int:
-        """Draw how many items an intent has, at most `most`."""
+        """Draw the number of items of an intent, up to `most`."""
         shares = self.mix.num_items_shares[:most]
         return self.rng.choices(range(1, len(shares) + 1), shares)[0]
 
@@ -71,7 +71,7 @@ Sampler = Callable[[Draw], Intent]
 
 
 def item_fact(draw: Draw, item: Record) -> dict[str, Any]:
-    """Return an item as the words need it."""
+    """Return what the query and the instruction say about an item."""
     return {
         "item_id": item["item_id"],
         "name": draw.view.db.products[item["product_id"]]["name"],
@@ -80,26 +80,26 @@ def item_fact(draw: Draw, item: Record) -> dict[str, Any]:
 
 
 def method_fact(draw: Draw, method_id: str) -> dict[str, Any]:
-    """Return a payment method as the words need it."""
+    """Return what the query and the instruction say about a payment method."""
     source = draw.user["payment_methods"][method_id]["source"]
     label = draw.view.method_labels(draw.user_id)[method_id]
     return {"id": method_id, "source": source, "label": label}
 
 
 def order_names(draw: Draw, order_id: str) -> list[str]:
-    """Return the names of what an order holds, each once."""
+    """Return the distinct product names in an order."""
     products = draw.view.db.products
     names = [products[i["product_id"]]["name"] for i in draw.view.db.orders[order_id]["items"]]
     return list(dict.fromkeys(names))
 
 
 def call(name: str, **arguments: Any) -> dict:
-    """Return a call as gold holds it."""
+    """Return a gold call."""
     return {"name": name, "arguments": arguments}
 
 
 def sample_cancel(draw: Draw) -> Intent:
-    """A pending order to cancel, for either reason."""
+    """Cancel a pending order for one of the two reasons."""
     order_id = draw.order("cancel", "pending")
     reason = draw.rng.choice((NOT_NEEDED, MISTAKE))
     return Intent(
@@ -111,7 +111,7 @@ def sample_cancel(draw: Draw) -> Intent:
 
 
 def refund_methods(draw: Draw, order_id: str) -> list[str]:
-    """Return the methods that may take a refund: the original one and gift cards."""
+    """Return the methods a refund may go to: the original one and gift cards."""
     original = draw.view.db.orders[order_id]["payment_history"][0]["payment_method_id"]
     methods = draw.user["payment_methods"]
     return [
@@ -122,12 +122,12 @@ def refund_methods(draw: Draw, order_id: str) -> list[str]:
 
 
 def returnable(draw: Draw, order_id: str) -> bool:
-    """Tell whether an order has an item that can be sent back and a method for its refund."""
+    """Tell whether an order has a returnable item and a method for its refund."""
     return bool(refund_methods(draw, order_id) and unique_items(draw.view.db.orders[order_id]))
 
 
 def sample_return(draw: Draw) -> Intent:
-    """Items of a delivered order to send back."""
+    """Return items of a delivered order."""
     order_id = draw.order("return", "delivered", fits=lambda o: returnable(draw, o))
     items = unique_items(draw.view.db.orders[order_id])
     items = draw.rng.sample(items, draw.num_items(len(items)))
@@ -149,12 +149,12 @@ def sample_return(draw: Draw) -> Intent:
 
 
 def can_carry(method: Record, amount: float) -> bool:
-    """Tell whether a payment method can carry an amount; only gift cards run out."""
+    """Tell whether a payment method covers an amount; only gift cards are limited."""
     return method["source"] != "gift_card" or method["balance"] >= amount
 
 
 def swap_facts(draw: Draw, order_id: str) -> tuple[list[dict], float]:
-    """Draw old-new pairs of an order, and what they cost more, in the store's currency."""
+    """Draw pairs of old and new items of an order; return them and the price difference in dollars."""
     view = draw.view
     candidates = view.swappable(order_id)
     items = draw.rng.sample(candidates, draw.num_items(len(candidates)))
@@ -175,7 +175,7 @@ def swap_facts(draw: Draw, order_id: str) -> tuple[list[dict], float]:
 
 
 def sample_swap(draw: Draw, kind: str, status: str, tool: str, outcome: str) -> Intent:
-    """Items of one order for other options of the same products."""
+    """Swap items of an order for other variants of the same products."""
     order_id = draw.order(kind, status, fits=lambda o: bool(draw.view.swappable(o)))
     pairs, difference = swap_facts(draw, order_id)
     methods = draw.user["payment_methods"]
@@ -202,7 +202,7 @@ def sample_swap(draw: Draw, kind: str, status: str, tool: str, outcome: str) -> 
 
 
 def new_address(draw: Draw, known: Record) -> Record:
-    """Draw an address out of the store's streets and places, on another street than the known one."""
+    """Draw an address from the store's streets and cities that is not on the known street."""
     for _ in range(8):
         address1, address2 = draw.rng.choice(draw.view.streets)
         place = draw.rng.choice(draw.view.places)
@@ -216,7 +216,7 @@ def new_address(draw: Draw, known: Record) -> Record:
 
 
 def sample_change_address(draw: Draw) -> Intent:
-    """A new shipping address for a pending order."""
+    """Change the shipping address of a pending order."""
     order_id = draw.order("change_address", "pending")
     address = new_address(draw, draw.view.db.orders[order_id]["address"])
     return Intent(
@@ -228,7 +228,7 @@ def sample_change_address(draw: Draw) -> Intent:
 
 
 def sample_change_profile_address(draw: Draw) -> Intent:
-    """A new default address for the customer."""
+    """Change the customer's default address."""
     address = new_address(draw, draw.user["address"])
     return Intent(
         "change_profile_address",
@@ -239,10 +239,10 @@ def sample_change_profile_address(draw: Draw) -> Intent:
 
 
 def other_methods(draw: Draw, order_id: str, enough: bool) -> list[str]:
-    """Return the methods that could pay an order instead of the present one.
+    """Return the other methods that could pay an order.
 
     Args:
-        enough: True for methods that can carry the amount, False for gift cards that cannot.
+        enough: True for methods that cover the amount, False for gift cards that do not.
     """
     payments = draw.view.db.orders[order_id]["payment_history"]
     if len(payments) != 1 or payments[0]["transaction_type"] != "payment":
@@ -257,7 +257,7 @@ def other_methods(draw: Draw, order_id: str, enough: bool) -> list[str]:
 
 
 def sample_change_payment(draw: Draw) -> Intent:
-    """Another payment method for a pending order; a gift card only when it is enough."""
+    """Pay a pending order with another method that covers it."""
     order_id = draw.order("change_payment", "pending", fits=lambda o: bool(other_methods(draw, o, True)))
     method_id = draw.rng.choice(other_methods(draw, order_id, True))
     return Intent(

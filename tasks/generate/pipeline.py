@@ -1,7 +1,7 @@
-"""A stream of tasks: draw a blueprint, check it, word it, check the words.
+"""Generate tasks: draw a blueprint, check it, word it, check the words.
 
-Every draft has its own random stream, made of seed, task number and attempt, so the same arguments
-give the same file whatever the number of workers.
+Each draft has its own random stream, seeded by seed, task number and attempt, so the file does not
+depend on the number of workers.
 """
 
 import multiprocessing
@@ -31,7 +31,7 @@ from tasks.mix import DEFAULT_MIX, TaskMix
 from tasks.phrasing.instruction import address_words, write_instruction
 from tasks.phrasing.query import word
 
-# A task number is given up, and the run with it, after this many drafts.
+# Drafts of one task number before the run fails.
 MAX_ATTEMPTS = 50
 CHUNK_SIZE = 100
 CHUNKS_AHEAD_PER_WORKER = 3
@@ -43,35 +43,33 @@ STEPS = (
 
 
 class GenerationError(UserError, ValueError):
-    """The store cannot give as many different tasks as were asked for."""
+    """The store cannot yield as many different tasks as requested."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """What became of one attempt, uniqueness aside."""
+    """The result of one attempt, before the uniqueness check."""
 
     step: str
-    """The step that rejected it; "" when it passed all of them."""
+    """The step that rejected it; "" if it passed all."""
     kind: str
-    """The first finding's kind; "" when it passed."""
+    """The first finding's kind; "" if it passed."""
     key: int = 0
-    """64 bits of what the task means; 0 when it did not get as far as the uniqueness check."""
+    """64-bit hash of the task's meaning; 0 if it was rejected before the uniqueness check."""
     task: Task | None = None
 
 
 @dataclass
 class YieldTable:
-    """How many drafts each step saw and let through, and why it rejected the others."""
+    """How many drafts each step saw and passed, and why it rejected the others."""
 
     num_written: int = 0
-    """Tasks given out."""
     num_drafts: int = 0
-    """Drafts begun."""
     rejected: dict[str, Counter[str]] = field(default_factory=lambda: {s: Counter() for s in STEPS})
-    """Reasons with counts, by step."""
+    """Counts of reasons by step."""
 
     def as_dict(self) -> dict:
-        """Return the table with what every step saw, passed and rejected."""
+        """Return the counts as JSON data."""
         steps, seen = [], self.num_drafts
         for step in STEPS:
             reasons = dict(sorted(self.rejected[step].items()))
@@ -81,7 +79,7 @@ class YieldTable:
         return {"num_written": self.num_written, "num_drafts": self.num_drafts, "steps": steps}
 
     def as_text(self) -> str:
-        """Return the table as lines for people."""
+        """Return the table as text."""
         lines = [f"{'step':16}{'seen':>9}{'passed':>9}  rejected"]
         for row in self.as_dict()["steps"]:
             reasons = ", ".join(f"{kind} {count}" for kind, count in row["rejected"].items())
@@ -91,7 +89,7 @@ class YieldTable:
 
 
 def fact_sheet(blueprint: Blueprint) -> str:
-    """Return the facts that words will be made of, as a plain text to check grounding against."""
+    """Return the blueprint's facts as plain text, to check grounding before the query is worded."""
     who = blueprint
     lines = [
         who.email if who.authentication == "email" else f"{who.first_name} {who.last_name}, zip {who.zip}"
@@ -113,7 +111,7 @@ def fact_sheet(blueprint: Blueprint) -> str:
 
 
 def check_outputs(blueprint: Blueprint, db: RetailDatabase) -> list[Finding]:
-    """Check that each intent's own call shows its answer: an earlier intent may have changed it."""
+    """Check that each intent's call shows its answer, which an earlier intent may have changed."""
     episode = Episode(db)
     shown = [shown_values(episode, action) for action in blueprint.gold_actions]
     return [
@@ -124,7 +122,7 @@ def check_outputs(blueprint: Blueprint, db: RetailDatabase) -> list[Finding]:
 
 
 def check_refusals(task: Task, blueprint: Blueprint, db: RetailDatabase) -> list[Finding]:
-    """Check that what gold refuses is really forbidden by the rules."""
+    """Check that the policy forbids each refused request."""
     findings = []
     for intent in blueprint.intents:
         if intent.forbidden is not None:
@@ -135,14 +133,9 @@ def check_refusals(task: Task, blueprint: Blueprint, db: RetailDatabase) -> list
 
 
 class Drafter:
-    """Make drafts from one store by one mix; (seed, index, attempt) decide each draft."""
+    """Makes drafts from a store and a mix; a draft depends on (seed, index, attempt) alone."""
 
     def __init__(self, db: RetailDatabase, seed: int, mix: TaskMix = DEFAULT_MIX):
-        """Index the store once.
-
-        Args:
-            seed: First part of every draft's random stream.
-        """
         self.db = db
         self.seed = seed
         self.mix = mix
@@ -150,23 +143,20 @@ class Drafter:
         self.sampler = BlueprintSampler(StoreView(db), mix)
 
     def draft(self, index: int, attempt: int) -> Draft:
-        """Make one attempt; check everything but uniqueness, which needs the other tasks.
+        """Make one attempt and check everything but uniqueness, which needs the other tasks.
 
         Args:
             index: The task's number in its file, from 0.
-            attempt: How many drafts of this number were rejected before.
+            attempt: Rejected drafts of this number so far.
         """
         rng = Random(f"{self.seed}/{index}/{attempt}")
         blueprint = self.sampler.sample(rng)
         if blueprint is None:
             return Draft("sampling", "no_customer")
         plan = Task(
-            query=fact_sheet(blueprint),
-            gold_actions=blueprint.gold_actions,
-            gold_final=blueprint.gold_final,
-            task_id=f"retail-{self.seed}-{index}",
-            user_id=blueprint.user_id,
-            outputs=blueprint.outputs,
+            query=fact_sheet(blueprint), gold_actions=blueprint.gold_actions,
+            gold_final=blueprint.gold_final, task_id=f"retail-{self.seed}-{index}",
+            user_id=blueprint.user_id, outputs=blueprint.outputs,
         )
         db = self.db
         checks = (
@@ -212,7 +202,7 @@ class Drafter:
         )
 
     def drafts(self, index: int) -> list[Draft]:
-        """Draft a task number until one passes, uniqueness aside."""
+        """Draft a task number until a draft passes all checks but uniqueness."""
         made = []
         for attempt in range(MAX_ATTEMPTS):
             made.append(self.draft(index, attempt))
@@ -222,21 +212,16 @@ class Drafter:
 
 
 class Deduplicator:
-    """Pass on drafts that mean and say something new; count all others."""
+    """Passes on drafts whose meaning and query are new, and counts the others."""
 
     def __init__(self, drafter: Drafter):
-        """Start with nothing seen.
-
-        Args:
-            drafter: Makes more drafts when one is a repetition.
-        """
         self.drafter = drafter
         self.table = YieldTable()
         self._keys: set[int] = set()
         self._queries = UniquenessCheck()
 
     def decide(self, draft: Draft) -> Task | None:
-        """Count one draft; return its task when it is new."""
+        """Count a draft; return its task if it is new."""
         table = self.table
         table.num_drafts += 1
         if draft.key and draft.key in self._keys:
@@ -253,7 +238,7 @@ class Deduplicator:
         return draft.task
 
     def task(self, index: int, drafts: list[Draft]) -> Task:
-        """Return the task of one number, drafting on where the drafts given are not new.
+        """Return the task of a number, with further drafts if those given are not new.
 
         Raises:
             GenerationError: No attempt gave a new task.
@@ -273,7 +258,7 @@ _worker_drafter: Drafter | None = None
 
 
 def _end_with_parent() -> None:
-    """End this worker when the process that started it is gone, killed for instance."""
+    """End this worker when its parent is gone, for instance killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -282,7 +267,7 @@ def _end_with_parent() -> None:
 
 def _start_worker(data_dir: Path | None, seed: int, mix: TaskMix) -> None:
     global _worker_drafter
-    # Ctrl-C reaches the whole group; the parent alone answers it and stops the workers.
+    # Ctrl-C reaches the whole process group; only the parent handles it and stops the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -297,7 +282,7 @@ def _draft_chunk(indices: range) -> list[list[Draft]]:
 def _chunks_of_drafts(
     drafter: Drafter, data_dir: Path | None, num_tasks: int, num_workers: int
 ) -> Iterator[tuple[range, list[list[Draft]]]]:
-    """Yield the drafts of every task number in order, a bounded number of chunks ahead."""
+    """Yield the drafts of all task numbers in order, with a bounded number of chunks in flight."""
     chunks = (range(n, min(n + CHUNK_SIZE, num_tasks)) for n in range(0, num_tasks, CHUNK_SIZE))
     if num_workers == 1:
         for chunk in chunks:
@@ -323,31 +308,25 @@ def _chunks_of_drafts(
 
 
 class TaskStream:
-    """Iterate over new tasks; `table` holds the yield so far."""
+    """Iterates over new tasks; `table` holds the yield so far."""
 
     def __init__(
-        self,
-        num_tasks: int,
-        seed: int,
-        data_dir: Path | None = None,
-        num_workers: int = 1,
+        self, num_tasks: int, seed: int, data_dir: Path | None = None, num_workers: int = 1,
         mix: TaskMix = DEFAULT_MIX,
     ):
         """Load the store.
 
         Args:
-            num_tasks: How many tasks to give, at least 1.
-            seed: Decides every task together with the store and the mix.
-            data_dir: Folder of the store; None for the project's own.
-            num_workers: Processes that draft; the tasks do not depend on it.
+            num_tasks: At least 1.
+            seed: Determines every task, together with the store and the mix.
+            data_dir: Folder of the store; None takes the project's.
+            num_workers: Processes that draft; they do not change the tasks.
 
         Raises:
             DatabaseError: The store cannot be read.
             GenerationError: Nobody in the store can be authenticated.
         """
-        self.num_tasks = num_tasks
-        self.data_dir = data_dir
-        self.num_workers = num_workers
+        self.num_tasks, self.data_dir, self.num_workers = num_tasks, data_dir, num_workers
         self.drafter = Drafter(RetailDatabase.load(data_dir), seed, mix)
         if not self.drafter.sampler.view.users:
             raise GenerationError("the store has no user whom an email or name and zip would find")

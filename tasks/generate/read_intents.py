@@ -1,7 +1,7 @@
-"""Samplers of intents whose gold only reads: questions, sums, hand-overs, and what must be refused.
+"""Samplers of intents whose gold only reads: questions, sums, transfers, and requests to be refused.
 
-A refusal's facts hold what forbids it (a status, another owner, a stock level, a balance), and the
-words say so; gold reads the record that shows it.
+A refused request's facts hold what forbids it (a status, another owner, the stock, a balance); the words
+mention it, and gold reads the record that shows it.
 """
 
 from envs.retail import Episode
@@ -26,7 +26,7 @@ from tasks.generate.store_view import unique_items
 
 
 def sample_ask_order(draw: Draw) -> Intent:
-    """A question about one of the customer's orders."""
+    """Ask about one of the customer's orders."""
     order_id = draw.order("ask_order", "pending", *STATUSES_AFTER_PENDING)
     order = draw.view.db.orders[order_id]
     answers = {
@@ -41,7 +41,7 @@ def sample_ask_order(draw: Draw) -> Intent:
 
 
 def sample_ask_product(draw: Draw) -> Intent:
-    """A question about a product, its id given."""
+    """Ask about a product by its id."""
     view = draw.view
     product_id = draw.rng.choice(view.product_ids)
     product = view.db.products[product_id]
@@ -57,14 +57,14 @@ def sample_ask_product(draw: Draw) -> Intent:
 
 
 def sample_ask_product_types(draw: Draw) -> Intent:
-    """A question about the range of products."""
+    """Ask about the kinds of products."""
     count = str(len(draw.view.db.product_types))
     outcome = "told the kinds of products"
     return Intent("ask_product_types", call("list_all_product_types"), {}, outcome, (count,))
 
 
 def sample_ask_account(draw: Draw) -> Intent:
-    """A question about the customer's own account, the user id given."""
+    """Ask about the customer's own account by the user id."""
     user = draw.user
     answers = {
         "address": ("told the address on file", (user["address"]["address1"],)),
@@ -80,7 +80,7 @@ def sample_ask_account(draw: Draw) -> Intent:
 
 
 def sample_calculation(draw: Draw, kind: str, num_numbers: int, sign: str) -> Intent:
-    """Sum or difference of prices in the customer's orders."""
+    """Add or subtract prices from the customer's orders."""
     prices: dict[float, str] = {}
     for orders in draw.view.orders_by_user[draw.user_id].values():
         for order_id in orders:
@@ -105,14 +105,14 @@ def sample_calculation(draw: Draw, kind: str, num_numbers: int, sign: str) -> In
 
 
 def sample_transfer(draw: Draw) -> Intent:
-    """A subject outside the tools."""
+    """Raise a subject outside the tools."""
     subject = draw.rng.choice(TRANSFER_SUBJECTS)
     action = call("transfer_to_human_agents", summary=subject)
     return Intent("transfer", action, {"subject": subject}, "transferred to a human agent")
 
 
 def refused_by_status(draw: Draw, kind: str, order_id: str, forbidden: dict, change: str) -> Intent:
-    """Return an intent that the order's status forbids; gold reads the order."""
+    """Make an intent that the order's status forbids; gold reads the order."""
     status = draw.view.db.orders[order_id]["status"]
     facts = {"order_id": order_id, "status": status, "change": change, "names": order_names(draw, order_id)}
     action = call("get_order_details", order_id=order_id)
@@ -120,14 +120,14 @@ def refused_by_status(draw: Draw, kind: str, order_id: str, forbidden: dict, cha
 
 
 def sample_refuse_cancel(draw: Draw) -> Intent:
-    """An order to cancel that is past cancelling."""
+    """Cancel an order that is no longer pending."""
     order_id = draw.order("refuse_cancel", *STATUSES_AFTER_PENDING)
     forbidden = call("cancel_pending_order", order_id=order_id, reason=NOT_NEEDED)
     return refused_by_status(draw, "refuse_cancel", order_id, forbidden, "cancel")
 
 
 def sample_refuse_order_change(draw: Draw) -> Intent:
-    """An order to change that is past changing."""
+    """Change an order that is no longer pending."""
     order_id = draw.order("refuse_order_change", *STATUSES_AFTER_PENDING)
     change = draw.rng.choice(("address", "payment"))
     order = draw.view.db.orders[order_id]
@@ -142,7 +142,7 @@ def sample_refuse_order_change(draw: Draw) -> Intent:
 
 
 def sample_refuse_return(draw: Draw) -> Intent:
-    """An order to return or exchange that has not been delivered."""
+    """Return an item of an order that has not been delivered."""
     order_id = draw.order("refuse_return", "pending", "processed", fits=lambda o: returnable(draw, o))
     item = draw.rng.choice(unique_items(draw.view.db.orders[order_id]))
     forbidden = call(
@@ -157,7 +157,7 @@ def sample_refuse_return(draw: Draw) -> Intent:
 
 
 def sample_refuse_other_customer(draw: Draw) -> Intent:
-    """Somebody else's order to cancel."""
+    """Cancel another customer's order."""
     view = draw.view
     if not view.pending_order_ids:
         raise NoFit
@@ -174,7 +174,7 @@ def sample_refuse_other_customer(draw: Draw) -> Intent:
 
 
 def sample_refuse_unavailable(draw: Draw) -> Intent:
-    """An item to swap for one that is out of stock; gold reads the product."""
+    """Swap an item for one that is out of stock; gold reads the product."""
     view = draw.view
 
     def short_items(order_id: str) -> list[dict]:
@@ -211,7 +211,7 @@ def sample_refuse_unavailable(draw: Draw) -> Intent:
 
 
 def sample_refuse_gift_card(draw: Draw) -> Intent:
-    """A gift card that cannot carry an order; gold reads the account."""
+    """Pay an order with a gift card that does not cover it; gold reads the account."""
     order_id = draw.order("refuse_gift_card", "pending", fits=lambda o: bool(other_methods(draw, o, False)))
     method_id = draw.rng.choice(other_methods(draw, order_id, False))
     return Intent(

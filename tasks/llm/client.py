@@ -1,7 +1,7 @@
-"""A small client for any OpenAI-compatible chat endpoint: retries, rate limit, time-out, cost.
+"""A small client for any OpenAI-compatible chat endpoint: retries, rate limit, timeout, cost.
 
-The `openai` package is optional and imported only when a client is made. Its own retries are off:
-here they also cover broken and empty answers, and they obey the rate limit and the budget.
+The optional `openai` package is imported when a client is made. Its own retries are off: retries here
+also cover broken and empty answers, and respect the rate limit and the budget.
 """
 
 import json
@@ -21,55 +21,55 @@ FATAL_STATUSES = frozenset({401, 403, 404})
 MAX_ERROR_CHARACTERS = 300
 MAX_ANSWER_BYTES = 16 * 2**20
 MAX_TOKENS = 2**40
-"""A count above it is none."""
+"""Token counts from here on are not believed."""
 MIN_KEY_CHARACTERS = 8
-"""A shorter key is a placeholder, which may be a common word."""
+"""A shorter key is a placeholder, perhaps a common word, and is not masked in answers."""
 
 
 class LlmError(UserError, RuntimeError):
-    """The LLM steps cannot work at all: package, key, model name or a setting is wrong."""
+    """No request can succeed: the package, the key, the model name or a setting is wrong."""
 
 
 class LlmUnavailable(RuntimeError):
-    """One question got no usable answer; the caller keeps what it had."""
+    """One request got no usable answer; the caller keeps what it had."""
 
 
 class LlmRefused(LlmUnavailable):
-    """The endpoint refuses this one question, such as one that is too long; a retry cannot help."""
+    """The endpoint rejects this request, for example as too long; a retry cannot help."""
 
 
 class BudgetSpent(LlmUnavailable):
-    """`max_cost` is reached: no further request is sent."""
+    """The cost has reached `max_cost`; no further request is sent."""
 
 
 @dataclass(frozen=True)
 class LlmConfig:
-    """Endpoint, model and bounds on requests."""
+    """Endpoint, model and limits."""
 
     model: str
     """Model name as the endpoint knows it."""
     base_url: str | None = None
-    """Endpoint, e.g. http://127.0.0.1:8000/v1; None means the `openai` package's own default."""
+    """Such as http://127.0.0.1:8000/v1; None takes the `openai` package's default."""
     api_key: str | None = None
-    """Key; None for local servers that ask for none."""
+    """None for local servers that need no key."""
     timeout_s: float = 60.0
-    """Longest wait for one answer, in seconds."""
+    """Longest wait for an answer, in seconds."""
     max_attempts: int = 5
-    """Requests sent for one answer, at most."""
+    """Requests per answer at most."""
     max_wait_s: float = 30.0
-    """Longest pause between two attempts, in seconds; bounds a server's Retry-After too."""
+    """Longest pause before a retry, in seconds; also caps the server's Retry-After."""
     requests_per_minute: float = 60.0
-    """Requests started in a minute, retries included; 0 means no limit."""
+    """Retries included; 0 means no limit."""
     num_workers: int = 4
-    """Tasks in flight at once."""
+    """Concurrent requests."""
     temperature: float | None = 0.8
-    """Sampling temperature; None leaves it out (some reasoning models refuse the field)."""
+    """Sampling temperature; None omits the field, which some reasoning models reject."""
     input_price: float = 0.0
-    """US dollars per million prompt tokens, for the cost count."""
+    """US dollars per million prompt tokens."""
     output_price: float = 0.0
-    """US dollars per million completion tokens, for the cost count."""
+    """US dollars per million completion tokens."""
     max_cost: float | None = None
-    """US dollars after which no further request is sent; None means no bound."""
+    """US dollars after which no request is sent; None means no limit."""
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -77,9 +77,9 @@ class LlmConfig:
                 "no model name: give --llm-model or set TASK_LLM_MODEL (and OPENAI_BASE_URL, "
                 "OPENAI_API_KEY for the endpoint)"
             )
-        for name, low in (("timeout_s", 0), ("max_attempts", 0), ("num_workers", 0)):
-            if not getattr(self, name) > low:
-                raise LlmError(f"{name} must be above {low}, got {getattr(self, name)}")
+        for name in ("timeout_s", "max_attempts", "num_workers"):
+            if not getattr(self, name) > 0:
+                raise LlmError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("max_wait_s", "requests_per_minute", "input_price", "output_price"):
             if not getattr(self, name) >= 0:
                 raise LlmError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -88,43 +88,35 @@ class LlmConfig:
 
     @classmethod
     def from_environment(cls, **overrides: Any) -> "LlmConfig":
-        """Read base URL, key and model from the environment where `overrides` has None.
-
-        Args:
-            overrides: Fields of this class; a None for base_url, api_key or model is filled in.
+        """Return a config whose model, URL and key come from the environment unless given.
 
         Raises:
             LlmError: No model is named, or a field is out of range.
         """
-        for field, variable in (
-            ("model", "TASK_LLM_MODEL"),
-            ("base_url", "OPENAI_BASE_URL"),
-            ("api_key", "OPENAI_API_KEY"),
-        ):
-            if overrides.get(field) is None:
-                overrides[field] = os.environ.get(variable) or ("" if field == "model" else None)
-        return cls(**overrides)
+        given = {name: value for name, value in overrides.items() if value is not None}
+        found = {
+            "model": os.environ.get("TASK_LLM_MODEL", ""),
+            "base_url": os.environ.get("OPENAI_BASE_URL") or None,
+            "api_key": os.environ.get("OPENAI_API_KEY") or None,
+        }
+        return cls(**overrides | found | given)
 
 
 @dataclass
 class LlmUsage:
-    """Requests, tokens and cost so far."""
+    """Requests, tokens (as the endpoint reports them) and cost so far."""
 
     num_requests: int = 0
-    """Requests sent, retries included."""
+    """Retries included."""
     num_retries: int = 0
-    """Requests sent again after a failure."""
     num_unanswered: int = 0
-    """Answers given up after all attempts."""
+    """Requests given up after all attempts."""
     prompt_tokens: int = 0
-    """Tokens read, as the endpoint reports them."""
     completion_tokens: int = 0
-    """Tokens written, as the endpoint reports them."""
     cost: float = 0.0
-    """US dollars at the prices of the config."""
+    """US dollars at the config's prices."""
 
     def __str__(self) -> str:
-        """Return the figures in one line."""
         return (
             f"{self.num_requests} requests ({self.num_retries} retries, {self.num_unanswered} "
             f"unanswered), {self.prompt_tokens} + {self.completion_tokens} tokens, "
@@ -133,12 +125,10 @@ class LlmUsage:
 
 
 class RateLimiter:
-    """Space requests evenly over all threads."""
+    """Spaces the requests of all threads evenly."""
 
     def __init__(
-        self,
-        requests_per_minute: float,
-        clock: Callable[[], float] = time.monotonic,
+        self, requests_per_minute: float, clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._gap_s = 60.0 / requests_per_minute if requests_per_minute else 0.0
@@ -157,10 +147,10 @@ class RateLimiter:
 
 
 class ChatClient:
-    """Ask one endpoint within bounds; safe to share between threads.
+    """A client of one endpoint; thread-safe.
 
     Args:
-        sleep: Replaced in tests to see the waits.
+        sleep: Replaced in tests to observe the waits.
 
     Raises:
         LlmError: The `openai` package is not installed.
@@ -175,9 +165,7 @@ class ChatClient:
         self.usage = LlmUsage()
         self._openai = openai
         self._client = openai.OpenAI(
-            base_url=config.base_url,
-            api_key=config.api_key or "none",
-            timeout=config.timeout_s,
+            base_url=config.base_url, api_key=config.api_key or "none", timeout=config.timeout_s,
             max_retries=0,
         )
         self._limiter = RateLimiter(config.requests_per_minute, sleep=sleep)
@@ -190,12 +178,12 @@ class ChatClient:
 
         Args:
             messages: Chat messages, {"role", "content"} each.
-            model: Another model at the same endpoint; None means the config's.
+            model: Another model of the endpoint; None takes the config's.
 
         Raises:
-            LlmUnavailable: No usable answer in `max_attempts` requests, or this request is refused.
+            LlmUnavailable: No usable answer after `max_attempts` requests, or the request is rejected.
             BudgetSpent: The cost has reached `max_cost`.
-            LlmError: The endpoint refuses key or model name, so that every request would fail.
+            LlmError: The endpoint rejects the key or the model name.
         """
         message = self._answer({"model": model or self.config.model, "messages": messages}, words=True)
         return message["content"]
@@ -206,13 +194,13 @@ class ChatClient:
         """Return the model's next message in a conversation with tools.
 
         Args:
-            messages: OpenAI-style messages, calls and tool results among them.
+            messages: OpenAI-style messages, with calls and tool results.
             tools: OpenAI-style schemas.
             fields: Further fields of the request, such as `seed`.
 
         Returns:
-            `content` and `tool_calls` as the endpoint sent them, be they empty, and
-            `num_prompt_tokens` and `num_tokens` (read and written) where it counted them.
+            `content` and `tool_calls` as the endpoint sent them, possibly empty; also
+            `num_prompt_tokens` and `num_tokens` (read and written) if it reports them.
 
         Raises:
             LlmUnavailable, BudgetSpent, LlmError: As `ask`.
@@ -221,8 +209,8 @@ class ChatClient:
         return self._answer(request, words=False)
 
     def _answer(self, request: dict[str, Any], words: bool) -> dict[str, Any]:
-        """Ask until the endpoint sends a message, and one with words where these are needed."""
-        # No token limit is sent: providers disagree on the field's name and refuse the other one.
+        """Retry until the endpoint sends a message, with text if `words` is set."""
+        # No token limit is sent: providers disagree on the field's name and reject the other one.
         if self.config.temperature is not None:
             request["temperature"] = self.config.temperature
         failure = ""
@@ -270,7 +258,7 @@ class ChatClient:
         return ({}, failure, None) if failure else self._read(body)
 
     def _body(self, response: Any) -> tuple[str, str]:
-        """Return an answer's text without the key, and why it cannot be used."""
+        """Return an answer's text with the key masked, and what is wrong with it ("" if nothing)."""
         until, parts, size = time.monotonic() + self.config.timeout_s, [], 0
         try:
             for part in response.iter_bytes():
@@ -286,12 +274,12 @@ class ChatClient:
         return text.replace(key, "(key)") if len(key) >= MIN_KEY_CHARACTERS else text, ""
 
     def _line(self, error: Exception) -> str:
-        """Return an endpoint's words as one bounded line without the key, should it repeat it."""
+        """Return an endpoint's error as one bounded line with the key masked."""
         text = " ".join(str(error).split())
         return text.replace(self.config.api_key or "\0", "(key)")[:MAX_ERROR_CHARACTERS]
 
     def _read(self, body: str) -> tuple[dict[str, Any], str, None]:
-        """Count the tokens of an answer and return its message; a body of another form is a failure."""
+        """Return an answer's message, the failure and None, as `_attempt`; count its tokens."""
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError):
@@ -309,7 +297,7 @@ class ChatClient:
         return {key: message.get(key) for key in ("content", "tool_calls")} | counted, "", None
 
     def _count(self, usage: Any) -> tuple[int, int] | None:
-        """Add what an answer cost; return its tokens, read and written, None when not known."""
+        """Add an answer's tokens and cost; return the tokens read and written, None if not reported."""
         if not isinstance(usage, dict):
             return None
         tokens = [usage.get(key) for key in ("prompt_tokens", "completion_tokens")]
@@ -322,7 +310,7 @@ class ChatClient:
         return num_in, num_out
 
     def _pause_s(self, attempt: int, retry_after_s: float | None) -> float:
-        """Return the server's Retry-After, else exponential backoff with jitter; never above max_wait_s."""
+        """Return the server's Retry-After, else exponential backoff with jitter, up to `max_wait_s`."""
         if retry_after_s is None:
             with self._lock:
                 retry_after_s = BACKOFF_BASE_S * 2**attempt * self._jitter.uniform(0.75, 1.25)
@@ -330,7 +318,7 @@ class ChatClient:
 
 
 def _seconds(header: str | None) -> float | None:
-    """Read a Retry-After header given in seconds; its date form is ignored (backoff then)."""
+    """Read a Retry-After header in seconds; the date form is ignored."""
     try:
         seconds = float(header) if header is not None else None
     except ValueError:

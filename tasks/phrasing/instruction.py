@@ -1,8 +1,7 @@
-"""Word a blueprint as a scenario for a simulated customer: second person, ids only of orders.
+"""Word a blueprint as a scenario for a simulated customer, in the second person.
 
-Items go by name and options, payment methods by what is printed on them, products by name; order
-ids stay, since customers have them in a confirmation. The simulated customer makes its own small
-talk.
+Items are named by product and options, payment methods by what is printed on them. Of ids only order
+ids appear, since customers have them in a confirmation. Small talk is left to the simulated customer.
 """
 
 from random import Random
@@ -71,34 +70,34 @@ WORDS = {
     "refuse_unavailable": "swap, in order {order}, {pair}, although it is out of stock",
     "refuse_gift_card": "pay order {order} with {method}, although its balance is too small",
 }
-"""How each kind of intent is said after "You want to"."""
+"""The wording of each kind of intent after "You want to"."""
 
 
 def options_words(options: dict[str, Any]) -> str:
-    """Say options as "color blue, size M"."""
+    """Word options as "color blue, size M"."""
     return ", ".join(f"{name} {value}" for name, value in options.items())
 
 
 def item_words(item: dict[str, Any]) -> str:
-    """Say an item by name and options."""
+    """Word an item by name and options."""
     if not item["options"]:
         return f"the {item['name']}"
     return f"the {item['name']} ({options_words(item['options'])})"
 
 
 def pair_words(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Say an item and what is to be different about it."""
+    """Word an item and the options that should change."""
     changed = {k: v for k, v in new["options"].items() if old["options"].get(k) != v}
     return f"{item_words(old)} for the one with {options_words(changed or new['options'])}"
 
 
 def address_words(address: dict[str, str]) -> str:
-    """Say an address with all six fields."""
+    """Word an address with all six fields."""
     return ", ".join(address[name] or "no second line" for name in ADDRESS_FIELDS)
 
 
 def intent_words(intent: Intent) -> str:
-    """Say an intent so that it follows "You want to"."""
+    """Word an intent, to follow "You want to"."""
     facts, kind = intent.facts, intent.kind
     slots = {"order": facts.get("order_id"), "subject": facts.get("subject")}
     if "method" in facts:
@@ -126,7 +125,7 @@ def intent_words(intent: Intent) -> str:
 
 
 def distractor_words(distractor: Distractor) -> str:
-    """Say what is to be left alone."""
+    """Word what must be left alone."""
     facts = distractor.facts
     if distractor.kind == "order":
         return f"Order {facts['order_id']} is to stay as it is."

@@ -1,7 +1,7 @@
-"""Word items, options, money and addresses, with the variation people show.
+"""Word items, options, money and addresses as variedly as people do.
 
-Every value that an argument is read from comes out between fact marks; option values may use
-another spelling of their unit, since ids alone identify items.
+Values that become arguments are put between fact marks. Option values may spell their unit differently,
+since items are identified by id.
 """
 
 import re
@@ -38,7 +38,7 @@ def join_words(parts: list[str], last: str = " and ") -> str:
 
 
 def option_value(rng: Random, value: str) -> str:
-    """Say an option's value, at times with its unit spelt another way."""
+    """Word an option's value, sometimes with its unit spelled differently."""
     if rng.random() < UNIT_SHARE:
         for pattern, spellings in UNIT_SPELLINGS:
             match = pattern.match(value)
@@ -48,7 +48,7 @@ def option_value(rng: Random, value: str) -> str:
 
 
 def option_words(rng: Random, options: dict[str, Any], most: int) -> str:
-    """Say some of an item's options, in brackets-free words."""
+    """Word some of an item's options."""
     names = list(options)
     chosen = sorted(rng.sample(names, min(most, len(names))), key=names.index)
     bare = rng.random() < 0.5
@@ -64,7 +64,7 @@ def option_words(rng: Random, options: dict[str, Any], most: int) -> str:
 
 
 def item_words(rng: Random, item: dict[str, Any]) -> str:
-    """Say an item with its id, mostly with its name, at times with options."""
+    """Word an item by its id, mostly with its name, sometimes with options."""
     item_id, name = fact(item["item_id"]), fact(item["name"])
     forms = [
         f"the {name} (item {item_id})", f"item {item_id}, the {name},", f"the {name} {item_id}",
@@ -80,7 +80,7 @@ def item_words(rng: Random, item: dict[str, Any]) -> str:
 
 
 def new_item_words(rng: Random, pair: dict[str, Any]) -> str:
-    """Say the item that is wanted: its id, and often what is different about it."""
+    """Word the wanted item by its id, often with the options that differ."""
     new_id = fact(pair["new"]["item_id"])
     old_options = pair["old"]["options"]
     changed = {k: v for k, v in pair["new"]["options"].items() if old_options.get(k) != v}
@@ -97,18 +97,18 @@ def new_item_words(rng: Random, pair: dict[str, Any]) -> str:
 
 
 def pair_words(rng: Random, pair: dict[str, Any], preposition: str) -> str:
-    """Say an old item and the new one that it goes for."""
+    """Word an old item and the one that replaces it."""
     return f"{item_words(rng, pair['old'])} {preposition} {new_item_words(rng, pair)}"
 
 
 def amount_words(rng: Random, amount: str) -> str:
-    """Say an amount of money."""
+    """Word an amount of money."""
     form = rng.choice(("${}", "${}", "{} dollars", "USD {}", "{}"))
     return fact(form.format(amount))
 
 
 def address_lines(rng: Random, address: dict[str, str]) -> str:
-    """Say an address with a label before every field."""
+    """Word an address with a label before each field."""
     second = address["address2"]
     labels = rng.choice((
         ("street", "unit", "city", "state", "country", "zip"),
@@ -126,7 +126,7 @@ def address_lines(rng: Random, address: dict[str, str]) -> str:
 
 
 def address_words(rng: Random, address: dict[str, str]) -> str:
-    """Say an address in one line, all six fields in their natural order."""
+    """Word an address in one line, all six fields in natural order."""
     if rng.random() < 0.2:
         return address_lines(rng, address)
     street, city, state = fact(address["address1"]), fact(address["city"]), fact(address["state"])

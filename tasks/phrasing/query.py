@@ -1,6 +1,6 @@
-"""Word a blueprint as a customer's message: a grammar over persona, channel, order and register.
+"""Word a blueprint as a customer's message: a grammar that varies persona, channel, order and register.
 
-Each intent gets a passage of its own, in the order of the intents, with all of its argument values.
+Each intent gets its own passage with all of its argument values; passages keep the order of the intents.
 """
 
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ VERB_PHRASES = {
 ASPECT_PHRASES = {
     "ask_order": "know_order_{}", "ask_product": "know_product_{}", "ask_account": "know_account_{}",
 }
-# How often an intent comes with a reason that no argument depends on.
+# Share of intents with a reason that no argument depends on.
 WHY_SHARE = 0.35
 WHY = {
     "return": "why_return",
@@ -62,7 +62,7 @@ WHY = {
 
 @dataclass(frozen=True)
 class Wording:
-    """A worded query and the choices that shaped it."""
+    """A query and the choices that shaped it."""
 
     query: str
     channel: str
@@ -72,7 +72,7 @@ class Wording:
 
 
 class Writer:
-    """Write one query."""
+    """Writes one query."""
 
     def __init__(self, rng: Random, mix: TaskMix, blueprint: Blueprint):
         self.rng = rng
@@ -86,26 +86,21 @@ class Writer:
         self.voice = VOICES["third" if self.channel == "call_note" else "first"]
 
     def slots(self, **more: str) -> dict[str, str]:
-        """Return the slots that every phrase may use, and some more."""
+        """Return the slots that every phrase may use, and these."""
         who = self.blueprint
         return {
-            **self.voice,
-            "their": "their",
-            "first": fact(who.first_name),
-            "last": fact(who.last_name),
-            "email": fact(who.email),
-            "zip": fact(who.zip),
-            **more,
+            **self.voice, "their": "their", "first": fact(who.first_name), "last": fact(who.last_name),
+            "email": fact(who.email), "zip": fact(who.zip), **more,
         }
 
     def method_words(self, method: dict[str, str]) -> str:
-        """Say a payment method with its id."""
+        """Word a payment method with its id."""
         name = f"method_{method['source']}"
         name = name if name in PHRASES else "method_other"
         return self.grammar.pick(name, self.slots(pay=fact(method["id"]), label=fact(method["label"])))
 
     def intent_slots(self, intent: Intent) -> dict[str, str]:
-        """Return the words for all facts of an intent."""
+        """Return the wording of each fact of an intent."""
         rng, facts = self.rng, intent.facts
         slots = self.slots()
         for name in ("order_id", "user_id", "product_id", "name", "subject"):
@@ -142,8 +137,8 @@ class Writer:
         return slots
 
     def frame_do(self, name: str, slots: dict[str, str]) -> str:
-        """Return a sentence that asks for something to be done."""
-        # Only the first sentence of a phrase goes into the frame ("could you ...?").
+        """Return a sentence that requests an action."""
+        # Only a phrase's first sentence goes into the frame ("could you ...?").
         first, _, rest = self.grammar.pick(name, slots).partition(". ")
         sentence = self.grammar.pick(f"{self.frame}_do", slots | {"vp": first})
         if not rest:
@@ -156,7 +151,7 @@ class Writer:
         return self.grammar.pick(f"{self.frame}_know", slots | {"q": phrase})
 
     def passage(self, intent: Intent) -> str:
-        """Return the sentences that state one intent."""
+        """Return the sentences about one intent."""
         slots = self.intent_slots(intent)
         kind = intent.kind
         if kind == "cancel":
@@ -172,7 +167,7 @@ class Writer:
             return self.grammar.pick(f"{self.frame}_know", slots | {"q": phrase + context})
         if kind == "transfer":
             about = "about_" + intent.facts["subject"].replace(" ", "_")
-            # "damaged on arrival" is a state, the other subjects are things.
+            # "damaged on arrival" is a state; the other subjects are things.
             thing = intent.facts["subject"] != "damaged on arrival"
             name = "do_transfer" if thing else "do_transfer_state"
             sentences = [self.frame_do(name, slots)]
@@ -183,14 +178,14 @@ class Writer:
             return self.status_passage(intent, slots)
         name = VERB_PHRASES.get(kind, f"do_{kind}")
         sentences = [self.frame_do(name, slots)]
-        # "It doesn't suit me" speaks of one thing.
+        # Reasons such as "it doesn't suit me" are in the singular.
         plural = len(intent.action["arguments"].get("item_ids", ())) > 1
         if kind in WHY and not plural and self.rng.random() < WHY_SHARE:
             sentences.append(self.grammar.pick(WHY[kind], slots) + ".")
         return self.join_sentences(sentences)
 
     def cancel_passage(self, intent: Intent, slots: dict[str, str]) -> str:
-        """State a cancellation with its reason in the same or the next sentence."""
+        """Word a cancellation, with its reason in the same or the next sentence."""
         why = "why_mistake" if intent.facts["reason"] == MISTAKE else "why_not_needed"
         reason = self.grammar.pick(why, slots)
         form = self.rng.randrange(3)
@@ -204,7 +199,7 @@ class Writer:
         return self.join_sentences([request, f"{reason}."])
 
     def status_passage(self, intent: Intent, slots: dict[str, str]) -> str:
-        """State an intent together with the status that forbids it."""
+        """Word an intent together with the status that forbids it."""
         status = intent.facts["status"]
         name = f"is_{status}"
         if intent.kind == "refuse_return":
@@ -215,7 +210,7 @@ class Writer:
         return self.frame_do(verb, slots | {"fact": self.grammar.pick(name, slots)})
 
     def distractor_sentence(self, distractor: Distractor) -> str:
-        """Return the sentence about the id that is to be left alone."""
+        """Return the sentence about an id that must not be used."""
         facts = distractor.facts
         if distractor.kind == "order":
             name, spare = "leave_order", fact(facts["order_id"])
@@ -226,11 +221,11 @@ class Writer:
         return self.grammar.pick(name, self.slots(spare=spare))
 
     def join_sentences(self, sentences: list[str]) -> str:
-        """Put sentences of one passage together, in lines where the channel has lines."""
+        """Join the sentences of a passage, by line in a form."""
         return ("\n" if self.channel == "form" else " ").join(sentences)
 
     def passages(self) -> list[str]:
-        """Return one passage an intent, joined up as the channel does it."""
+        """Return one passage per intent, numbered or linked as the channel does it."""
         passages = []
         for index, intent in enumerate(self.blueprint.intents):
             text = self.passage(intent)
@@ -252,7 +247,7 @@ class Writer:
 
     def query(self) -> str:
         """Return the finished message."""
-        compose = getattr(self, self.channel)  # the channels have a method each
+        compose = getattr(self, self.channel)  # each channel has a method
         text = tidy_punctuation(resolve_articles(compose()))
         if self.rng.random() < self.mix.typo_share:
             text = add_slips(self.rng, text, self.rng.choice((1, 1, 2, 3)))
@@ -261,17 +256,17 @@ class Writer:
         return finish(lower_case(text) if hurried else capitalize(text))
 
     def talk(self, share: float) -> list[str]:
-        """Return a sentence of small talk, or nothing."""
+        """Return a sentence of small talk with this probability, else nothing."""
         if self.rng.random() >= share:
             return []
         return [self.grammar.pick(f"talk_{self.persona}", self.slots())]
 
     def identity(self, prefix: str) -> str:
-        """Return the words that say who the customer is."""
+        """Return the sentence that identifies the customer."""
         return self.grammar.pick(f"{prefix}_{self.blueprint.authentication}", self.slots())
 
     def chat(self) -> str:
-        """Write a chat message in one paragraph."""
+        """Write a chat message: one paragraph."""
         parts = [self.grammar.pick(f"greeting_{self.persona}", self.slots())]
         who, intents = [self.identity("who")], self.passages()
         talk = self.talk(0.4)
@@ -282,7 +277,7 @@ class Writer:
         return " ".join(part for part in parts if part)
 
     def email(self) -> str:
-        """Write an email with salutation, paragraphs and a name at the end."""
+        """Write an email: salutation, paragraphs, signature."""
         grammar, slots = self.grammar, self.slots()
         intents, who = self.passages(), self.identity("who")
         greeting = grammar.pick(f"greeting_{self.persona}", slots)
@@ -313,7 +308,7 @@ class Writer:
         return "\n".join(line for line in lines if line)
 
     def call_note(self) -> str:
-        """Write an agent's note of a call."""
+        """Write an agent's note about a phone call."""
         parts = [self.grammar.pick("note_start", self.slots())]
         who, intents = [self.identity("third")], self.passages()
         parts += who + intents if self.rng.random() < 0.7 else intents + who
@@ -322,6 +317,6 @@ class Writer:
 
 
 def word(rng: Random, mix: TaskMix, blueprint: Blueprint) -> Wording:
-    """Write the query of a blueprint."""
+    """Write a blueprint's query."""
     writer = Writer(rng, mix, blueprint)
     return Wording(writer.query(), writer.channel, writer.persona)
