@@ -7,7 +7,7 @@ conversation; it never raises. Left out: prompts, rendering and tokens (the poli
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -108,8 +108,6 @@ class Conversation:
     Args:
         customer: Speaks first, and belongs to this conversation.
         seed: For the draws of a policy; the conversation itself draws nothing.
-        system: Text of a system message to begin with; None for none.
-        clock: Seconds; replaced in tests.
     """
 
     def __init__(
@@ -119,8 +117,6 @@ class Conversation:
         customer: Customer,
         limits: Limits | None = None,
         seed: int = 0,
-        system: str | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.task = task
         self.db = db
@@ -134,10 +130,7 @@ class Conversation:
         self.num_calls = 0
         self.num_tokens = 0
         self._num_writes = 0
-        self._clock = clock
-        self._began = clock()
-        if system is not None:
-            self.messages.append({"role": "system", "content": system})
+        self._began = time.monotonic()
         self._hear(customer.open(db))
 
     @property
@@ -175,7 +168,7 @@ class Conversation:
         if self.num_tokens > self.limits.max_tokens:
             clean.pop("tool_calls", None)
             self._end("token_limit")
-        elif self._clock() - self._began > self.limits.max_seconds:
+        elif time.monotonic() - self._began > self.limits.max_seconds:
             clean.pop("tool_calls", None)
             self._end("time_limit")
         elif calls:

@@ -5,8 +5,7 @@ and models that are called in this process.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from agent.conversation import Conversation, CustomerTurn, Message
 from agent.workers import Workers
@@ -41,16 +40,10 @@ class EndpointPolicy:
 
     Args:
         client: Asks the endpoint; may be shared.
-        send_seed: Send each request a `seed`, made of the conversation's seed and turn.
-        fields: Further fields of every request, such as `{"reasoning_effort": "low"}`.
     """
 
-    def __init__(
-        self, client: ChatClient, send_seed: bool = False, fields: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, client: ChatClient) -> None:
         self.client = client
-        self._send_seed = send_seed
-        self._fields = dict(fields or {})
         self._tools = agent_tools()
 
     def reply(self, conversations: Sequence[Conversation]) -> list[Message | None]:
@@ -69,12 +62,8 @@ class EndpointPolicy:
             return workers.map(self._ask, conversations)
 
     def _ask(self, conversation: Conversation) -> Message | None:
-        fields = self._fields
-        if self._send_seed:
-            fields = fields | {"seed": (conversation.seed * 1_009 + len(conversation.messages)) % 2**31}
         try:
-            messages = with_instructions(conversation.messages)
-            return self.client.converse(messages, self._tools, **fields)
+            return self.client.converse(with_instructions(conversation.messages), self._tools)
         except LlmRefused:
             return None
 

@@ -79,31 +79,24 @@ def _observed(talk: Conversation) -> dict[str, Any]:
 # -- the oracle --------------------------------------------------------------------------------
 
 
-def oracle(
-    talk: Conversation, authenticates: bool = True, asks: bool = True, snoops: bool = False
-) -> Iterator[Message]:
+def oracle(talk: Conversation, asks: bool = True) -> Iterator[Message]:
     """Play the task's gold calls by talking.
 
     Args:
-        authenticates: False leaves the authentication out: a bad policy, for tests.
-        asks: False writes without asking for the yes: a bad policy, for tests.
-        snoops: True looks up and changes another customer's order too: a bad policy, for tests.
+        asks: False writes without asking for confirmation: a bad policy, for tests.
     """
     user: dict[str, Any] | None = None
     gold = [a for a in talk.task.gold_actions if a["name"] not in AUTHENTICATION_TOOLS]
     intents = read_intents(talk.task, talk.db, None)
     refused = [i for i, intent in enumerate(intents) if intent.kind == "refused"]
-    if authenticates:
-        yield from _authenticate(talk)
-        if talk.messages[-1]["role"] != "tool" or " " in talk.messages[-1]["content"]:
-            yield say("I am sorry, I cannot find your account.")
-            return
-        user_id = talk.messages[-1]["content"]
-        if any(_needs_profile(action) for action in gold):
-            yield call("get_user_details", user_id=user_id)
-            user = _observed(talk)
-    if snoops:
-        yield from _snoop(talk)
+    yield from _authenticate(talk)
+    if talk.messages[-1]["role"] != "tool" or " " in talk.messages[-1]["content"]:
+        yield say("I am sorry, I cannot find your account.")
+        return
+    user_id = talk.messages[-1]["content"]
+    if any("payment_method_id" in action["arguments"] for action in gold):
+        yield call("get_user_details", user_id=user_id)
+        user = _observed(talk)
     untold = list(talk.task.outputs)
     answers = len(intents) == len(gold)
     questions = [
@@ -134,10 +127,6 @@ def oracle(
         yield say(f"{_found(untold)} {_GOODBYE}")
     if handing_over is not None:
         yield call(handing_over["name"], **handing_over["arguments"])
-
-
-def _needs_profile(action: dict[str, Any]) -> bool:
-    return "payment_method_id" in action["arguments"]
 
 
 def _authenticate(talk: Conversation) -> Iterator[Message]:
@@ -271,17 +260,6 @@ def _found(outputs: list[str]) -> str:
     if outputs:
         return f"Here is what I found: {', '.join(outputs)}."
     return "I am sorry, I have checked and this is not possible."
-
-
-def _snoop(talk: Conversation) -> Iterator[Message]:
-    """Look up and cancel an order of somebody who is not in the conversation."""
-    own = talk.task.user_id
-    order_id = next(
-        order_id for order_id, order in talk.db.orders.items()
-        if order["user_id"] != own and order["status"] == "pending" and order_id not in _heard(talk)
-    )
-    yield call("get_order_details", order_id=order_id)
-    yield call("cancel_pending_order", order_id=order_id, reason="no longer needed")
 
 
 # -- the floors --------------------------------------------------------------------------------

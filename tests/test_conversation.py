@@ -50,11 +50,6 @@ def test_words_go_to_the_customer_and_calls_to_the_store(db):
         talk.step(said("hi"))
 
 
-def test_system_message_comes_first(db):
-    talk = Conversation(TASK, db, Parrot(), system="rules")
-    assert [m["role"] for m in talk.messages] == ["system", "user"]
-
-
 def test_words_beside_a_call_stay_with_the_agent(db):
     talk = start(db)
     talk.step({**called("list_all_product_types"), "content": "bye"})

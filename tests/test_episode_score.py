@@ -162,7 +162,11 @@ def spoiled(rng):
 
     def script(talk):
         odds = rng.random() * 0.5
-        for message in oracle(talk, asks=rng.random() < 0.7, snoops=rng.random() < 0.1):
+        if rng.random() < 0.1:
+            others = (o for o in talk.db.orders.values() if o["user_id"] != talk.task.user_id)
+            order_id = next(o["order_id"] for o in others if o["status"] == "pending")
+            yield call("cancel_pending_order", order_id=order_id, reason="no longer needed")
+        for message in oracle(talk, asks=rng.random() < 0.7):
             if rng.random() < odds * 0.5:
                 continue
             if rng.random() < odds * 0.3:

@@ -9,11 +9,12 @@ import pytest
 
 from agent import Conversation, play
 from agent.customers import ScriptedCustomer
-from agent.policies import SCRIPTS, ScriptedPolicy, oracle, scripted_policy
+from agent.policies import SCRIPTS, ScriptedPolicy, call, oracle, scripted_policy
 from data_reader import read_tasks
 from envs.retail import WRITE_TOOLS, RetailDatabase
 from scoring.episode import score_episode
 from scoring.reward import GoldError, replay_gold
+from scoring.violations import AUTHENTICATION_TOOLS
 
 ROOT = Path(__file__).parents[1]
 TAUBENCH = ROOT.parent / "shared" / "taubench"
@@ -51,8 +52,8 @@ def assert_grounded(talk):
     """Check that every id in a call was said by the customer or returned by a tool before."""
     known = ""
     for message in talk.messages:
-        for call in message.get("tool_calls", ()):
-            for found in ID.findall(call["function"]["arguments"]):
+        for made in message.get("tool_calls", ()):
+            for found in ID.findall(made["function"]["arguments"]):
                 assert found in known, (talk.task.task_id, found)
         if message["role"] != "assistant":
             known += message["content"]
@@ -108,15 +109,34 @@ def test_floors_pass_no_task_that_has_a_write(db, many, name):
     assert len(with_write) > 300 and not any(score.success for score in with_write)
 
 
+def play_at_once(talk):
+    """Make the gold calls without authenticating the customer."""
+    for action in talk.task.gold_actions:
+        if action["name"] not in AUTHENTICATION_TOOLS:
+            yield call(action["name"], **action["arguments"])
+
+
+def snoop(talk):
+    """Look up and cancel another customer's order, then play the oracle."""
+    order_id = next(
+        order_id for order_id, order in talk.db.orders.items()
+        if order["user_id"] != talk.task.user_id and order["status"] == "pending"
+        and order_id not in str(talk.messages)
+    )
+    yield call("get_order_details", order_id=order_id)
+    yield call("cancel_pending_order", order_id=order_id, reason="no longer needed")
+    yield from oracle(talk)
+
+
 BAD = {
-    "unauthenticated": {"authenticates": False},
-    "unconfirmed_write": {"asks": False},
-    "other_customer": {"snoops": True},
+    "unauthenticated": play_at_once,
+    "unconfirmed_write": partial(oracle, asks=False),
+    "other_customer": snoop,
 }
 
 
 def assert_caught(tasks, db, kind):
-    for score in scored(played(tasks, db, ScriptedPolicy(partial(oracle, **BAD[kind]))), db):
+    for score in scored(played(tasks, db, ScriptedPolicy(BAD[kind])), db):
         assert kind in {violation.kind for violation in score.violations}, score
         assert score.reward < score.max_reward
 

@@ -35,7 +35,7 @@ def tasks():
 
 
 def test_figures_of_400_queries(tasks):
-    figures = wording_figures(task.query for task in tasks)
+    figures = wording_figures(Random(0).sample([task.query for task in tasks], 400))
     assert figures["num_texts"] == 400
     assert figures["distinct_3"] >= 0.30
     assert figures["distinct_4"] >= 0.45

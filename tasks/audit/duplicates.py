@@ -7,9 +7,8 @@ first, so that wordings are compared and not customers.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from hashlib import blake2b
-from random import Random
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -232,20 +231,14 @@ def distinct(tokens: list[tuple[str, ...]], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def wording_figures(texts: Iterable[str], num_texts: int = 400, seed: int = 0) -> dict[str, int | float]:
-    """Return the wording figures of a random sample of texts.
-
-    Args:
-        num_texts: How many of them count, drawn at random; fewer when there are fewer.
+def wording_figures(texts: Sequence[str]) -> dict[str, int | float]:
+    """Return how varied texts are.
 
     Returns:
         `num_texts`, `distinct_2` to `distinct_4` (0.0 to 1.0, higher is more varied), `openers_4`
         (different first four words), `distinct_masked` (texts that differ after masking),
         `vocabulary` (different words), `median_words` and `max_words` of a text.
     """
-    texts = list(texts)
-    if len(texts) > num_texts:
-        texts = Random(seed).sample(texts, num_texts)
     tokens = [tuple(masked_words(text)) for text in texts]
     lengths = sorted(len(text.split()) for text in texts) or [0]
     return {

@@ -189,14 +189,13 @@ class ChatClient:
         return message["content"]
 
     def converse(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], **fields: Any
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]
     ) -> dict[str, Any]:
         """Return the model's next message in a conversation with tools.
 
         Args:
             messages: OpenAI-style messages, with calls and tool results.
             tools: OpenAI-style schemas.
-            fields: Further fields of the request, such as `seed`.
 
         Returns:
             `content` and `tool_calls` as the endpoint sent them, possibly empty; also
@@ -205,7 +204,7 @@ class ChatClient:
         Raises:
             LlmUnavailable, BudgetSpent, LlmError: As `ask`.
         """
-        request = {"model": self.config.model, "messages": messages, "tools": tools, **fields}
+        request = {"model": self.config.model, "messages": messages, "tools": tools}
         return self._answer(request, words=False)
 
     def _answer(self, request: dict[str, Any], words: bool) -> dict[str, Any]:
