@@ -1,9 +1,9 @@
-"""A scripted customer: deterministic, from the task and a seed, for any agent that writes in words.
+"""A scripted customer: deterministic given a task and a seed, for any agent that writes in words.
 
-The customer tells what is asked for, says yes only to a proposal that agrees with the intent and
-after the agent knows all of it, corrects what is wrong, refuses what was not asked for, and ends
-the talk. Seeds choose manners, not aims: gold never changes. Left out: anything that a person
-could not know, and any view of the agent's calls; questions are recognized by plain words.
+The customer answers questions, confirms a proposal only if it matches the intent and the agent knows all
+of it, corrects what is wrong, rejects what was not requested, and ends the conversation. The seed changes
+how the customer talks, never what they want. The customer knows only what a person could know, does not
+see the agent's calls, and recognizes questions by plain words.
 """
 
 import re
@@ -33,14 +33,14 @@ class Persona:
 
     name: str
     opening: str = "first"
-    """`all` intents, the `first` one, or `vague`: only what it is about."""
+    """`all` intents, the `first` one, or `vague`: only the topic of the first."""
     names_self: bool = True
-    """Says who is writing before being asked."""
+    """Identifies themselves before being asked."""
     patience: int = 6
-    """Messages in a row that may lead nowhere."""
+    """Messages in a row without progress before giving up."""
     small_talk: bool = False
     changes_mind: bool = False
-    """First names another payment method or reason, and corrects it before the change."""
+    """First names another payment method or reason, then corrects it."""
 
 
 PERSONAS = (
@@ -125,12 +125,11 @@ _LAST_FOUR = re.compile(r"\bending (?:in|with) (\d{4})\b", re.I)
 
 
 class ScriptedCustomer:
-    """A customer who follows the task; see the module's words.
+    """A customer who follows a task.
 
     Args:
-        task: The task. Rows with a generated `instruction` are followed sentence by sentence;
-            others through their gold writes, see `agent.intents`.
-        seed: Chooses persona and wording; the same seed says the same to the same words.
+        task: Its intents are those of `agent.intents`.
+        seed: Chooses persona and wording.
     """
 
     def __init__(self, task: Task, seed: int = 0) -> None:
@@ -142,7 +141,7 @@ class ScriptedCustomer:
         self._idle = 0
 
     def open(self, db: RetailDatabase) -> CustomerTurn:
-        """Return the first words; see `agent.conversation.Customer`."""
+        """Return the opening message; see `agent.conversation.Customer`."""
         self._db = db
         user_id = find_customer(self.task, db)
         self._user = db.users[user_id] if user_id is not None else None
@@ -158,7 +157,7 @@ class ScriptedCustomer:
         return CustomerTurn(" ".join(filter(None, parts)))
 
     def reply(self, messages: Sequence[Message]) -> CustomerTurn:
-        """Answer the agent's last words; see `agent.conversation.Customer`."""
+        """Answer the agent's last message; see `agent.conversation.Customer`."""
         text = messages[-1]["content"]
         earlier = [m["content"] for m in messages[:-1]
                    if m["role"] == "assistant" and not m.get("tool_calls")]
@@ -176,7 +175,7 @@ class ScriptedCustomer:
     # -- the answer, rule by rule --------------------------------------------------------------
 
     def _answer(self, text: str, earlier: str) -> str | None:
-        """Return the words for the agent's message, None to end the talk."""
+        """Return the answer to the agent's message, None to end the conversation."""
         sentences = [s for s in _SENTENCES.split(text) if not _ELSE.search(s)]
         body = " ".join(sentences)
         asked = {
@@ -196,7 +195,7 @@ class ScriptedCustomer:
             named = ORDER_ID.findall(plan) or ORDER_ID.findall(body)
             matches = self._matches(plan, set(named))
             if is_refusal and (_OFFER.search(plan) or not ORDER_ID.search(plan)):
-                # "Would you like to return it instead?" is an offer, and no step of the intent's.
+                # "Would you like to return it instead?" is an offer, not a step of an intent.
                 is_offer = len(matches) != 1 or _OFFER.search(plan) is not None
                 matches = [] if is_offer else [i for i in matches if i.kind == "write"]
             if matches or not is_refusal:
@@ -228,7 +227,7 @@ class ScriptedCustomer:
         return self._say(waiting[0])
 
     def _current(self, text: str) -> list[Intent]:
-        """Return the open intents that the words are about: by order id, else all said ones."""
+        """Return the open intents that a message is about: by order id, else all that were stated."""
         order_ids = set(ORDER_ID.findall(text))
         said = [intent for intent in self.intents if intent.said and not intent.closed]
         named = [i for i in said if i.order_id and i.order_id.removeprefix("#") in order_ids]
@@ -262,7 +261,7 @@ class ScriptedCustomer:
         return text[:1].upper() + text[1:] + "."
 
     def _say(self, intent: Intent, is_opening: bool = False) -> str:
-        """Say an intent: vaguely or with another card at the opening, if the persona does."""
+        """State an intent; at the opening vaguely or with another card, as the persona does."""
         first = not intent.said
         intent.said.add("words")
         words = intent.words
@@ -278,7 +277,7 @@ class ScriptedCustomer:
         return f"{lead} {words}."
 
     def _other_words(self, intent: Intent) -> tuple[str, str] | None:
-        """Return a slot and the intent with another reason or payment method in it."""
+        """Return a slot and the intent's wording with another reason or payment method."""
         if "reason" in intent.slots:
             reasons = ["I ordered it by mistake", "I no longer need it"]
             reasons.remove(intent.slots["reason"])
@@ -321,7 +320,7 @@ class ScriptedCustomer:
         return "?" in text and _DONE.search(text) is None and _PLANS.search(text) is not None
 
     def _judge(self, text: str, earlier: str, matches: list[Intent]) -> str | None:
-        """Answer a proposal: no and why, what is missing, or yes; None when it proposes nothing."""
+        """Answer a proposal: no and why, what is missing, or yes; None if it proposes nothing."""
         if not matches and not any(words.search(text) for words in ACTION_WORDS.values()):
             text = f"{earlier}\n{text}"
             matches = self._matches(text, set(ORDER_ID.findall(text)))
@@ -355,7 +354,7 @@ class ScriptedCustomer:
         return self._rng.choice(_YES)
 
     def _matches(self, text: str, order_ids: set[str]) -> list[Intent]:
-        """Return the open changes that a text proposes for these orders, or for any one."""
+        """Return the open changes that a text proposes for these orders, or for any order."""
         found = []
         for intent in self.intents:
             if intent.closed or not self._concerns(intent, text):
@@ -369,7 +368,7 @@ class ScriptedCustomer:
             elif order_ids and intent.order_id.removeprefix("#") not in order_ids:
                 continue
             found.append(intent)
-        # "Pay the difference" in a swap, or "change" in an address change, is not a second intent.
+        # "Pay the difference" in a swap, or "change" in an address change, is no second intent.
         strong = [i for i in found if self._is_meant(i, text)]
         return strong or found
 
@@ -401,11 +400,11 @@ class ScriptedCustomer:
         ]
 
     def _items(self, intent: Intent) -> list[dict[str, Any]]:
-        """Return what the intent's order holds; nothing for an order that is not in the store."""
+        """Return the items of the intent's order; none for an unknown order."""
         return self._db.orders.get(intent.order_id, {"items": []})["items"]
 
     def _is_named(self, intent: Intent, slot: str, text: str) -> bool:
-        """Tell whether the agent itself said what a slot holds."""
+        """Tell whether the agent itself named a slot's value."""
         low = text.casefold()
         arguments = intent.action.get("arguments", {})
         if slot == "order":
@@ -422,7 +421,7 @@ class ScriptedCustomer:
         return False
 
     def _contradiction(self, intent: Intent, text: str) -> str | None:
-        """Return the slot that a proposal has wrong, None when nothing said is wrong."""
+        """Return the slot that a proposal gets wrong, None if there is none."""
         if intent.kind != "write":
             return None
         arguments = intent.action["arguments"]
@@ -460,7 +459,7 @@ class ScriptedCustomer:
         return any(digits != mine for digits in _LAST_FOUR.findall(text))
 
     def _items_differ(self, intent: Intent, text: str) -> bool:
-        """Tell whether a text names other items than the intent's, or other options for them."""
+        """Tell whether a text names other items than the intent, or other options for them."""
         low = text.casefold()
         arguments = intent.action["arguments"]
         items = self._items(intent)
@@ -490,14 +489,14 @@ class ScriptedCustomer:
     # -- what the agent's words settle ---------------------------------------------------------
 
     def _close(self, text: str) -> None:
-        """Close the intents that a message, which is no proposal, has settled."""
+        """Close the intents that a message other than a proposal settles."""
         heard = {output for output in self.task.outputs if is_told(output, text)}
         is_new = bool(heard - self._outputs_heard)
         self._outputs_heard |= heard
         all_heard = self._outputs_heard >= set(self.task.outputs)
         cannot = _CANNOT.search(text) is not None or _SORRY.search(text) is not None
         current = self._current(text)
-        # A report of something done without asking is taken as said, when nothing was agreed on.
+        # If nothing was agreed on, a report of something done without asking is believed.
         if _DONE.search(text) and not any(intent.confirmed for intent in current):
             reported = [i for i in current if self._concerns(i, text) and self._is_meant(i, text)]
             for intent in reported[:1]:

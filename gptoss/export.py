@@ -84,11 +84,12 @@ def run_export(
         )
     config = config_of_model(model_dir)
     stage = replace(config.model, sampling="plain")
-    if Path(model_dir).is_dir() and not (Path(model_dir) / "adapter_config.json").is_file():
+    is_adapter = (Path(model_dir) / "adapter_config.json").is_file()
+    if Path(model_dir).is_dir() and not is_adapter:
         check_checkpoint(Path(model_dir))
         if holds_fused_experts(Path(model_dir)):
             stage = replace(stage, load_in_4bit=False)
-    if export_format == "adapter" and not (Path(model_dir) / "adapter_config.json").is_file():
+    if export_format == "adapter" and not is_adapter:
         raise ModelError(f"{model_dir}: holds no adapter; name the run's final_model")
     model, tokenizer = load_for_evaluation(model_dir, stage)
     prompts = check_prompts(config.data.prompt_style, plan_format(tokenizer))

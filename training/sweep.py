@@ -217,11 +217,12 @@ def run_study(sweep: Sweep) -> int:
             write_trials(sweep, study)
             found = next_trial(study, sweep)
         rows = write_trials(sweep, study)
-        best = best_row(sweep, rows)
+        done = [row for row in rows if row["state"] == "done"]
+        best = max(done, key=lambda row: row[sweep.objective], default=None)  # the earliest of equals
         print(format_rows(sweep, rows, best))
         if best is None:
             return 1
-        plot_rows(sweep, rows)
+        plot_rows(sweep, done)
         # The best of many is partly luck on these tasks, so its figure is not the one to report.
         print(f"best: trial {best['trial']}; this trains with its values and gives the figure to "
               f"report, on the test users:\n{train_command(sweep, best)}")
@@ -281,12 +282,6 @@ def write_trials(sweep: Sweep, study: "optuna.Study") -> list[Row]:
     return rows
 
 
-def best_row(sweep: Sweep, rows: list[Row]) -> Row | None:
-    """Return the row with the highest objective, the earliest of equals; None without a figure."""
-    done = [row for row in rows if row["state"] == "done"]
-    return max(done, key=lambda row: row[sweep.objective], default=None)
-
-
 def train_command(sweep: Sweep, row: Row) -> str:
     """Return the command that trains with the values of a row."""
     words = ["python", "train_script.py", *sweep.words]
@@ -312,11 +307,10 @@ def format_rows(sweep: Sweep, rows: list[Row], best: Row | None) -> str:
     return "\n".join(lines)
 
 
-def plot_rows(sweep: Sweep, rows: list[Row]) -> None:
+def plot_rows(sweep: Sweep, done: list[Row]) -> None:
     """Write sweep.png: the best value so far, and the objective over each swept field."""
     from matplotlib.figure import Figure
 
-    done = [row for row in rows if row["state"] == "done"]
     figure = Figure(figsize=(3.6 * (1 + len(sweep.space)), 3.2), layout="constrained")
     first, *others = figure.subplots(1, 1 + len(sweep.space), sharey=True, squeeze=False)[0]
     values = [row[sweep.objective] for row in done]

@@ -16,7 +16,7 @@ import numpy as np
 
 from common.reader_text import folded
 from common.user_error import quoted
-from data_reader import Splits, Task, split_tasks, task_group
+from data_reader import Splits, Task, split_number, task_group
 from envs.retail import RetailDatabase
 from tasks.audit.finding import Finding
 
@@ -172,8 +172,7 @@ class SplitLeakage:
 
     def split_of(self, task: Task) -> str:
         """Return the split that training puts the task into."""
-        splits = split_tasks([task], self._seed, self._fractions, (0, 0, 0), self._db)
-        return next(name for name, part in zip(Splits._fields, splits, strict=True) if part)
+        return Splits._fields[split_number(task, self._seed, self._fractions, self._db)]
 
     def add(self, task: Task, path: str, line: int) -> tuple[str, dict[str, Any] | None]:
         """Add one task.
