@@ -105,7 +105,10 @@ def load_model(
         check_adapter(Path(adapter_dir), stage)
     load = _load_unsloth if uses_unsloth(stage) else _load_transformers
     with memory_guard("loading the model", smaller_loading(stage, with_sampling=False)):
-        model, tokenizer = load(stage, trainable or adapter_dir is not None)
+        try:
+            model, tokenizer = load(stage, trainable or adapter_dir is not None)
+        except (OSError, ConnectionError) as error:
+            raise _load_error(stage, error) from error
     if adapter_dir is not None:
         load_adapter(model, adapter_dir)
     if not trainable:
@@ -366,24 +369,29 @@ def list_layers_beside_text(model: Model) -> list[str] | None:
 
 @contextlib.contextmanager
 def _load_errors(stage: ModelStage) -> Iterator[None]:
-    """Turn what a loading call raises into one line with a remedy, but for too little memory."""
+    """Turn what the loading call itself raises into one line, but for too little memory."""
     try:
         yield
-    except (OSError, RuntimeError, *WRONG_FILES) as error:
+    except (RuntimeError, *WRONG_FILES) as error:
         if lacks_memory(error):
             raise
-        first_line = str(error).strip().split("\n")[0].rstrip(".")
-        is_folder = Path(stage.model_name).is_dir()
-        if not is_folder and not isinstance(error, WRONG_FILES):
-            raise hub_error(stage.model_name, first_line) from error
+        raise _load_error(stage, error) from error
+
+
+def _load_error(stage: ModelStage, error: Exception) -> ModelError:
+    """Turn a loader's error into one line with a remedy."""
+    first_line = str(error).strip().split("\n")[0].rstrip(".")
+    is_folder = Path(stage.model_name).is_dir()
+    if is_folder or isinstance(error, WRONG_FILES):
+        # Named by its type: the text of a KeyError is the key alone.
         remedy = (
             "check its JSON files or copy the checkpoint again" if is_folder
             else "compare the installed versions with requirements.txt"
         )
-        # Named by its type: the text of a KeyError is the key alone.
-        raise ModelError(
+        return ModelError(
             f"{stage.model_name}: cannot be loaded: {type(error).__name__}: {first_line}; {remedy}"
-        ) from error
+        )
+    return hub_error(stage.model_name, first_line)
 
 
 def _set_stop_tokens(name: str, model: Model, tokenizer: Tokenizer) -> None:
