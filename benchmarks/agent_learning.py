@@ -1,13 +1,13 @@
-"""What agent mode learns on a CPU: base, SFT, SFT+GRPO, and two controls, on the same held-out tasks.
+"""What agent mode learns with the `cpu` preset: base, SFT, SFT+GRPO, and two controls.
 
     python benchmarks/agent_learning.py --seed 1 --run-dir outputs/agent_learning
     python benchmarks/agent_learning.py --seed 1 --run-dir outputs/agent_learning --control random
     python benchmarks/agent_learning.py --seed 1 --run-dir outputs/agent_learning --control more-sft
 
 The controls want the first command's run: `random` is GRPO from its SFT adapter with rewards drawn at
-random, `more-sft` is SFT for as long as its SFT and GRPO took together. Each writes
-`agent_learning_<what>_<seed>.json` into the run folder: rates with intervals, seconds by stage, and paired
-differences against SFT.
+random, `more-sft` is SFT for as long as its SFT and GRPO took together. All use the same held-out tasks.
+Each writes `agent_learning_<what>_<seed>.json` into the run folder: rates with intervals, seconds by
+stage, and paired differences against SFT.
 """
 
 import argparse
@@ -67,6 +67,12 @@ class Stages:
         }
 
 
+def steps_of_more_sft(first: dict[str, Any]) -> int:
+    """Return the SFT steps that take as long as SFT and GRPO of the first command's result did."""
+    seconds = first["seconds"]
+    return round(first["settings"]["sft"]["max_steps"] * (1 + seconds["GRPO"] / seconds["SFT"]))
+
+
 def main() -> None:
     """Train, evaluate and write the result."""
     parser = argparse.ArgumentParser(
@@ -83,10 +89,8 @@ def main() -> None:
     if args.control:
         adapter = sft_adapter(first, "run the same command without --control first")
     if args.control == "more-sft":
-        seconds = read_json(args.run_dir / f"agent_learning_main_{args.seed}.json", {})["seconds"]
-        rows = [line for line in (first / "metrics.csv").read_text().splitlines() if line[:4] == "sft,"]
-        steps = int(rows[-1].split(",")[1])
-        pairs["sft.max_steps"] = str(round(steps * (1 + seconds["GRPO"] / seconds["SFT"])))
+        result = read_json(args.run_dir / f"agent_learning_main_{args.seed}.json", {})
+        pairs["sft.max_steps"] = str(steps_of_more_sft(result))
     stages = Stages(configs.with_overrides(configs.get_preset("cpu", "agent"), {
         "seed": args.seed, "output_dir": str(args.run_dir / f"{what}_{args.seed}"),
         "show_progress": False, "merge_model": False, **pairs,

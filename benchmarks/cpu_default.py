@@ -74,14 +74,14 @@ def run_seed(seed: int, config: configs.RunConfig, folder: Path) -> dict[str, An
 def run_control(kind: str, config: configs.RunConfig, folder: Path, row: dict) -> dict[str, Any]:
     """Go on from the SFT adapter of a seed by `kind`, as long as its GRPO took."""
     seed, seconds = row["seed"], row["seconds_by_stage"]
-    source, path = folder / f"seed-{seed}", folder / kind / "recipe.json"
-    if path.exists():
-        return read_json(path, {})
+    source, output = folder / f"seed-{seed}", folder / f"{kind}-{seed}"
+    if found := read_json(output / "recipe.json", {}):
+        return found
     num_rows = len(load_tasks(config)[0])
     steps = count_steps(config.sft, num_rows) * seconds["grpo"] / seconds["sft"]
     more = replace(config.sft, max_steps=max(1, round(steps)))
     return measure(source, kind, replace(
-        config, seed=seed, output_dir=str(folder / kind),
+        config, seed=seed, output_dir=str(output),
         sft=more if kind == "more-sft" else config.sft,
         # Without early stopping: it would hide harm by keeping the adapter that SFT left.
         grpo=replace(config.grpo, early_stopping_patience=0),

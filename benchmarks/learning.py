@@ -41,7 +41,7 @@ SEED_OF_MORE = 1000
 
 
 def row_name(arguments: argparse.Namespace, method: str) -> str:
-    """Return the name of a row: model, prompt style, method and seed."""
+    """Return the name of a row: model, method and seed."""
     seed = "" if method == "base" else f"-{arguments.seed}"
     return f"{Path(arguments.model).name}-{method}{seed}"
 

@@ -1,4 +1,4 @@
-"""Choose the tasks that RESULTS.md shows before and after GRPO, by a rule that no result can bend.
+"""Choose the tasks that RESULTS.md shows before and after GRPO, by a fixed rule.
 
     python benchmarks/learning_examples.py --tasks held_out.jsonl --model MODEL --seed 1 \\
         --before outputs/learning/MODEL-sft-1 --after outputs/learning/MODEL-grpo-1

@@ -198,14 +198,13 @@ def rows_of(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def plain_command(command: str, options: list[str]) -> str:
-    """Return a command as a reader would type it: without folders of the machine, with what it lacks."""
-    words = [word.replace(str(Path(word).parent) + "/", "") if word.startswith("/") else word
-             for word in shlex.split(command)]
+    """Return a command as a reader would type it: without folders of the machine, with options it lacks."""
+    words = [Path(word).name if word.startswith("/") else word for word in shlex.split(command)]
     for option in ("--run-dir", "--results", "--work-dir", "--output", "--output-dir"):
         while option in words:
             place = words.index(option)
             del words[place:place + 2]
-    return " ".join([*words, *options])
+    return " ".join([*words[:2], *options, *words[2:]])
 
 
 def main() -> None:

@@ -30,8 +30,8 @@ PAGE = ROOT / "docs" / "RESULTS.md"
 PICTURE = ROOT / "docs" / "plots" / "learning.png"
 
 MODELS = {
-    "tiny-gpt-oss": "the small GPT-OSS of this repository (4.3 M parameters)",
-    "tiny-gpt-oss-agent": "the small GPT-OSS of this repository, weights for agent mode (4.3 M parameters)",
+    "tiny-gpt-oss": "the small GPT-OSS of this repository (3.9 M parameters)",
+    "tiny-gpt-oss-agent": "the small GPT-OSS of this repository, weights for agent mode (3.9 M parameters)",
     "SmolLM2-135M-Instruct": "SmolLM2-135M-Instruct (135 M parameters)",
 }
 METHODS = {
@@ -235,7 +235,8 @@ def findings(groups: Sequence[Sequence[Row]], recipes: dict[str, Any]) -> list[s
         lines += [f"- {title(group)}. {metric[0].upper()}{metric[1:]} minus that of SFT, {size(group)}, "
                   "one figure for each seed:", *found]
     if recipes:
-        lines.append("- The search for a recipe (below), after one epoch of SFT, one run each. Exact match:")
+        lines.append("- The search for a recipe (below), after one epoch of SFT, one run each. Exact match "
+                     "minus that of SFT:")
         lines += [f"  - {row['what']}: {with_verdict(row['minus_sft_exact'])}"
                   for row in recipes["held_out"]["after"]]
     return lines
@@ -277,7 +278,7 @@ def curve_table(group: Sequence[Row]) -> list[str]:
 
 
 def commands(group: Sequence[Row]) -> list[str]:
-    """Return the commands of a group; what those of one script begin with is said once."""
+    """Return the commands of a group; the common beginning of those of a script appears once."""
     scripts: dict[str, list[list[str]]] = defaultdict(list)
     for command in dict.fromkeys(row["command"] for row in group):
         scripts[command.split()[1]].append(command.split())
@@ -324,7 +325,7 @@ def ablations(found: dict[str, Any]) -> list[str]:
         f"`{found['model']}`, from {found['from']}. Exact match on validation tasks (n in the table)",
         "after so many GRPO steps. With n=200 the 95 % interval reaches about 0.05 to either side: most rows",
         f"differ by chance. Machines: {machines}. Command, one call for each row:",
-        "`python benchmarks/cpu_recipes.py --set STAGE.FIELD=VALUE`.", "",
+        "`python benchmarks/cpu_recipes.py --output-dir FOLDER --set STAGE.FIELD=VALUE`.", "",
         *table(["settings", "tasks of GRPO", "n", *(f"step {step}" for step in steps)], lines), "",
         f"The same, on {held_out['tasks']}; SFT has exact match {sft['exact_match']:.3f}, "
         f"db match {sft['db_match']:.3f}.", "",
@@ -370,7 +371,8 @@ def page(groups: Sequence[Sequence[Row]], recipes: dict[str, Any], tasks: Path) 
     models = sorted({MODELS[group[0]["model"]] for group in groups})
     lines = [
         "# Results: what SFT and GRPO teach, and what they do not", "",
-        "Written by `python benchmarks/results_page.py` from `benchmarks/results/learning/`; do not edit.",
+        "Written by `python benchmarks/results_page.py` from `benchmarks/results/learning/` and",
+        "`cpu_recipes.json`; do not edit.",
         f"Models: {'; '.join(models)}.",
         "**Nothing here was measured on GPT-OSS 20B**: its weights were not at hand. These are small models;",
         "what they show may or may not hold for a large one.", "",
@@ -379,10 +381,11 @@ def page(groups: Sequence[Sequence[Row]], recipes: dict[str, Any], tasks: Path) 
         "bootstrap interval. A dotted line joins a run to what it began with; nothing was measured between.",
         "A solid or dashed line is a validation curve with its 95 % binomial interval. Panels differ in",
         "machine and tasks: compare within a panel only.", "",
-        "## What is proven, and what is not", "", "Over the tables below:", "", *in_short(groups), "",
+        "## What is proven, and what is not", "",
+        "Over the tables below, without the search for a recipe:", "", *in_short(groups), "",
         "A gain is proven when the 95 % interval of the paired difference (task by task) lies above 0, a",
         "loss when it lies below. Two controls: would any reward have done it (random rewards), and would",
-        "the same time spent on more SFT have done better?", "",
+        "time spent on more SFT have done better?", "",
         *findings(groups, recipes), "",
         "What these runs cannot say: what a 20B model gains, and what other seeds would show. An interval",
         "covers the choice of tasks, not the choice of the seed.", "",

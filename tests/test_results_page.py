@@ -6,7 +6,7 @@ import sys
 import pytest
 from PIL import Image
 
-from benchmarks import learning_examples, learning_rows, results_page
+from benchmarks import agent_learning, learning_examples, learning_rows, results_page
 from data_reader import gold_completion, read_tasks
 
 SHARED = {"setting": "a setting", "tasks": "some tasks", "machine": "a machine", "note": ""}
@@ -120,6 +120,17 @@ def test_rows_of_agent_mode_and_of_a_stopped_run(tmp_path, monkeypatch):
     path.write_text("{}")
     with pytest.raises(SystemExit, match="no result of"):
         rows_from(tmp_path, monkeypatch, path)
+
+
+def test_options_that_a_command_lacks_come_before_its_own():
+    command = "python benchmarks/x.py --output-dir /tmp/x --model /data/M --seed 1"
+    found = learning_rows.plain_command(command, ["--set", "sft.max_steps=9"])
+    assert found == "python benchmarks/x.py --set sft.max_steps=9 --model M --seed 1"
+
+
+def test_more_sft_counts_all_steps_of_sft_and_not_the_last_logged_one():
+    first = {"settings": {"sft": {"max_steps": 150}}, "seconds": {"SFT": 60.0, "GRPO": 120.0}}
+    assert agent_learning.steps_of_more_sft(first) == 450
 
 
 def test_examples_are_the_first_of_each_kind(tmp_path, monkeypatch):
