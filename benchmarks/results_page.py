@@ -388,7 +388,8 @@ def page(groups: Sequence[Sequence[Row]], recipes: dict[str, Any], tasks: Path) 
         "time spent on more SFT have done better?", "",
         *findings(groups, recipes), "",
         "What these runs cannot say: what a 20B model gains, and what other seeds would show. An interval",
-        "covers the choice of tasks, not the choice of the seed.", "",
+        "covers the choice of tasks, not the choice of the seed; and of twenty comparisons without any",
+        "difference, about one would count as proven by chance.", "",
     ]
     for group in groups:
         lines += [f"## {title(group)}", "", *group_table(group), ""]

@@ -171,7 +171,10 @@ def test_settings_exist_and_take_the_values(path):
     for name, value in inline_settings(text):
         if not value.startswith(("log:", "range:", "choice:", "資料夾", "值")):
             # One that depends on others (patience on eval_steps) is checked in their company.
-            company = {"grpo.eval_steps": 12, "grpo.beta": 0.01, "grpo.num_generations": 2}
+            company = {
+                "grpo.eval_steps": 12, "grpo.early_stopping_patience": 0, "grpo.beta": 0.01,
+                "grpo.num_generations": 2,
+            }
             configs.with_overrides(configs.get_preset("cpu"), company | {name: fitting(name, value)})
     stages = {name: getattr(configs.get_preset("cpu"), name) for name in ("model", "sft", "grpo")}
     for stage, name in re.findall(r"`(model|sft|grpo)\.([a-z_]+)`", text):
