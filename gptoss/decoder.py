@@ -400,9 +400,11 @@ class Decoder:
         """
         count, length = ids.shape
         positions = starts[:, None] + torch.arange(length, device=self.device)
+        # Padding behind a long row may lie beyond the model's last position.
+        rotated = positions.flatten().clamp(max=len(self._tables[0]) - 1)
         hidden = self._embedding[ids.flatten()].float()
         for index, layer in enumerate(self._layers):
-            q, k, v = self._qkv(layer, hidden, positions.flatten())
+            q, k, v = self._qkv(layer, hidden, rotated)
             q, k, v = (x.view(count, length, -1, self.head_dim).transpose(1, 2) for x in (q, k, v))
             keys, values = cache.keys[index][rows], cache.values[index][rows]
             held = torch.cat([_held(starts, keys.shape[2]), positions], dim=1)
@@ -432,7 +434,7 @@ class Decoder:
         if layer.window is not None:
             hidden |= to <= at - layer.window
         scores = scores.view(count, k.shape[1], -1, length, k.shape[2])
-        scores = scores.masked_fill(hidden[:, None, None], float("-inf"))
+        scores.masked_fill_(hidden[:, None, None], float("-inf"))
         weights = _weights(scores, layer.sinks.view(1, k.shape[1], -1, 1, 1)).to(v.dtype)
         out = (weights.view(*queries.shape[:3], -1) @ v).view(count, heads, length, dim)
         return out.transpose(1, 2).reshape(count * length, heads * dim)

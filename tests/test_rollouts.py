@@ -515,3 +515,18 @@ def test_a_kept_prefix_changes_no_token_and_no_log_probability(loaded, monkeypat
     prefixes[0].ids[0] += 1
     assert complete(model, prompts, *settings, prefixes)[0].ids == complete(model, prompts, *settings)[0].ids
     detach_fast_generate(model)
+
+
+def test_padding_beside_a_kept_prefix_may_lie_beyond_the_last_position(loaded, monkeypatch):
+    """A long conversation with a short answer, beside a short one with a long answer."""
+    model, _ = loaded
+    generate = attach_fast_generate(model)
+    prompts, prefixes = [[5] * 90, [7] * 4], [Prefix(), Prefix()]
+    complete(model, prompts, 1, None, None, prefixes)
+    prompts = [prompts[0] + [9], prompts[1] + [11] * 60]
+    whole = complete(model, prompts, 2)
+    tables = tuple(table[:100] for table in generate.decoder._tables)
+    monkeypatch.setattr(generate.decoder, "_tables", tables)
+    found = complete(model, prompts, 2, None, None, prefixes)
+    assert [one.ids for one in found] == [one.ids for one in whole]
+    detach_fast_generate(model)
