@@ -184,11 +184,11 @@ def test_where_unsloth_is_not_as_expected_prompts_are_read_with_completions(
         said = "GptOssAttention has no sink_weights"
     else:
         monkeypatch.setattr(grpo, "world_size", lambda: 2)
-        said = "one process only under Unsloth, here are 2"
+        said = "Unsloth needs one process, this run has 2"
     trainer = make_trainer(folder, db, grpo__shared_prefix=True)
     assert not isinstance(trainer, SharedPrefixTrainer)
     lines = [x for x in capsys.readouterr().out.splitlines() if "shared_prefix" in x]
-    assert lines == [f"grpo.shared_prefix: {said}; each completion's prompt is read with it"]
+    assert lines == [f"grpo.shared_prefix is not used: {said}; each completion reads its own prompt"]
     layers = trainer.model.base_model.model.model.layers
     assert not any("forward" in vars(layer.self_attn) for layer in layers)
 

@@ -187,16 +187,16 @@ def build_grpo_trainer(
 
 
 def _shared_prefix(model: Model, config: configs.RunConfig) -> Score | None:
-    """Return what scores completions behind a shared prompt; None, and one line, where it cannot."""
+    """Return what scores completions behind a shared prompt; print why and return None if it cannot."""
     if not config.grpo.shared_prefix:
         return None
     under_unsloth = uses_unsloth(config.model)
     try:
         if under_unsloth and world_size() > 1:
-            raise ValueError(f"one process only under Unsloth, here are {world_size()}")
+            raise ValueError(f"Unsloth needs one process, this run has {world_size()}")
         return prepare_shared_prefix(model, under_unsloth)
     except ValueError as error:
-        PartialState().print(f"grpo.shared_prefix: {error}; each completion's prompt is read with it")
+        PartialState().print(f"grpo.shared_prefix is not used: {error}; each completion reads its own prompt")
         return None
 
 
