@@ -231,7 +231,7 @@ def broken_json(bench, tmp_path_factory):
 
     return bench.grpo(
         tmp_path_factory.mktemp("broken_json"), pay=pay,
-        grpo__learning_rate=3e-3, grpo__temperature=1.3, grpo__num_generations=8,
+        grpo__learning_rate=3e-3, grpo__temperature=1.7, grpo__num_generations=8,
     )
 
 
