@@ -8,7 +8,7 @@ from trl import GRPOTrainer
 
 from common.files import SettingsError
 from gptoss.load import load_model
-from training import grpo, unsloth_prefix
+from training import grpo, shared_prefix, unsloth_prefix
 from training.grpo import build_grpo_trainer
 from training.rewards import make_reward_functions
 from training.shared_prefix import attention_mask_of, find_groups, pack_rows, take
@@ -163,6 +163,7 @@ def test_under_unsloth_values_and_gradients_equal_the_padded_pass(
         torch.testing.assert_close(mine, padded, atol=1e-5, rtol=0)
     trainer.model.eval()
     ids, mask, kept = make_batch()
+    monkeypatch.setattr(shared_prefix, "selective_log_softmax_and_entropy", None)  # not asked for
     with torch.no_grad():
         read = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, kept)
     torch.testing.assert_close(read[0], expected[0], atol=1e-5, rtol=0)

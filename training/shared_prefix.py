@@ -14,10 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
-from trl.trainer.utils import (
-    selective_log_softmax,
-    selective_log_softmax_and_entropy,
-)
+from trl.trainer.utils import selective_log_softmax, selective_log_softmax_and_entropy
 
 from gptoss.model_types import Model
 from gptoss.weights import find_core
@@ -258,9 +255,16 @@ def score_tokens(
         ).logits
     finally:
         hook.remove()
+    return score_logits(logits[0], chosen, temperature, with_entropy)
+
+
+def score_logits(
+    logits: torch.Tensor, chosen: torch.Tensor, temperature: float, with_entropy: bool
+) -> Scores:
+    """Score the K chosen tokens, `[K]`, by their logits, `[K, vocabulary]`; see `Scores`."""
     if with_entropy:
-        values = selective_log_softmax_and_entropy(
-            logits, chosen[None], entropy_requires_grad=False, temperature=temperature
+        logps, entropies = selective_log_softmax_and_entropy(
+            logits[None], chosen[None], entropy_requires_grad=False, temperature=temperature
         )
-        return values[0][0], values[1][0]
-    return selective_log_softmax(logits, chosen[None], temperature=temperature)[0], None
+        return logps[0], entropies[0]
+    return selective_log_softmax(logits[None], chosen[None], temperature=temperature)[0], None

@@ -18,7 +18,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import apply_rotary_pos_emb
 
 from gptoss.model_types import Model
 from gptoss.weights import find_core
-from training.shared_prefix import PackedMask, PackedRows, Scores, attend, take
+from training.shared_prefix import PackedMask, PackedRows, Scores, attend, score_logits, take
 
 HEAD_TOKENS = 512
 """Tokens whose logits are made at once."""
@@ -135,23 +135,15 @@ def score_in_parts(
         input_ids=rows.input_ids, attention_mask=masks, position_ids=rows.position_ids,
         use_cache=False, packed=masks,
     ).last_hidden_state
-    parts = [
-        checkpoint(_score, core.lm_head, part, ids, temperature, use_reentrant=False)
+
+    def score(part: torch.Tensor, ids: torch.Tensor) -> Scores:
+        logits = core.lm_head(part.to(core.lm_head.weight.dtype)).float()
+        return score_logits(logits, ids, temperature, with_entropy)
+
+    logps, entropies = zip(*(
+        checkpoint(score, part, ids, use_reentrant=False)
         for part, ids in zip(
             take(hidden, rows.before).split(HEAD_TOKENS), chosen.split(HEAD_TOKENS), strict=True
         )
-    ]
-    logps, entropies = (torch.cat(values) for values in zip(*parts, strict=True))
-    return logps, entropies if with_entropy else None
-
-
-def _score(
-    head: nn.Module, hidden: torch.Tensor, chosen: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return log-probabilities and entropies, `[K]`, of tokens whose hidden states are `[K, H]`."""
-    logits = head(hidden.to(head.weight.dtype)).float() / temperature
-    total = logits.logsumexp(-1)
-    logps = logits.gather(-1, chosen[:, None])[:, 0] - total
-    with torch.no_grad():
-        entropies = total - ((logits - total[:, None]).exp() * logits).sum(-1)
-    return logps, entropies
+    ), strict=True)
+    return torch.cat(logps), torch.cat(entropies) if with_entropy else None
