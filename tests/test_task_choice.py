@@ -3,10 +3,12 @@
 import json
 import math
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 import tiny_random
 import torch
+from transformers import AutoTokenizer
 
 import configs
 from common.files import RunError, SettingsError
@@ -15,7 +17,7 @@ from gptoss.load import load_model
 from training import pipeline, task_choice
 from training.rewards import make_reward_functions
 from training.run_data import load_grpo_tasks, load_tasks
-from training.task_choice import gold_probabilities, leave_out_mastered
+from training.task_choice import gold_probabilities, leave_out_long, leave_out_mastered
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,27 @@ def test_mastered_tasks_are_left_out_and_a_resume_keeps_the_choice(config, tasks
     # A resumed run reads the choice: it measures nothing.
     monkeypatch.setattr(task_choice, "gold_probabilities", None)
     assert leave_out_mastered(None, None, tasks, changed) == left
+
+
+def test_agent_mode_leaves_out_tasks_whose_conversations_outgrow_the_context(db, tmp_path):
+    small = configs.get_preset("cpu", "agent")
+    tokenizer = AutoTokenizer.from_pretrained(small.model.model_name)
+    tasks = read_tasks("dataset.jsonl")[:40]
+
+    def left(tokens):
+        folder = str(tmp_path / str(tokens))
+        changed = {"output_dir": folder, "model.max_seq_length": tokens}
+        return leave_out_long(tokenizer, tasks, db, configs.with_overrides(small, changed))
+
+    kept, more = left(1024), left(2048)
+    assert 0 < len(kept) < len(more) < len(tasks)
+    assert all(task in more for task in kept)
+    # By the oracle's calls: what is left out reads more of the store.
+    calls = [[len(task.gold_actions) for task in tasks if (task in kept) == is_kept] for is_kept in (0, 1)]
+    assert fmean(calls[0]) > fmean(calls[1])
+    assert left(2048) == more
+    with pytest.raises(SettingsError, match="model.max_seq_length=201 leaves no task"):
+        left(201)
 
 
 def test_a_limit_that_leaves_no_task_is_one_line(config, tasks, tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ from training.rewards import CompletionScorer, RewardFunction, make_reward_funct
 from training.run_data import DIFFICULTIES
 from training.sft import choose_rows, order_rows, row_lengths
 from training.shared_prefix import Score
-from training.task_choice import leave_out_mastered
+from training.task_choice import leave_out_long, leave_out_mastered
 from training.task_store import drop_rows, select_tasks, store_rows
 from training.trainer import (
     CheckpointMarker,
@@ -229,7 +229,9 @@ def run_grpo(
         return {}
     if config.grpo.eval_steps and not validation_tasks:
         raise SettingsError("grpo.eval_steps is set but the validation split is empty; add tasks")
-    if config.mode == "plan" and config.grpo.max_gold_probability < 1:
+    if config.mode == "agent":
+        tasks = leave_out_long(tokenizer, tasks, db, config)
+    elif config.grpo.max_gold_probability < 1:
         tasks = leave_out_mastered(model, tokenizer, tasks, config)
     trainer = build_grpo_trainer(
         model, tokenizer, tasks, db, config, validation_tasks or [], make_rewards

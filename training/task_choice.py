@@ -1,12 +1,13 @@
-"""Which tasks GRPO trains on: those that the policy does not answer with gold each time anyway.
+"""Which tasks GRPO trains on: those that can be done and are not done each time anyway.
 
 A group whose completions all earn the same teaches nothing. The probability of the gold completion
 under the policy, one forward pass, is the chance that a completion sampled at temperature 1 is gold
-to the letter: it tells mastered tasks beforehand, without sampling.
+to the letter: it tells mastered tasks beforehand, without sampling. In agent mode a task whose
+conversation outgrows the context fails whatever the policy does.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 import configs
 from accelerate import PartialState
+from agent.trajectories import play_gold
 from common.files import SettingsError, read_json, write_json_atomic
 from data_reader import Task, sft_rows
+from envs.retail import RetailDatabase
 from gptoss.load import uses_unsloth
+from prompting.dialogue import HarmonyFormat
 from prompting.plan_format import plan_format
+from training.conversations import conversation_row
 from training.task_store import select_tasks
 
 ROWS_PER_PASS = 8
@@ -46,20 +51,64 @@ def leave_out_mastered(
             "grpo.max_gold_probability does not work with Unsloth; use "
             "--set grpo.max_gold_probability=1 and grpo.resample_rounds"
         )
+
+    def choose() -> list[int]:
+        probabilities = gold_probabilities(model, tokenizer, tasks, config.data.prompt_style)
+        return [number for number, value in enumerate(probabilities) if value <= limit]
+
+    return _keep(tasks, choose, config, "the others are mastered", (
+        f"grpo.max_gold_probability={limit} leaves no task: SFT mastered all {len(tasks)}; "
+        "raise it, or give GRPO harder tasks (data.grpo_dataset_path)"
+    ))
+
+
+def leave_out_long(
+    tokenizer: Any, tasks: Sequence[Task], db: RetailDatabase, config: configs.RunConfig
+) -> Sequence[Task]:
+    """Leave out tasks of agent mode whose conversation with the oracle outgrows the context.
+
+    The choice is kept as that of `leave_out_mastered`.
+
+    Args:
+        config: `model.max_seq_length`, `agent.max_turn_tokens`, which a turn needs free, and `seed`.
+
+    Returns:
+        The other tasks, in their order.
+
+    Raises:
+        SettingsError: No task is left.
+    """
+    room = config.model.max_seq_length - config.agent.max_turn_tokens
+    format = HarmonyFormat(style=config.data.prompt_style)
+
+    def choose() -> list[int]:
+        return [
+            number for number, (_, row) in enumerate(play_gold(tasks, db, config.seed))
+            if len(conversation_row(tokenizer, row["messages"], format)["input_ids"]) <= room
+        ]
+
+    return _keep(tasks, choose, config, f"conversations of the others outgrow {room} tokens", (
+        f"model.max_seq_length={config.model.max_seq_length} leaves no task: the conversations of "
+        f"all {len(tasks)} outgrow {room} tokens; raise it"
+    ))
+
+
+def _keep(
+    tasks: Sequence[Task], choose: Callable[[], list[int]], config: configs.RunConfig, others: str,
+    none_left: str,
+) -> Sequence[Task]:
+    """Return the chosen tasks; the main process chooses, once for the run."""
     path, state = Path(config.output_dir) / "grpo_tasks.json", PartialState()
     if state.is_main_process and read_json(path, None) is None:
-        probabilities = gold_probabilities(model, tokenizer, tasks, config.data.prompt_style)
-        left = [number for number, value in enumerate(probabilities) if value <= limit]
-        write_json_atomic(path, left)
-        print(f"GRPO trains on {len(left)} of {len(tasks)} tasks: the others are mastered")
+        chosen = choose()
+        write_json_atomic(path, chosen)
+        if len(chosen) < len(tasks):
+            print(f"GRPO trains on {len(chosen)} of {len(tasks)} tasks: {others}")
     state.wait_for_everyone()
-    left = read_json(path, [])
-    if not left:
-        raise SettingsError(
-            f"grpo.max_gold_probability={limit} leaves no task: SFT mastered all {len(tasks)}; "
-            "raise it, or give GRPO harder tasks (data.grpo_dataset_path)"
-        )
-    return select_tasks(tasks, left)
+    chosen = read_json(path, [])
+    if not chosen:
+        raise SettingsError(none_left)
+    return select_tasks(tasks, chosen)
 
 
 def gold_probabilities(
