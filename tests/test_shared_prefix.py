@@ -1,13 +1,17 @@
 """Shared prompts: the values and gradients of TRL's padded pass, and groups that stay whole."""
 
 import pytest
+import tiny_dense
 import tiny_random
 import torch
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
+from transformers.models.llama import modeling_llama
 from trl import GRPOTrainer
 
 from common.files import SettingsError
+from gptoss.generation import complete
 from gptoss.load import load_model
+from gptoss.weights import find_causal_lm
 from training import grpo, shared_prefix, unsloth_prefix
 from training.grpo import build_grpo_trainer
 from training.rewards import make_reward_functions
@@ -22,10 +26,12 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("prefix")
 
 
-def make_trainer(folder, db, **overrides):
+def make_trainer(folder, db, implementation=None, **overrides):
     config = tiny_random.tiny_config(folder, **overrides)
     torch.manual_seed(0)
     model, tokenizer = load_model(config.model)
+    if implementation:
+        find_causal_lm(model).set_attn_implementation(implementation)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -114,12 +120,81 @@ def test_the_model_stays_what_it_is_for_everything_else(folder, db):
     assert "shared_prefix" not in shared.config.to_json_string()
 
 
-def test_for_another_model_it_is_refused_in_one_line(folder, db, monkeypatch):
-    model = make_trainer(folder, db, grpo__shared_prefix=False).model
-    model.config.model_type = "llama"
-    config = tiny_random.tiny_config(folder, grpo__shared_prefix=True)
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", tiny_dense.FAMILIES)
+def test_dense_models_share_prompts_too(folder, db, family, implementation, checkpointing, monkeypatch):
+    name = str(tiny_dense.make_model_dir(folder / family, family))
+    settings = {
+        "model__model_name": name, "model__gradient_checkpointing": checkpointing,
+        "grpo__temperature": 0.7, "model__sampling": "fast",
+    }
+
+    def found(shared):
+        trainer = make_trainer(
+            folder, db, grpo__shared_prefix=shared, implementation=implementation, **settings
+        )
+        assert isinstance(trainer, SharedPrefixTrainer) == shared
+        if checkpointing:
+            trainer.model.gradient_checkpointing_enable()
+        read = []
+        embedding = trainer.model.get_input_embeddings()
+        embedding.register_forward_hook(lambda m, a, out: read.append(out.shape[:2].numel()))
+        return *values_and_gradients(trainer), sum(read)
+
+    *expected, tokens_read = found(False)
+    *shared, tokens_shared = found(True)
+    seen = make_batch()[1][:, -expected[0].shape[1]:]
+    for mine, padded in zip(shared[:2], expected[:2], strict=True):
+        torch.testing.assert_close(mine, padded * seen, atol=1e-5, rtol=1e-5)
+    for name, gradient in expected[2].items():
+        assert gradient.norm() > 0, name
+        assert (shared[2][name] - gradient).norm() < 1e-4 * gradient.norm(), name
+    rows = [size + sum(lengths) for size, lengths in zip(PROMPTS, LENGTHS, strict=True)]
+    assert tokens_shared == 3 * max(rows) and tokens_read == make_batch()[0].numel()
+
+
+def test_sampling_and_plain_passes_of_a_dense_model_stay_what_they_are(folder, db):
+    settings = {"model__model_name": str(tiny_dense.make_model_dir(folder / "llama", "llama")),
+                "model__sampling": "fast"}
+    shared = make_trainer(folder, db, grpo__shared_prefix=True, **settings)
+    padded = make_trainer(folder, db, grpo__shared_prefix=False, **settings)
+    ids, mask, kept = make_batch()
+    shared._get_per_token_logps_and_entropies(shared.model, ids, mask, kept)
+    prompts = [list(range(9)), [5, 6, 7], [5, 6, 7]]
+    for _ in range(2):  # fast sampling changes the attention for its own time
+        outputs = [t.model(input_ids=ids, attention_mask=mask).logits for t in (shared, padded)]
+        assert outputs[0].equal(outputs[1])
+        assert complete(shared.model, prompts, 8) == complete(padded.model, prompts, 8)
+
+
+@pytest.mark.parametrize("reason, said", [
+    ("layers", "has layers of conv"), ("flex_attention", "attends by flex_attention"),
+    ("unsloth", "under Unsloth it is for GPT-OSS alone"),
+])
+def test_where_a_dense_model_cannot_share_each_completion_reads_its_prompt(
+    folder, db, monkeypatch, capsys, reason, said
+):
+    settings = {"model__model_name": str(tiny_dense.make_model_dir(folder / "qwen", "qwen"))}
+    model = make_trainer(folder, db, grpo__shared_prefix=False, **settings).model
+    if reason == "layers":
+        model.config.layer_types = ["full_attention", "conv"]
+    elif reason != "unsloth":
+        model.config._attn_implementation = reason
+    config = tiny_random.tiny_config(folder, grpo__shared_prefix=True, **settings)
+    monkeypatch.setattr(grpo, "uses_unsloth", lambda stage: reason == "unsloth")
+    assert grpo._shared_prefix(model, config) is None
+    [line] = capsys.readouterr().out.splitlines()[-1:]
+    assert said in line and line.endswith("each completion reads its own prompt")
+
+
+def test_a_model_that_makes_its_own_masks_gets_one_line(folder, db, monkeypatch):
+    settings = {"model__model_name": str(tiny_dense.make_model_dir(folder / "llama", "llama"))}
+    trainer = make_trainer(folder, db, grpo__shared_prefix=True, **settings)
+    monkeypatch.setattr(modeling_llama, "create_causal_mask", lambda **_: None)
+    ids, mask, kept = make_batch()
     with pytest.raises(SettingsError, match="--set grpo.shared_prefix=false") as error:
-        build_grpo_trainer(model, None, [], db, config, [])
+        trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, kept)
     assert "\n" not in str(error.value)
 
 

@@ -109,15 +109,8 @@ def build_grpo_trainer(
         model: Model with the adapter that SFT left.
         validation_tasks: Tasks of the validation evaluations.
         make_rewards: Makes other reward functions than the mode's own, for controls and tests.
-
-    Raises:
-        SettingsError: `grpo.shared_prefix` is on for another model than GPT-OSS.
     """
     stage, is_agent = config.grpo, config.mode == "agent"
-    if stage.shared_prefix and model.config.model_type != "gpt_oss":
-        raise SettingsError(
-            "grpo.shared_prefix works with GPT-OSS only; use --set grpo.shared_prefix=false"
-        )
     steps = count_steps(stage, len(tasks), world_size())
     generations = round_up(steps, stage.steps_per_generation) // stage.steps_per_generation
     tasks_per_generation = (

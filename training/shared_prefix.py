@@ -3,9 +3,13 @@
 A padded pass reads the prompt once per completion. Here a row is the prompt followed by the
 completions of its group; attention keeps the completions apart, and the positions of each continue from
 the prompt. Values and gradients are those of the padded pass up to rounding, so loss, clipping and
-KL stay TRL's. What Unsloth's model needs for it is in `unsloth_prefix.py`.
+KL stay TRL's. transformers asks for a model's masks and its attention by name: under the names of
+`trl_private.prepare_shared_prefix` it gets those of packed rows. What Unsloth's model needs is in
+`unsloth_prefix.py`.
 """
 
+import functools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 from trl.trainer.utils import selective_log_softmax, selective_log_softmax_and_entropy
 
+from common.files import SettingsError
 from gptoss.model_types import Model
-from gptoss.weights import find_core
-
-ATTENTION = "shared_prefix"
-"""Name of `attend` among transformers' implementations."""
 
 
 @dataclass(frozen=True)
@@ -160,9 +160,9 @@ def take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 def attend(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     attention_mask: PackedMask | torch.Tensor | None,
-    attention: Callable[..., tuple[torch.Tensor, Any]] = eager_attention_forward, **settings: Any,
+    attention: Callable[..., tuple[torch.Tensor, Any]], **settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention of GPT-OSS, over packed rows where a `PackedMask` says so.
+    """Attention of a model, over packed rows where a `PackedMask` says so.
 
     Args:
         module: The attention layer.
@@ -170,7 +170,7 @@ def attend(
         key: `[R, kv_heads, P + M, D]`.
         value: As `key`.
         attention_mask: Packed rows; anything else goes to `attention` as it is.
-        attention: Attends with a dense mask, transformers' eager attention or one that is called so.
+        attention: Attends with a dense mask; called as transformers calls its implementations.
         settings: As transformers passes them.
 
     Returns:
@@ -196,10 +196,17 @@ def attend(
     return torch.cat([read, take(written, rows.packed)], 1), None
 
 
+def attend_eagerly(
+    module: nn.Module, *args: torch.Tensor, **settings: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend as the model's own file has it written out: with GPT-OSS's sinks, Gemma 2's soft caps."""
+    return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **settings)
+
+
 Scores = tuple[torch.Tensor, torch.Tensor | None]
 """Log-probabilities, and entropies where they were asked for, of K tokens, `[K]`; nats."""
-Score = Callable[[Model, PackedRows, dict[str, PackedMask], torch.Tensor, float, bool], Scores]
-"""Scores packed rows: model, rows, masks by layer type, the K tokens, temperature, with entropies."""
+Score = Callable[[Model, PackedRows, torch.Tensor, float, bool], Scores]
+"""Scores packed rows: model, rows, the K tokens, temperature, with entropies."""
 
 
 def log_probabilities(
@@ -209,7 +216,7 @@ def log_probabilities(
     """Return the log-probability, and the entropy, of each completion token.
 
     Args:
-        model: GPT-OSS, with or without wrappers.
+        model: With or without wrappers.
         input_ids: As `pack_rows`.
         attention_mask: As `pack_rows`.
         num_kept: As `pack_rows`.
@@ -222,39 +229,67 @@ def log_probabilities(
         Two `[B, num_kept]`, 0 on padding; nats. None without entropies.
     """
     rows = pack_rows(input_ids, attention_mask, num_kept, groups)
-    core = find_core(model)
-    dtype = core.lm_head.weight.dtype
-    masks = {
-        "full_attention": attention_mask_of(rows, None, dtype),
-        "sliding_attention": attention_mask_of(rows, core.config.sliding_window, dtype),
-    }
     kept = attention_mask[:, -num_kept:].bool()
-    chosen = input_ids[:, -num_kept:][kept]
-    values = score(model, rows, masks, chosen, temperature, with_entropy)
+    values = score(model, rows, input_ids[:, -num_kept:][kept], temperature, with_entropy)
     return tuple(
         None if part is None
         else part.new_zeros(kept.shape).masked_scatter(kept, part) for part in values
     )
 
 
+_scored: list[Callable[[int | None], PackedMask]] = []
+"""Makes the mask of the rows that `score_tokens` scores at present, for a window; else empty."""
+
+
+def packed_mask(
+    usual: Callable[..., torch.Tensor | None], *args: Any, local_size: int | None = None, **settings: Any
+) -> PackedMask | torch.Tensor | None:
+    """Return what a model asks transformers for as the mask of its layers of one kind.
+
+    Args:
+        usual: Makes the mask while no packed rows are scored.
+        args: As transformers passes them.
+        local_size: Tokens that sliding layers see; None sees all.
+        settings: As transformers passes them.
+    """
+    if _scored:
+        return _scored[0](local_size)
+    return usual(*args, **({} if local_size is None else {"local_size": local_size}), **settings)
+
+
 def score_tokens(
-    model: Model, rows: PackedRows, masks: dict[str, PackedMask], chosen: torch.Tensor,
-    temperature: float, with_entropy: bool,
+    core: Model, model: Model, rows: PackedRows, chosen: torch.Tensor, temperature: float,
+    with_entropy: bool,
 ) -> Scores:
-    """Score packed rows by a model of transformers whose attention is `ATTENTION`; see `Score`."""
+    """Score packed rows by a model of transformers that attends by `attend`; see `Score`.
+
+    Args:
+        core: The causal model inside `model`.
+        model: As `Score` has it, and so on.
+
+    Raises:
+        SettingsError: The model asked for no mask: it would have read the rows as plain ones.
+    """
+    head = core.get_output_embeddings()
+    make_mask = functools.cache(functools.partial(attention_mask_of, rows, dtype=head.weight.dtype))
 
     def keep_completions(_: nn.Module, arguments: tuple[torch.Tensor]) -> torch.Tensor:
         return take(arguments[0], rows.before)[None]
 
     # The model's own `logits_to_keep` takes one choice of columns for all rows.
-    hook = find_core(model).lm_head.register_forward_pre_hook(keep_completions)
+    hook = head.register_forward_pre_hook(keep_completions)
+    _scored[:] = [make_mask]
     try:
         logits = model(
-            input_ids=rows.input_ids, attention_mask=masks, position_ids=rows.position_ids,
-            use_cache=False,
+            input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False
         ).logits
     finally:
         hook.remove()
+        _scored.clear()
+    if not make_mask.cache_info().currsize:
+        raise SettingsError(
+            f"{type(core).__name__} makes its own masks; use --set grpo.shared_prefix=false"
+        )
     return score_logits(logits[0], chosen, temperature, with_entropy)
 
 

@@ -5,25 +5,28 @@ When a pin in requirements.txt moves, this is the module to check against the ne
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import AttentionInterface, AttentionMaskInterface, TrainingArguments
-from transformers.masking_utils import eager_mask
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
 from trl import GRPOTrainer, SFTTrainer
 from trl.trainer.utils import split_tensor_dict
 
 from gptoss.model_types import Model
-from gptoss.weights import find_core
+from gptoss.weights import find_causal_lm
 from training.importance import completion_columns, sampler_kl, token_weights
 from training.shared_prefix import (
-    ATTENTION,
     Score,
     attend,
+    attend_eagerly,
     find_groups,
     log_probabilities,
+    packed_mask,
     score_tokens,
 )
 from training.unsloth_prefix import add_packed_attention, score_in_parts
@@ -40,24 +43,42 @@ class OrderedSftTrainer(SFTTrainer):
         return self._order
 
 
+PACKED = "shared_prefix_"
+"""What goes before the name of a usual implementation whose attention reads packed rows as well."""
+USUAL = {"eager": (attend_eagerly, eager_mask), "sdpa": (sdpa_attention_forward, sdpa_mask)}
+"""Attention and mask of transformers by implementation, those that take a dense mask."""
+LAYER_TYPES = {"full_attention", "sliding_attention"}
+
+
 def prepare_shared_prefix(model: Model, under_unsloth: bool) -> Score:
-    """Let a GPT-OSS attend over packed rows as well; all else that it is used for stays as it is.
+    """Let a model attend over packed rows as well; all else that it is used for stays as it is.
 
     Returns:
         What `SharedPrefixTrainer` scores completions with.
 
     Raises:
-        ValueError: Under Unsloth, the model or the trainer is not what this was written for.
+        ValueError: The model, or under Unsloth the trainer, is not what this was written for.
     """
+    core = find_causal_lm(model)
     if under_unsloth:
+        if core.config.model_type != "gpt_oss":
+            raise ValueError("under Unsloth it is for GPT-OSS alone")
         if not hasattr(GRPOTrainer, "_compute_loss"):
             raise ValueError("Unsloth's trainer lacks TRL's _compute_loss")
         add_packed_attention(model)
         return score_in_parts
-    AttentionInterface.register(ATTENTION, attend)
-    AttentionMaskInterface.register(ATTENTION, eager_mask)
-    find_core(model).set_attn_implementation(ATTENTION)
-    return score_tokens
+    name = type(core).__name__
+    usual = core.config._attn_implementation.removeprefix(PACKED)
+    other = set(getattr(core.config.get_text_config(), "layer_types", None) or ()) - LAYER_TYPES
+    if other or core._is_stateful:
+        raise ValueError(f"{name} has layers of {', '.join(sorted(other)) or 'a state'}")
+    if not core._supports_attention_backend or usual not in USUAL:
+        raise ValueError(f"{name} attends by {usual}, which cannot be replaced")
+    attention, mask = USUAL[usual]
+    AttentionInterface.register(PACKED + usual, partial(attend, attention=attention))
+    AttentionMaskInterface.register(PACKED + usual, partial(packed_mask, mask))
+    core.set_attn_implementation(PACKED + usual)
+    return partial(score_tokens, core)
 
 
 class SharedPrefixTrainer(GRPOTrainer):

@@ -18,6 +18,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import apply_rotary_pos_emb
 
 from gptoss.model_types import Model
 from gptoss.weights import find_core
+from training import shared_prefix
 from training.shared_prefix import PackedMask, PackedRows, Scores, attend, score_logits, take
 
 HEAD_TOKENS = 512
@@ -113,15 +114,13 @@ def add_packed_attention(model: Model) -> None:
 
 
 def score_in_parts(
-    model: Model, rows: PackedRows, masks: dict[str, PackedMask], chosen: torch.Tensor,
-    temperature: float, with_entropy: bool,
+    model: Model, rows: PackedRows, chosen: torch.Tensor, temperature: float, with_entropy: bool,
 ) -> Scores:
     """Score packed rows by an Unsloth model, a few tokens' logits at a time.
 
     Args:
         model: With `add_packed_attention`.
         rows: The layout.
-        masks: What each kind of layer attends to.
         chosen: The completions' tokens, `[K]`.
         temperature: Divides the logits.
         with_entropy: Compute entropies, without gradient.
@@ -130,6 +129,12 @@ def score_in_parts(
         Two `[K]`, float32; None without entropies.
     """
     core = find_core(model)
+    masks = {
+        kind: shared_prefix.attention_mask_of(rows, window, core.lm_head.weight.dtype)
+        for kind, window in (
+            ("full_attention", None), ("sliding_attention", core.config.sliding_window)
+        )
+    }
     # As mask, too: Unsloth and transformers then build none of their own.
     hidden = core.model(
         input_ids=rows.input_ids, attention_mask=masks, position_ids=rows.position_ids,
