@@ -251,7 +251,7 @@ class GrpoStage(_TrainingStage):
     max_gold_probability: float = 1.0
     """Plan mode: leave out tasks that the policy answers with gold more surely; 1 keeps all."""
     shared_prefix: bool = False
-    """Read a group's prompt once when log-probabilities are computed; GPT-OSS only."""
+    """Read a group's prompt once when log-probabilities are computed."""
     curriculum: bool = False
     """Show tasks in order of the difficulty tag in the first epoch instead of shuffled."""
     eval_steps: int = 0
@@ -560,6 +560,11 @@ _PRESETS = {
     ),
     # For models of 0.1 to 2 B parameters on a GPU of 24 GB, and on a CPU with patience. They learn
     # the tools from the prompt and from many tasks. Gradient checkpointing keeps a row at 0.1 GB.
+    # GRPO: the logits are the largest tensor, about 16 bytes a word of the vocabulary and token of a
+    # completion, so 5 GB for 32 completions of 200 tokens over SmolLM2's 49,152 words (a guess from
+    # the tensors that are kept; not measured). 80 GB should take 128 rows a pass: set
+    # per_device_train_batch_size=128 and gradient_accumulation_steps=1. One generate call a step
+    # (generation_batch_size 0) saves a pass over all completions that TRL makes otherwise.
     "small-dense": RunConfig(
         model=ModelStage(
             model_name="HuggingFaceTB/SmolLM2-135M-Instruct", max_seq_length=3072,
@@ -571,10 +576,10 @@ _PRESETS = {
             learning_rate=1e-3, warmup_steps=20,
         ),
         grpo=GrpoStage(
-            per_device_train_batch_size=4, gradient_accumulation_steps=16,
-            generation_batch_size=128, learning_rate=5e-5, warmup_steps=4, beta=0.0,
-            temperature=1.0, max_completion_length=384, save_steps=8, resample_rounds=1,
-            eval_steps=20, num_eval_tasks=128, early_stopping_patience=6,
+            per_device_train_batch_size=32, gradient_accumulation_steps=4, learning_rate=5e-5,
+            warmup_steps=4, beta=0.0, temperature=1.0, max_completion_length=384, save_steps=8,
+            resample_rounds=1, eval_steps=20, num_eval_tasks=128, early_stopping_patience=6,
+            shared_prefix=True,
         ),
         evaluation=EvaluationStage(num_tasks=512, batch_size=128, max_new_tokens=384),
         preset="small-dense",
@@ -587,7 +592,7 @@ _AGENT_GPU = {
     "model.max_seq_length": 8192, "sft.per_device_train_batch_size": 1,
     "sft.gradient_accumulation_steps": 16, "grpo.per_device_train_batch_size": 1,
     "grpo.gradient_accumulation_steps": 16, "grpo.generation_batch_size": 0,
-    "evaluation.batch_size": 32, "agent.max_turn_tokens": 512,
+    "grpo.shared_prefix": False, "evaluation.batch_size": 32, "agent.max_turn_tokens": 512,
 }
 _AGENT_CPU = {
     # Of the oracle's 2,495 conversations for training 1,153 fit into 1,024 tokens, 1,983 into these.
