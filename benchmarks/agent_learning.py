@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 import training  # noqa: E402, F401, I001  (Unsloth, before anything that it patches)
 
 import configs  # noqa: E402
-from benchmarks.controls import go_on, sft_adapter  # noqa: E402
+from benchmarks.controls import finished_adapter, go_on  # noqa: E402
 from common.files import read_json, write_json_atomic  # noqa: E402
 from gptoss.load import load_adapter  # noqa: E402
 from training import pipeline  # noqa: E402
@@ -87,7 +87,7 @@ def main() -> None:
     pairs = dict(text.split("=", 1) for text in args.overrides)
     first = args.run_dir / f"main_{args.seed}"
     if args.control:
-        adapter = sft_adapter(first, "run the same command without --control first")
+        adapter = finished_adapter(first / "sft" / "adapter", "run the same command without --control first")
     if args.control == "more-sft":
         result = read_json(args.run_dir / f"agent_learning_main_{args.seed}.json", {})
         pairs["sft.max_steps"] = str(steps_of_more_sft(result))

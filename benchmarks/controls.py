@@ -49,12 +49,11 @@ def make_random_rewards(
     return make
 
 
-def sft_adapter(source: Path, remedy: str) -> Path:
-    """Return the adapter that SFT left in a run folder, or exit with one line that says the remedy."""
-    adapter = source / "sft" / "adapter"
-    if not is_complete(adapter):
-        sys.exit(f"error: {adapter}: no finished SFT adapter; {remedy}")
-    return adapter
+def finished_adapter(folder: Path, remedy: str) -> Path:
+    """Return the adapter that a stage left in a run folder, or exit with one line that says the remedy."""
+    if not is_complete(folder):
+        sys.exit(f"error: {folder}: no finished adapter; {remedy}")
+    return folder
 
 
 def go_on(run: pipeline.Run, model: Any, tokenizer: Any, kind: str) -> None:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import configs  # noqa: E402
 import training  # noqa: E402, F401  (Unsloth, before anything that it patches)
-from benchmarks.controls import KINDS, go_on, sft_adapter  # noqa: E402
+from benchmarks.controls import KINDS, finished_adapter, go_on  # noqa: E402
 from common.files import write_json_atomic  # noqa: E402
 from gptoss.load import load_adapter  # noqa: E402
 from training import pipeline  # noqa: E402
@@ -41,7 +41,7 @@ def measure(source: Path, kind: str, config: configs.RunConfig) -> dict[str, Any
     Returns:
         Rates before and after, the paired differences, and the seconds of training.
     """
-    adapter = sft_adapter(source, "run train_script.py first")
+    adapter = finished_adapter(source / "sft" / "adapter", "run train_script.py first")
     # More SFT draws other batches than SFT did.
     run = pipeline.prepare_run(replace(config, seed=config.seed + (kind == "more-sft")))
     model, tokenizer = pipeline.load_run_model(run)

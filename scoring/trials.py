@@ -3,7 +3,7 @@
 Every figure has a 95 % bootstrap interval over tasks; the trials of a task are resampled together.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import comb
 from typing import Any, NamedTuple
 
@@ -26,13 +26,6 @@ class _TaskTrials(NamedTuple):
     num_successes: int
 
 
-def _by_task(scores: Iterable[EpisodeScore]) -> list[_TaskTrials]:
-    trials: dict[str, list[bool]] = {}
-    for score in scores:
-        trials.setdefault(score.task_id, []).append(score.success)
-    return [_TaskTrials(task_id, len(won), sum(won)) for task_id, won in trials.items()]
-
-
 def pass_hat(num_trials: int, num_successes: int, k: int) -> float:
     """Return the unbiased estimate C(c,k)/C(n,k) of the chance that k of k trials succeed.
 
@@ -44,6 +37,31 @@ def pass_hat(num_trials: int, num_successes: int, k: int) -> float:
     if not 1 <= k <= num_trials:
         raise ValueError(f"k: must be 1 to {num_trials}, the number of trials, is {k}")
     return comb(num_successes, k) / comb(num_trials, k)
+
+
+def estimate_pass_hat(
+    scores: Iterable[Any], is_success: Callable[[Any], bool], num_bootstrap: int = 1000, seed: int = 0
+) -> dict[str, Estimate]:
+    """Return pass^k by k ("1", "2", ...), up to the fewest trials of any task.
+
+    Args:
+        scores: one score per trial, at least one; they have a `task_id`.
+        is_success: says which trials succeeded.
+
+    Raises:
+        ValueError: there are no scores.
+    """
+    trials: dict[str, list[bool]] = {}
+    for score in scores:
+        trials.setdefault(score.task_id, []).append(is_success(score))
+    tasks = [_TaskTrials(task_id, len(won), sum(won)) for task_id, won in trials.items()]
+
+    def ratio(k: int) -> Ratio:
+        return lambda task: (pass_hat(task.num_trials, task.num_successes, k), 1)
+
+    fewest = min((task.num_trials for task in tasks), default=0)
+    ratios = {str(k): ratio(k) for k in range(1, fewest + 1)}
+    return estimate_ratios(tasks, ratios, num_bootstrap, seed)[0]
 
 
 def summarize_trials(
@@ -67,15 +85,8 @@ def summarize_trials(
     """
     scores = list(scores)
     rates, num_tasks = estimate_ratios(scores, RATES, num_bootstrap, seed)
-    tasks = _by_task(scores)
-    num_trials = min(task.num_trials for task in tasks)
-
-    def ratio(k: int) -> Ratio:
-        return lambda task: (pass_hat(task.num_trials, task.num_successes, k), 1)
-
-    ratios = {str(k): ratio(k) for k in range(1, num_trials + 1)}
-    pass_hat_k, _ = estimate_ratios(tasks, ratios, num_bootstrap, seed)
-    return {**rates, "pass_hat_k": pass_hat_k, "num_tasks": num_tasks, "num_trials": num_trials}
+    pass_hat_k = estimate_pass_hat(scores, lambda score: score.success, num_bootstrap, seed)
+    return {**rates, "pass_hat_k": pass_hat_k, "num_tasks": num_tasks, "num_trials": len(pass_hat_k)}
 
 
 def compare_trials(

@@ -1,6 +1,7 @@
 """Models that are no GPT-OSS go through the same steps: their template, stop tokens and layers."""
 
 import json
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -309,21 +310,76 @@ def test_rows_of_the_comparison(folders, tmp_path, monkeypatch, capsys):
     words += ["--run-dir", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     words += [word for name, value in changed.items() for word in ("--set", f"{name}={value}")]
 
-    def row(*options: str) -> dict:
+    def row(*options: str, name: str = "") -> dict:
         monkeypatch.setattr("sys.argv", [*words, "--method", *options])
         learning.main()
         DEFAULT_CALLBACKS[:] = [c for c in DEFAULT_CALLBACKS if isinstance(c, type)]
-        name = f"llama-{options[0]}" + ("" if options[0] == "base" else "-1")
+        name = name or f"llama-{options[0]}" + ("" if options[0] == "base" else "-1")
         return json.loads((tmp_path / "results" / f"{name}.json").read_text())
 
     with pytest.raises(SystemExit, match="run --method sft --seed 1 first"):
         row("grpo", "--steps", "1")
     assert row("base")["metrics"]["num_tasks"] == 4
     assert row("sft", "--steps", "2")["steps"] == 2
+    adapter = tmp_path / "runs" / "llama-sft-1" / "sft" / "adapter"
+    assert f"its own adapter: {adapter}" in capsys.readouterr().out
     grpo = row("grpo", "--minutes", "0.01")
     assert grpo["steps"] >= 1 and len(grpo["db_match"]) == 4 and "reward" in grpo["curve"][0]
+    told = capsys.readouterr().out
+    assert f"it began with the adapter {adapter}" in told
+    assert f"its own adapter: {tmp_path / 'runs' / 'llama-grpo-1' / 'final_model'}" in told
     assert row("random", "--steps", "1")["settings"]["grpo"]["early_stopping_patience"] == 0
     assert row("more-sft")["settings"]["seed"] == 1001
     capsys.readouterr()
     row("base")
     assert "is done" in capsys.readouterr().out
+
+    # Another evaluation of what was trained: nothing is trained again.
+    again = row("evaluate", "--of", "grpo", name="llama-grpo-1-on-tasks")
+    for name in ("exact_match", "db_match", "metrics", "method"):
+        assert again[name] == grpo[name]
+    assert "steps" not in again and again["settings"]["grpo"]["max_steps"] == 0
+    sampled = row("evaluate", "--of", "sft", "--trials", "3", name="llama-sft-1-on-tasks-x3")
+    assert len(sampled["db_match"]) == 12 and set(sampled["metrics"]["pass_hat_k"]) == {"1", "2", "3"}
+    assert sampled["metrics"]["num_tasks"] == 4 and not sampled["settings"]["evaluation"]["greedy"]
+
+    # An adapter from elsewhere, tasks on another store.
+    elsewhere = shutil.copytree(adapter, tmp_path / "kept")
+    store = shutil.copytree("envs/retail/data", tmp_path / "store")
+    shutil.copy(tmp_path / "tasks.jsonl", tmp_path / "other.jsonl")
+    shutil.rmtree(tmp_path / "runs")
+    other = row(
+        "evaluate", "--of", "sft", "--adapter", str(elsewhere), "--set", f"data.data_dir={store}",
+        "--set", f"data.eval_dataset_path={tmp_path / 'other.jsonl'}", name="llama-sft-1-on-other",
+    )
+    assert other["exact_match"] == row("sft")["exact_match"] and other["settings"]["data"]["data_dir"]
+    (tmp_path / "results" / "llama-random-1.json").unlink()
+    assert row("random", "--steps", "1", "--adapter", str(elsewhere))["steps"] == 1
+    for options, said in (
+        (("evaluate", "--of", "sft", "--adapter", str(tmp_path), "--trials", "2"), "no adapter_config.json"),
+        (("evaluate", "--of", "more-sft"), "run --method more-sft --seed 1 first"),
+        (("base", "--set", "grpo.nothing=1"), "error: unknown field"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            row(*options)
+
+
+@pytest.mark.slow
+def test_a_row_of_agent_mode(tmp_path, monkeypatch):
+    from benchmarks import learning
+
+    config = tiny_random.tiny_config(tmp_path)
+    words = ["learning.py", "--model", config.model.model_name, "--mode", "agent", "--num-tasks", "2"]
+    words += ["--preset", "cpu", "--run-dir", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    for name, value in {
+        "data.dataset_path": config.data.dataset_path, "data.grpo_dataset_path": "",
+        "data.eval_dataset_path": config.data.eval_dataset_path, "agent.max_turns": 2,
+        "agent.max_turn_tokens": 12, "model.num_threads": 1,
+    }.items():
+        words += ["--set", f"{name}={value}"]
+    monkeypatch.setattr("sys.argv", [*words, "--method", "evaluate", "--of", "base", "--trials", "2"])
+    learning.main()
+    [path] = (tmp_path / "results").iterdir()
+    row = json.loads(path.read_text())
+    assert path.name == "model-agent-base-on-tasks-x2.json" and row["settings"]["mode"] == "agent"
+    assert len(row["success"]) == len(row["db_match"]) == 4 and set(row["metrics"]["pass_hat_k"]) == {"1", "2"}

@@ -121,6 +121,29 @@ def complete_tasks(
     return [texts[index] for index in range(len(tasks))]
 
 
+def complete_trials(
+    model: Model, tokenizer: Tokenizer, tasks: list[Task], config: configs.RunConfig, num_trials: int,
+    parts_dir: Path | None = None,
+) -> list[str]:
+    """Decode several completions per task, each trial with its own seed.
+
+    Args:
+        config: As `complete_tasks`.
+        num_trials: Completions per task.
+        parts_dir: As `complete_tasks`; each trial has a folder in it.
+
+    Returns:
+        One per trial and task, trial by trial.
+    """
+    return [
+        text for trial in range(num_trials)
+        for text in complete_tasks(
+            model, tokenizer, tasks, replace(config, seed=config.seed + trial),
+            parts_dir and parts_dir / f"trial-{trial}",
+        )
+    ]
+
+
 def score_texts(
     tasks: list[Task], texts: list[str], db: RetailDatabase, config: configs.RunConfig, label: str,
     plans: PlanFormat = HARMONY,
@@ -362,11 +385,8 @@ def evaluate_model_dir(
     demand = Demand(str(tasks_path), tasks, "evaluation.max_new_tokens", settings.max_new_tokens)
     if fault := describe_long_tasks([demand], loaded, tokenizer, config, "train with"):
         raise DatasetError([fault])
-    texts: list[str] = []
-    for trial in range(num_trials):
-        seeded = replace(config, seed=config.seed + trial)
-        with memory_guard("evaluation", f"--batch-size {size // 2}" if size > 1 else LARGER_GPU):
-            texts += complete_tasks(loaded, tokenizer, tasks, seeded, parts_dir=None)
+    with memory_guard("evaluation", f"--batch-size {size // 2}" if size > 1 else LARGER_GPU):
+        texts = complete_trials(loaded, tokenizer, tasks, config, num_trials)
     plans = plan_format(tokenizer)
     evaluation = score_texts(tasks * num_trials, texts, db, config, "model", plans)
     folder, metrics = Path(output_dir), {"model": evaluation.metrics}
