@@ -2,8 +2,6 @@
 
 Each stage is a frozen dataclass whose `__post_init__` names the field that is wrong. Importing this
 module imports neither torch nor TRL; `describe_device` asks for the GPU only when it is called.
-Left out on purpose: reading settings from YAML or the environment. A preset plus overrides says it
-all, and the resolved settings are saved with every run (`to_json`).
 """
 
 import argparse
@@ -421,10 +419,7 @@ def from_dict(settings: dict) -> RunConfig:
 
 
 def read_settings(path: Path) -> RunConfig | None:
-    """Return the settings that a run folder's config.json records.
-
-    Returns:
-        The settings; None when there is no such file, or one that records no run.
+    """Return the settings in a run folder's config.json; None without the file, or where it records no run.
 
     Raises:
         ConfigError: The file is damaged, or its fields are not those of this version.
@@ -456,9 +451,6 @@ def is_gpt_oss(model_name: str) -> bool:
 
 def pick_preset(model_name: str | None = None) -> tuple[str, str]:
     """Choose a preset by the model, and for GPT-OSS by what the first GPU can do and by its memory.
-
-    Args:
-        model_name: Hub name or folder; None is the preset's own.
 
     Returns:
         The preset's name and one sentence that says why.
@@ -607,7 +599,7 @@ _AGENT_CPU = {
 
 
 def get_preset(name: str, mode: str = "plan", model_name: str | None = None) -> RunConfig:
-    """Return the settings of a preset.
+    """Return the settings of a preset; `RunConfig.preset` is the name after "auto" was resolved.
 
     >>> get_preset("cpu").preset
     'cpu'
@@ -616,9 +608,6 @@ def get_preset(name: str, mode: str = "plan", model_name: str | None = None) -> 
         name: One of `PRESET_NAMES`; "auto" picks by the model and the memory of the GPU.
         mode: "plan" or "agent".
         model_name: The model that "auto" picks for; None is the preset's own.
-
-    Returns:
-        The frozen settings; `RunConfig.preset` is the name after "auto" was resolved.
 
     Raises:
         ConfigError: The name is unknown.
@@ -632,14 +621,10 @@ def get_preset(name: str, mode: str = "plan", model_name: str | None = None) -> 
 
 
 def config_of_model(model: str) -> RunConfig:
-    """Return the settings a saved model is evaluated with.
+    """Return the settings that a saved model, an adapter or a model of the hub is evaluated with.
 
-    Args:
-        model: Folder of a model or of an adapter, or a hub name.
-
-    Returns:
-        Those of the run that the folder lies in; else the small model's when it is the one that
-        ships here, else those of the preset "auto".
+    Those of the run that the folder lies in; else the small model's when it is the one that ships here,
+    else those of the preset "auto".
     """
     recorded = read_settings(Path(model).parent / "config.json")
     if recorded:
@@ -681,8 +666,7 @@ def _convert(path: str, text: object, wanted: type) -> object:
 def add_run_arguments(parser: argparse.ArgumentParser, output_dir: str) -> None:
     """Add the options that `config_from_arguments` reads, but `--mode`.
 
-    Args:
-        output_dir: The folder that is written without `--output-dir`, for the help.
+    `output_dir` is the folder that is written without `--output-dir`, for the help.
     """
     parser.add_argument(
         "--preset", default="auto", metavar="P",
@@ -720,14 +704,11 @@ def config_from_arguments(arguments: argparse.Namespace) -> RunConfig:
 
 
 def with_overrides(config: RunConfig, overrides: dict[str, object]) -> RunConfig:
-    """Return a copy of the settings with some fields changed.
+    """Return a copy of the settings with some fields changed; every check runs once all are in place.
 
     Args:
         overrides: Dotted field name to value, e.g. {"grpo.learning_rate": "1e-5"}; text is
             converted to the field's type, None keeps the field as it is.
-
-    Returns:
-        New settings; every check has run again, once all fields are in place.
 
     Raises:
         ConfigError: A field is unknown, a value has the wrong type or is out of range.

@@ -243,8 +243,7 @@ def iter_tasks(path: str | Path) -> Iterator[Task]:
 def task_to_json(task: Task, keep_empty: bool = False) -> str:
     """Return the task as one row of a task file; `task_from_json` gives an equal task.
 
-    Args:
-        keep_empty: Write optional fields that are empty, too.
+    `keep_empty` writes optional fields that are empty, too.
     """
     row: dict[str, Any] = {
         "task_id": task.task_id, "query": task.query, "gold_actions": task.gold_actions,
@@ -358,15 +357,11 @@ def check_split_sizes(
 
 
 def plan_messages(task: Task, style: PromptStyle = "full") -> list[dict[str, str]]:
-    """Return the messages that ask for the task's plan.
+    """Return the messages that ask for the task's plan; only its query is shown.
 
     Args:
-        task: the task; only its query is shown.
         style: "full" carries policy and tools, "brief" one line (for a model that learns them from
-            examples).
-
-    Raises:
-        ValueError: the style is none of these.
+            examples); a ValueError for any other.
     """
     return [
         {"role": "developer", "content": plan_instructions(style)},

@@ -1,8 +1,7 @@
 """Write a file of retail tasks: the command over `tasks.generate.pipeline`.
 
 `task_generator.py trajectories` writes conversations about tasks: the one over `agent.trajectories`.
-Left out on purpose: anything about one task (see `tasks/`). The file appears at once and whole: it
-is written beside its place first, so an interrupted run leaves what was there before.
+The file appears at once and whole: an interrupted run leaves what was there before.
 """
 
 from __future__ import annotations
@@ -41,12 +40,9 @@ def yield_path(output_path: Path) -> Path:
 def write_tasks(
     stream: TaskStream, output_path: Path, tasks: Iterable[Task] | None = None
 ) -> YieldTable:
-    """Write a stream of tasks, then its yield beside it.
+    """Write a stream of tasks, or what later steps made of it, then its yield beside it.
 
-    Args:
-        stream: The tasks; holds the yield once they are drawn.
-        output_path: The file to write; replaced only when every task is there.
-        tasks: What later steps make of the stream; None writes the stream itself.
+    The file is replaced only when every task is there.
 
     Raises:
         OSError: The folder cannot be written.

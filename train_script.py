@@ -1,7 +1,6 @@
 """The notebook's pipeline without Jupyter, for the shell, torchrun and accelerate.
 
-Exit code 0: done. 1: the data, the model or the run folder cannot be used. 2: wrong usage. 130:
-stopped by the user.
+Exit code 0: done. 1: data, model or run folder cannot be used. 2: wrong usage. 130: interrupted.
 `--set stage.field=value` reaches every setting.
 """
 

@@ -14,15 +14,6 @@ from agent.customers import ScriptedCustomer
 from agent.policies import ScriptedPolicy, scripted_policy
 
 __all__ = [
-    "Conversation",
-    "Customer",
-    "CustomerTurn",
-    "Limits",
-    "Message",
-    "Policy",
-    "ScriptedCustomer",
-    "ScriptedPolicy",
-    "Termination",
-    "play",
-    "scripted_policy",
+    "Conversation", "Customer", "CustomerTurn", "Limits", "Message", "Policy", "ScriptedCustomer",
+    "ScriptedPolicy", "Termination", "play", "scripted_policy",
 ]

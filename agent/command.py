@@ -104,13 +104,10 @@ def run_agent_evaluation(
     args: argparse.Namespace, tasks: Sequence[Task], db: RetailDatabase,
     load_policy: Callable[[argparse.Namespace], Policy],
 ) -> dict[str, Any]:
-    """Play the tasks as the options say, write the files and print the metrics.
+    """Play the tasks as the options say, write the files, print the metrics and return them.
 
     Args:
         load_policy: Loads the local model that `--model` names.
-
-    Returns:
-        The metrics.
 
     Raises:
         RunError: As `evaluate_agent`.
@@ -218,11 +215,7 @@ def run_tau2_evaluation(
 
 
 def check_numbers(args: argparse.Namespace) -> None:
-    """Refuse numbers that `evaluate` cannot work with.
-
-    Raises:
-        CommandError: Names the option and its range.
-    """
+    """Refuse numbers that `evaluate` cannot work with, by a CommandError with the option and its range."""
     for name, (low, high) in _RANGES.items():
         given = getattr(args, name)
         for value in given if isinstance(given, (list, tuple)) else [given]:
@@ -234,11 +227,7 @@ def check_numbers(args: argparse.Namespace) -> None:
 
 
 def check_agent_options(args: argparse.Namespace) -> None:
-    """Refuse options of `evaluate --mode agent` that do not go together.
-
-    Raises:
-        CommandError: Names the option and the remedy.
-    """
+    """Refuse options of `evaluate --mode agent` that do not go together; the CommandError says what to do."""
     check_numbers(args)
     if args.policy and (args.model or args.endpoint):
         raise CommandError("--policy: goes with neither --model nor --endpoint; give one of them")

@@ -61,10 +61,7 @@ def _check_row(row: object, place: str) -> None:
 
 
 def compare(before: Path, after: Path, task_path: Path, output: Path, db: RetailDatabase) -> str:
-    """Write the page and return the paired differences as text.
-
-    Args:
-        db: The store that both played on.
+    """Write the page of two evaluations on one store, and return the paired differences as text.
 
     Raises:
         CompareError: A folder holds no evaluation, or one of other tasks.

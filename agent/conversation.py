@@ -111,25 +111,15 @@ class Conversation:
     """
 
     def __init__(
-        self,
-        task: Task,
-        db: RetailDatabase,
-        customer: Customer,
-        limits: Limits | None = None,
+        self, task: Task, db: RetailDatabase, customer: Customer, limits: Limits | None = None,
         seed: int = 0,
     ) -> None:
-        self.task = task
-        self.db = db
-        self.customer = customer
+        self.task, self.db, self.customer, self.seed = task, db, customer, seed
         self.limits = limits or Limits()
-        self.seed = seed
         self.episode = Episode(db)
         self.messages: list[Message] = []
         self.termination: Termination | None = None
-        self.num_turns = 0
-        self.num_calls = 0
-        self.num_tokens = 0
-        self._num_writes = 0
+        self.num_turns = self.num_calls = self.num_tokens = self._num_writes = 0
         self._began = time.monotonic()
         self._hear(customer.open(db))
 
@@ -167,28 +157,25 @@ class Conversation:
         self.messages.append(clean)
         if self.num_tokens > self.limits.max_tokens:
             clean.pop("tool_calls", None)
-            self._end("token_limit")
+            self.termination = "token_limit"
         elif time.monotonic() - self._began > self.limits.max_seconds:
             clean.pop("tool_calls", None)
-            self._end("time_limit")
+            self.termination = "time_limit"
         elif calls:
             self._run(calls[:room])
             if len(calls) > room and not self.done:
-                self._end("call_limit")
+                self.termination = "call_limit"
         elif not clean["content"].strip():
-            self._end("broken_message")
+            self.termination = "broken_message"
         else:
             self._hear(self.customer.reply(self.messages))
         if not self.done and self.num_turns >= self.limits.max_turns:
-            self._end("turn_limit")
+            self.termination = "turn_limit"
         return self.messages[num_messages:]
 
     def abort(self) -> None:
         """End a conversation whose policy failed for reasons of its own, such as a lost endpoint."""
-        self._end("policy_error")
-
-    def _end(self, termination: Termination) -> None:
-        self.termination = termination
+        self.termination = "policy_error"
 
     def _run(self, calls: list[Message]) -> None:
         for position, call in enumerate(calls, start=1):
@@ -204,7 +191,7 @@ class Conversation:
                 del calls[position:]
                 asked = next(m for m in reversed(self.messages) if m["role"] == "assistant")
                 asked["tool_calls"] = calls
-                self._end("transferred")
+                self.termination = "transferred"
                 return
 
     def _hear(self, turn: CustomerTurn) -> None:
@@ -216,9 +203,9 @@ class Conversation:
         if text:
             self.messages.append({"role": "user", "content": text})
         if turn.end == "satisfied" and not asked:
-            self._end("customer_satisfied")
+            self.termination = "customer_satisfied"
         elif turn.end is not None:
-            self._end("customer_left_before_confirmation" if asked else "customer_gave_up")
+            self.termination = "customer_left_before_confirmation" if asked else "customer_gave_up"
 
 
 def play(conversations: Iterable[Conversation], policy: Policy) -> None:

@@ -36,11 +36,7 @@ _MARK = re.compile("|".join(map(re.escape, (STOP, GIVE_UP))))
 
 
 class EndpointPolicy:
-    """An agent behind an endpoint.
-
-    Args:
-        client: Asks the endpoint; may be shared.
-    """
+    """An agent behind an endpoint, which the client asks."""
 
     def __init__(self, client: ChatClient) -> None:
         self.client = client
@@ -72,9 +68,6 @@ class EndpointCustomer:
     """A customer played by a model behind an endpoint.
 
     It knows the task's scenario, or its query where there is none, and hears the agent's words only.
-
-    Args:
-        client: Asks the endpoint; may be shared.
     """
 
     def __init__(self, task: Task, client: ChatClient) -> None:

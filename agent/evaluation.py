@@ -14,7 +14,9 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import wait
+from contextlib import closing
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -207,18 +209,18 @@ class _Player:
         opened: list[_Open] = []
         while not self._stopped:
             taken = self._take(self._plan.lane_size - len(opened))
-            started = map_steps(self._attempt_start, taken)
+            started = map_steps(partial(self._attempt, self._start), taken)
             opened += [entry for entry in started if entry and not self._is_finished(entry)]
             if not opened:
                 if not taken:
                     return
                 continue
             waiting = [entry.conversation for entry in opened]
-            replies = self._attempt(lambda waiting=waiting: self._policy.reply(waiting))
+            replies = self._attempt(self._policy.reply, waiting)
             if replies is None:
                 opened = []
                 continue
-            kept = map_steps(self._attempt_step, opened, replies)
+            kept = map_steps(partial(self._attempt, _Open.step), opened, replies)
             pairs = zip(opened, kept, strict=True)
             opened = [entry for entry, is_kept in pairs if is_kept and not self._is_finished(entry)]
 
@@ -226,22 +228,15 @@ class _Player:
         with self._lock:
             return list(itertools.islice(self._left, count))
 
-    def _attempt_start(self, episode: tuple[Task, int, int]) -> _Open | None:
+    def _start(self, episode: tuple[Task, int, int]) -> _Open:
         task, trial, seed = episode
+        customer = self._make_customer(task, seed)
+        return _Open(trial, Conversation(task, self._db, customer, self._plan.limits, seed))
 
-        def start() -> _Open:
-            customer = self._make_customer(task, seed)
-            return _Open(trial, Conversation(task, self._db, customer, self._plan.limits, seed))
-
-        return self._attempt(start)
-
-    def _attempt_step(self, entry: _Open, reply: dict[str, Any] | None) -> bool | None:
-        return self._attempt(lambda: entry.step(reply))
-
-    def _attempt(self, action: Callable[[], Any]) -> Any:
+    def _attempt(self, action: Callable[..., Any], *arguments: Any) -> Any:
         """Run what may ask an endpoint; None when it gave no answer: the episode is dropped."""
         try:
-            return action()
+            return action(*arguments)
         except LlmUnavailable as error:
             with self._lock:
                 self.last_failure = str(error)
@@ -264,19 +259,12 @@ def score_of_row(row: Mapping[str, Any]) -> EpisodeScore:
 
 
 def evaluate_agent(
-    plan: Plan,
-    db: RetailDatabase,
-    policy: Policy,
-    make_customer: Callable[[Task, int], Customer],
-    settings: Mapping[str, Any],
-    output_dir: Path,
+    plan: Plan, db: RetailDatabase, policy: Policy, make_customer: Callable[[Task, int], Customer],
+    settings: Mapping[str, Any], output_dir: Path,
 ) -> dict[str, Any]:
     """Play a plan to its end and write `trajectories.jsonl`, `episodes.html` and `evaluation.json`.
 
     Args:
-        plan: What is played.
-        db: The store.
-        policy: The agent.
         make_customer: Makes the customer of an episode from its task and seed.
         settings: What tells this evaluation from others (model, task file, ...), JSON values; an
             unfinished one goes on only with the same.
@@ -291,12 +279,9 @@ def evaluate_agent(
         LlmError: An endpoint refuses key or model name.
     """
     part = output_dir / PART_NAME
-    record = _Record(part, settings)
-    try:
+    with closing(_Record(part, settings)) as record:
         player = _Player(plan, db, policy, make_customer, record)
         player.play()
-    finally:
-        record.close()
     keys = [(task.task_id, trial) for task, trial, _ in plan.episodes()]
     missing = sum(key not in record.rows for key in keys)
     if missing:

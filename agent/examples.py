@@ -40,17 +40,13 @@ def describe_score(score: EpisodeScore) -> str:
     )
 
 
-def show_conversation(
-    task: Task, db: RetailDatabase, seed: int = 0, policy: Policy | None = None
-) -> None:
+def show_conversation(task: Task, db: RetailDatabase, policy: Policy | None = None) -> None:
     """Play a task with the scripted customer; print what was said and done, changed and earned.
 
     Args:
-        task: The task; its gold calls must replay on the store.
-        seed: The customer's, which also picks the persona.
         policy: Plays the agent; None is the oracle.
     """
-    talk = Conversation(task, db, ScriptedCustomer(task, seed), seed=seed)
+    talk = Conversation(task, db, ScriptedCustomer(task, seed=0))
     play([talk], policy or scripted_policy("oracle"))
     print(describe_conversation(talk.messages))
     for change in describe_changes(db, talk.episode.changed_records()) or ["nothing"]:
@@ -60,20 +56,13 @@ def show_conversation(
 
 
 def print_success_rates(
-    tasks: Sequence[Task], db: RetailDatabase, policies: Mapping[str, Policy], seed: int = 0,
+    tasks: Sequence[Task], db: RetailDatabase, policies: Mapping[str, Policy],
     limits: Limits | None = None,
 ) -> None:
-    """Let each policy play every task once and print its success and violation rates.
-
-    Args:
-        tasks: What is played, at least one.
-    """
+    """Let each policy play every task, at least one, once; print its success and violation rates."""
     print(f"{'policy':<12}{'success':>24}{'violations':>24}   ({len(tasks)} tasks)")
     for name, policy in policies.items():
-        talks = [
-            Conversation(task, db, ScriptedCustomer(task, seed), limits, seed)
-            for task in tasks
-        ]
+        talks = [Conversation(task, db, ScriptedCustomer(task, seed=0), limits) for task in tasks]
         play(talks, policy)
         metrics = summarize_trials(
             [score_episode(talk.task, talk.messages, db, talk.termination) for talk in talks]

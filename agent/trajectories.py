@@ -84,12 +84,9 @@ def find_defect(row: Mapping[str, Any], task: Task, db: RetailDatabase) -> str |
 def play_gold(
     tasks: Iterable[Task], db: RetailDatabase, seed: int, num_customers: int = 1
 ) -> Iterator[tuple[Task, dict[str, Any]]]:
-    """Yield tasks with their episodes, played by the oracle; a line of a trajectory file each.
+    """Yield tasks, whose gold must replay, and lines of a trajectory file: the oracle's episodes of them.
 
-    Args:
-        tasks: The tasks; their gold must replay.
-        seed: Seed of the customers.
-        num_customers: Episodes of each task, each with a customer of its own.
+    Each of the `num_customers` episodes of a task has a customer of its own.
     """
     oracle = scripted_policy("oracle")
     for task in tasks:
@@ -104,12 +101,7 @@ def write_trajectories(
     command: str, tasks: Iterable[Task], db: RetailDatabase, output: Path, seed: int = 0,
     num_customers: int = 1,
 ) -> Counter[str]:
-    """Play the tasks and write the conversations that end right.
-
-    Args:
-        tasks: Read one at a time.
-        output: The file, which appears whole or not at all.
-        seed: Seed of the customers.
+    """Play the tasks, read one at a time, and write the conversations that end right, whole or not at all.
 
     Returns:
         How many were `kept`, and dropped by reason, see `find_defect`.

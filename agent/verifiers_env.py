@@ -25,13 +25,7 @@ _TALK = "retail_conversation"
 
 
 class RetailEnv(vf.MultiTurnEnv):
-    """Conversations about tasks, a row for each task and customer.
-
-    Args:
-        limits: How long a conversation may get.
-        seed: Seed of the customers.
-        num_customers: Rows of each task, each with another customer.
-    """
+    """Conversations about tasks, a row for each task and each of its customers."""
 
     def __init__(
         self, tasks: Iterable[Task], db: RetailDatabase, limits: Limits, seed: int = 0,

@@ -130,12 +130,10 @@ def write_viewer(
     path: Path, rows: Sequence[Mapping[str, Any]], tasks: Sequence[Task], db: RetailDatabase,
     other_rows: Sequence[Mapping[str, Any]] = (), comparison: str = "",
 ) -> None:
-    """Write the page of an evaluation, or of two side by side.
+    """Write the page of an evaluation of these tasks, or of two side by side.
 
     Args:
-        path: The file, replaced when it is there.
         rows: Lines of `trajectories.jsonl`.
-        tasks: The tasks that were played.
         other_rows: The other run's lines, shown beside those of the same task and trial.
         comparison: What the page of two runs opens with, such as the paired differences.
     """

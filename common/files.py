@@ -34,10 +34,7 @@ def real_path(path: str | Path) -> Path:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves either the old or the new content.
-
-    Args:
-        path: File to write; its folder is created.
+    """Write a file, and make its folder, so that a kill leaves either the old or the new content.
 
     Raises:
         OSError: The disk is full or the folder cannot be written.

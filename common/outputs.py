@@ -3,8 +3,6 @@
 The proof is `.written_by.json` in the folder of a file: for each file the command that wrote it and
 the SHA-256 of what it wrote. A file that is not listed, or was changed since, is somebody's work. So
 outputs keep their bytes, and the record moves along with their folder.
-Left out on purpose: a lock on the record. Of two commands that end in one folder in the same
-millisecond one may go unrecorded, and is then refused, never lost.
 """
 
 import argparse
@@ -145,13 +143,9 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def writing(command: str, *paths: Path) -> Iterator[list[Path]]:
-    """Give files to write beside the real ones; they take their places, recorded, when all is done.
+    """Give a temporary file for each path; they take their places, recorded, when all is done.
 
-    Args:
-        paths: The files; a link keeps pointing at what it names.
-
-    Yields:
-        A temporary file for each.
+    A link keeps pointing at what it names.
 
     Raises:
         OSError: A file cannot be written.

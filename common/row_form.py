@@ -59,8 +59,7 @@ def missing_finding(
     """
     keys = shown_keys(row) or "no key"
     known = {*required, *fields}
-    path = _rows_path(row, known) if known.isdisjoint(row) else None
-    if path:
+    if path := known.isdisjoint(row) and _rows_path(row, known):
         return (
             f"row: holds its rows inside, the row has {keys}; write each object under {path} on a "
             f"line of its own (jq -c {shlex.quote(path)})"

@@ -2,7 +2,6 @@
 
 The lock is the system's (flock), held by an object that lives as long as the run, so that a killed
 process leaves none behind. Where the file system has no locks, runs go on without.
-Left out on purpose: a list of every single file; what lies inside a run's own folders is the run's.
 """
 
 import json
@@ -66,10 +65,7 @@ def is_run(folder: Path) -> bool:
 
 
 def lock_folder(folder: Path, name: str) -> TextIO:
-    """Lock a folder, which is made when missing.
-
-    Args:
-        name: Name of the lock file; it stays.
+    """Lock a folder, made when missing, by a file of this name, which stays.
 
     Returns:
         The lock; the system lifts it when it is closed, dropped, or the process is gone.

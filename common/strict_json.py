@@ -26,13 +26,7 @@ class StrictJsonError(ValueError):
     """Text that is not strict JSON; `kind` says in which way, the message says it in words."""
 
     def __init__(self, kind: ErrorKind, reason: str, text: str = "", position: int = -1) -> None:
-        """Keep the reason and its place.
-
-        Args:
-            kind: In which way the text is not strict JSON.
-            reason: The same in words, without the place.
-            position: Offset in `text`; -1 when the reason has no place of its own.
-        """
+        """Keep the reason, and its offset in `text`; -1 when it has no place of its own."""
         place = ""
         if position >= 0:
             line = text.count("\n", 0, position) + 1

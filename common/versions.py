@@ -48,10 +48,9 @@ def driver_lists_gpu() -> bool:
 
 
 def why_gpu_is_unused() -> str:
-    """Say why torch, where it sees no GPU, cannot use the one that this machine seems to have.
+    """Say why torch cannot use the GPU that this machine seems to have, and the remedy.
 
-    Returns:
-        One sentence with the remedy; empty without NVIDIA's driver, as no GPU is missed there.
+    Empty without NVIDIA's driver, as no GPU is missed there.
     """
     if not driver_lists_gpu():
         return ""
@@ -80,21 +79,15 @@ def read_pins(path: Path) -> dict[str, str]:
     """Return the exact pins (`name==version`) of a requirements file."""
     pins = {}
     for line in path.read_text(encoding="utf-8").splitlines():
-        match = re.match(r"([A-Za-z0-9_.-]+)==([^\s;#]+)", line)
-        if match:
-            pins[match.group(1).replace("-", "_")] = match.group(2)
+        if match := re.match(r"([A-Za-z0-9_.-]+)==([^\s;#]+)", line):
+            pins[match[1].replace("-", "_")] = match[2]
     return pins
 
 
 def component_lines(gpu: bool) -> list[str]:
-    """Describe every component against its pin, one line each.
+    """Describe every component against its pin, the GPU stack's or the CPU's, one line each.
 
-    Args:
-        gpu: Whether the pins of the GPU stack apply.
-
-    Returns:
-        Lines such as `trl 1.14.2 (pinned)`; one with WRONG or MISSING names the command that fixes
-        it.
+    Such as `trl 1.14.2 (pinned)`; a line with WRONG or MISSING names the command that fixes it.
     """
     name_of_file = requirements_name(gpu)
     pins = read_pins(ROOT / name_of_file)
@@ -123,16 +116,12 @@ def _component_line(name: str, pin: str | None, file_name: str) -> str:
 
 
 def find_broken(gpu: bool) -> str:
-    """Name the first package that is missing, or of a version that is known not to work here.
+    """Say which package is missing, or of a version known not to work here, and the remedy; "" if none.
 
     Args:
         gpu: Whether the GPU stack is meant, so that Unsloth trains.
-
-    Returns:
-        One line with the remedy; empty when there is none.
     """
-    missing = find_missing(NEEDED, gpu)
-    if missing:
+    if missing := find_missing(NEEDED, gpu):
         return missing
     remedy = f"pip install -r {requirements_name(gpu)}"
     for name, versions, stacks, happens in KNOWN_TO_BREAK:

@@ -6,7 +6,6 @@ The message format is in `prompting/dialogue.py`, the policy's full wording in `
 import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from functools import cache
 from typing import Any
 
 from envs.retail import ADDRESS_FIELDS, TOOL_SCHEMAS, WRITE_TOOLS
@@ -61,20 +60,15 @@ def with_instructions(
     return [{"role": "system", "content": text}, *messages]
 
 
-@cache
-def _short_tools() -> tuple[dict[str, Any], ...]:
-    tools = deepcopy(tuple(TOOL_SCHEMAS.values()))
+def agent_tools() -> list[dict[str, Any]]:
+    """Return the sixteen tools as OpenAI-style schemas whose parameters speak by their names."""
+    tools = deepcopy(list(TOOL_SCHEMAS.values()))
     for tool in tools:
         for name, spec in tool["function"]["parameters"]["properties"].items():
             del spec["description"]
             if name in _PARAMETER_NOTES:
                 spec["description"] = _PARAMETER_NOTES[name]
     return tools
-
-
-def agent_tools() -> list[dict[str, Any]]:
-    """Return the sixteen tools as OpenAI-style schemas whose parameters speak by their names."""
-    return deepcopy(list(_short_tools()))
 
 
 def brief_result(name: str, content: str) -> str:

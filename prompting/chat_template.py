@@ -134,10 +134,7 @@ class TemplateFormat:
     def render(self, messages: Sequence[Mapping[str, Any]], analyses: Mapping[int, str]) -> str:
         """Return the prompt of a conversation, policy and tools included.
 
-        Args:
-            messages: user, assistant and tool messages; a system message before them replaces the
-                policy.
-            analyses: not used: thinking stays out of later prompts.
+        A system message before the others replaces the policy; thinking stays out of later prompts.
 
         Raises:
             TemplateError: The template refuses the conversation.

@@ -184,12 +184,9 @@ class HarmonyFormat:
         self._tools = tools or (agent_tools() if style == "full" else [])
 
     def render(self, messages: Sequence[Mapping[str, Any]], analyses: Mapping[int, str]) -> str:
-        """Return the prompt of a conversation, policy and tools included.
+        """Return the prompt of a conversation, policy and tools included; arguments as `render_dialogue`.
 
-        Args:
-            messages: user, assistant and tool messages; a system message before them replaces the
-                policy.
-            analyses: thinking by the index of the assistant message that it led to.
+        A system message before the others replaces the policy.
         """
         whole = with_instructions(messages, self.style)
         shift = len(whole) - len(messages)
@@ -239,11 +236,8 @@ def assistant_message(content: str, calls: Sequence[tuple[str, str]] = ()) -> Me
     message: Message = {"role": "assistant", "content": content}
     if calls:
         message["tool_calls"] = [
-            {
-                "id": f"call_{number}",
-                "type": "function",
-                "function": {"name": name, "arguments": arguments},
-            }
+            {"id": f"call_{number}", "type": "function",
+             "function": {"name": name, "arguments": arguments}}
             for number, (name, arguments) in enumerate(calls)
         ]
     return message

@@ -1,10 +1,8 @@
 """Harmony, the message format of GPT-OSS: render prompts and completions, parse completions.
 
-Prompts and completions of this project are plain text in this format and are tokenised as they are
-(special tokens parsed), so training, sampling and scoring share one rendering and one parser.
-
-Earlier tool calls and results are rendered by `prompting/dialogue.py`. The format is described in OpenAI's
-harmony response format; `render_prompt` gives the text of the stock GPT-OSS chat template.
+Prompts and completions are plain text in this format and are tokenised as they are (special tokens
+parsed), so training, sampling and scoring share one rendering and one parser. `render_prompt` gives the
+text of the stock GPT-OSS chat template; calls and results are rendered by `prompting/dialogue.py`.
 """
 
 import re

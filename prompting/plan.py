@@ -60,11 +60,7 @@ def tool_signatures() -> str:
 
 @cache
 def plan_instructions(style: PromptStyle = "full") -> str:
-    """Return the developer message that asks for a plan.
-
-    Raises:
-        ValueError: the style is neither full nor brief.
-    """
+    """Return the developer message that asks for a plan; a ValueError for a style that is none."""
     if style == "full":
         return f"{POLICY}\n{tool_signatures()}"
     if style == "brief":

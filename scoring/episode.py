@@ -8,9 +8,9 @@ adds small shaped terms that can never lift a failure to a success.
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 from data_reader import Task
 from envs.retail import WRITE_TOOLS, Episode, RetailDatabase
@@ -48,7 +48,7 @@ class EpisodeWeights:
             raise ValueError("success: must exceed progress and the worst penalty together")
 
 
-DEFAULT_EPISODE_WEIGHTS = EpisodeWeights()
+WEIGHTS = EpisodeWeights()
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,8 @@ class EpisodeScore:
     """Reward by weight name, before `worst_penalty`."""
 
 
-class _Step(NamedTuple):
-    name: str
-    key: tuple
-
-
-def _steps(calls: Sequence[tuple[str, Mapping[str, Any], Any]]) -> list[_Step]:
-    """Return accepted calls with keys that are equal when two calls serve a task alike.
+def _steps(calls: Iterable[tuple[str, Mapping[str, Any], Any]]) -> list[tuple[str, tuple]]:
+    """Return the names of accepted calls, with keys that are equal when two calls serve a task alike.
 
     Writes are compared by arguments. Reads are compared by what they show, so that any way to
     authenticate the customer, any spelling of a sum and any summary for a person will do.
@@ -92,19 +87,11 @@ def _steps(calls: Sequence[tuple[str, Mapping[str, Any], Any]]) -> list[_Step]:
     steps = []
     for name, arguments, content in calls:
         if name in WRITE_TOOLS:
-            steps.append(_Step(name, call_key(name, arguments)))
+            steps.append((name, call_key(name, arguments)))
         elif name != "think":
             kind = "authenticate" if name in AUTHENTICATION_TOOLS else name
-            steps.append(_Step(name, (kind, json.dumps(content, sort_keys=True))))
+            steps.append((name, (kind, json.dumps(content, sort_keys=True))))
     return steps
-
-
-def _gold_steps(task: Task, db: RetailDatabase) -> list[_Step]:
-    episode = Episode(db)
-    return _steps([
-        (a["name"], a["arguments"], episode.call(a["name"], a["arguments"]).content)
-        for a in task.gold_actions
-    ])
 
 
 _NUMBER = re.compile(r"(?<![\w#.,])\d[\d,]*(?:\.\d+)?")
@@ -137,7 +124,6 @@ def score_episode(
     messages: Sequence[Mapping[str, Any]],
     db: RetailDatabase,
     termination: str | None = None,
-    weights: EpisodeWeights = DEFAULT_EPISODE_WEIGHTS,
 ) -> EpisodeScore:
     """Score a conversation, live or recorded.
 
@@ -151,12 +137,14 @@ def score_episode(
     gold = replay_gold(task, db)
     transcript = replay(messages, db)
     calls = transcript.calls
-    made = _steps([(c.name, c.arguments, c.content) for c in calls if c.ok])
-    gold_steps = _gold_steps(task, db)
-    missing = Counter(step.key for step in gold_steps) - Counter(step.key for step in made)
-    unasked = Counter(s.key for s in made if s.name in WRITE_TOOLS) - Counter(
-        step.key for step in gold_steps
-    )
+    made = _steps((c.name, c.arguments, c.content) for c in calls if c.ok)
+    episode = Episode(db)
+    gold_steps = Counter(key for _, key in _steps(
+        (a["name"], a["arguments"], episode.call(a["name"], a["arguments"]).content)
+        for a in task.gold_actions
+    ))
+    missing = gold_steps - Counter(key for _, key in made)
+    unasked = Counter(key for name, key in made if name in WRITE_TOOLS) - gold_steps
     db_match = same_store(transcript.changed_records, gold.changed_records)
     told = told_outputs(task, transcript)
     outputs_told = len(told) == len(task.outputs)
@@ -165,7 +153,7 @@ def score_episode(
         success = success and not missing and not unasked
     violations = find_violations(transcript, db, task.user_id)
     num_refusals = sum(not call.ok for call in calls)
-    num_wanted = len(gold_steps) + len(task.outputs)
+    num_wanted = gold_steps.total() + len(task.outputs)
     num_reached = num_wanted - missing.total() - (len(task.outputs) - len(told))
     counts = {
         "success": float(success),
@@ -174,11 +162,11 @@ def score_episode(
         "wrong_write": 0 if success else unasked.total(),
         "refused_call": num_refusals,
     }
-    parts = {name: getattr(weights, name) * count if count else 0.0 for name, count in counts.items()}
+    parts = {name: getattr(WEIGHTS, name) * count if count else 0.0 for name, count in counts.items()}
     penalty = parts["violation"] + parts["wrong_write"] + parts["refused_call"]
-    reward = parts["success"] + parts["progress"] + max(weights.worst_penalty, penalty)
+    reward = parts["success"] + parts["progress"] + max(WEIGHTS.worst_penalty, penalty)
     return EpisodeScore(
-        task.task_id, success, round(reward, 9), weights.success + weights.progress, db_match,
+        task.task_id, success, round(reward, 9), WEIGHTS.success + WEIGHTS.progress, db_match,
         outputs_told, tuple(violations), transcript.num_turns, len(calls), num_refusals,
         termination, parts,
     )

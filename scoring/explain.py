@@ -5,6 +5,7 @@ Everything shown comes from `score_completion` and `Episode`, so it agrees with 
 
 import json
 from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 from common.user_error import printable
@@ -104,6 +105,5 @@ def group_advantages(rewards: Sequence[float]) -> list[float]:
     Args:
         rewards: Rewards of the completions of one task, shape `[G]`, G >= 2.
     """
-    mean = sum(rewards) / len(rewards)
-    variance = sum((reward - mean) ** 2 for reward in rewards) / (len(rewards) - 1)
-    return [round((reward - mean) / (variance**0.5 + 1e-4), 3) for reward in rewards]
+    mean, deviation = fmean(rewards), stdev(rewards)
+    return [round((reward - mean) / (deviation + 1e-4), 3) for reward in rewards]

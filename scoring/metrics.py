@@ -75,12 +75,9 @@ def estimate_ratios(
         return np.divide(total[:, 0], total[:, 1], out=np.zeros(len(total)), where=total[:, 1] > 0)
 
     rng = np.random.default_rng(seed)
-    resampled = np.array(
-        [
-            ratio_of(sums[rng.integers(len(rows), size=len(rows))].sum(axis=0))
-            for _ in range(num_bootstrap)
-        ]
-    )
+    resampled = np.array([
+        ratio_of(sums[rng.integers(len(rows), size=len(rows))].sum(axis=0)) for _ in range(num_bootstrap)
+    ])
     low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
     found = zip(ratios, ratio_of(sums.sum(axis=0)), low, high, strict=True)
     return {

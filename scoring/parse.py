@@ -1,8 +1,7 @@
 """Read a plan: the final message's text to calls, strictly.
 
 The whole text is one JSON object with exactly `tool_calls`, a list of objects with exactly `name`
-(text) and `arguments` (an object). Nothing is repaired. Whether a tool exists and takes these
-arguments is decided by the store.
+(text) and `arguments` (an object). Nothing is repaired. The store decides which calls it takes.
 """
 
 from typing import Any, Literal, NamedTuple

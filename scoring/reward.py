@@ -2,8 +2,7 @@
 
 Pure and deterministic: no RNG, clock, print or changed global (a bounded cache of gold replays
 aside). What a model wrote lowers its score and never raises; gold that does not replay raises.
-`score_completion` is the whole scorer in five steps, `reward_parts` its sum. Conversations are
-scored by `scoring/episode.py`.
+`score_completion` is the whole scorer, `reward_parts` its sum; conversations: `scoring/episode.py`.
 """
 
 import json

@@ -52,11 +52,7 @@ class Transcript(NamedTuple):
 
 
 def parse_arguments(text: object) -> dict[str, Any] | str:
-    """Read the arguments text of a call.
-
-    Returns:
-        The arguments, or in words why they cannot be used; never raises.
-    """
+    """Return the arguments text of a call as an object, or in words why it cannot be used; never raises."""
     if not isinstance(text, str):
         return "arguments must be the text of a JSON object"
     if len(text) > MAX_ARGUMENT_CHARACTERS:

@@ -93,10 +93,6 @@ def compare_trials(
     before: Sequence[EpisodeScore], after: Sequence[EpisodeScore], num_bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict[str, Estimate | int]:
-    """Return how much higher each rate is in one run than in another, see `estimate_gains`.
-
-    Returns:
-        The mean difference of each rate with its interval, and `num_tasks`.
-    """
+    """Return how much higher each rate is in a second run, see `estimate_gains`, and `num_tasks`."""
     found, num_tasks = estimate_gains(before, after, RATES, num_bootstrap, seed)
     return {**found, "num_tasks": num_tasks}

@@ -1,8 +1,8 @@
 """Judge a conversation by wiki.md: what was done before it was allowed, or to somebody else.
 
 The judgement reads the words, as a supervisor would: a write is confirmed when the agent asked
-about this action on this order and the customer's next words were a yes. Whether
-the details of the question were right, the final store shows.
+about this action on this order and the customer's next words were a yes; the
+final store shows whether its details were right.
 """
 
 import re

@@ -43,13 +43,10 @@ class Episode:
         self._tools = RetailTools(self._store)
 
     def call(self, name: object, arguments: object) -> Observation:
-        """Play one call; whatever a model wrote is answered and never raises.
+        """Play one call, whatever a model wrote as its arguments; it is answered and never raises.
 
         Only a `ToolRefusal` becomes an observation, and only here: any other exception is a bug and
         passes through.
-
-        Args:
-            arguments: Arguments, as the policy wrote them; any value is taken.
 
         Returns:
             The observation; `ok` is False when the call does not fit the tool's schema or the
@@ -67,9 +64,8 @@ class Episode:
     def changed_records(self) -> dict[str, dict[str, Record]]:
         """Return copies of all records that differ from the database, whole.
 
-        Returns:
-            `{"orders": {order_id: order}, "users": {user_id: user}}`; a record that was changed
-            and changed back is left out.
+        `{"orders": {order_id: order}, "users": {user_id: user}}`; a record that was changed and changed
+        back is left out.
         """
         return _copy(self._store.changed_records())
 

@@ -44,12 +44,11 @@ _SHARE_OTHER_ADDRESS = 0.08
 def make_store(
     seed: int, num_users: int = 500, num_orders: int = 1000
 ) -> tuple[Records, Records, Records]:
-    """Make a store in memory.
+    """Make a store in memory; those whose seeds differ modulo `NUM_ID_CLASSES` share no id.
 
     Args:
-        seed: Any integer; stores whose seeds differ modulo `NUM_ID_CLASSES` share no id.
-        num_users: Number of users, 1 or more.
-        num_orders: Number of orders, at least one for every user, at most `MAX_ORDERS`.
+        num_users: 1 or more.
+        num_orders: At least one for every user, at most `MAX_ORDERS`.
 
     Returns:
         Users, orders and products, each by id.
@@ -118,10 +117,8 @@ def _make_products(rng: random.Random, seed: int, words: Record) -> Records:
             price = round((low + (high - low) * share) * rng.uniform(0.97, 1.03), 2)
             item_id = str(ids.draw())
             variants[item_id] = {
-                "item_id": item_id,
-                "options": dict(zip(names, values, strict=True)),
-                "available": is_available,
-                "price": price,
+                "item_id": item_id, "options": dict(zip(names, values, strict=True)),
+                "available": is_available, "price": price,
             }
         product_id = str(ids.draw())
         products[product_id] = {"name": line["name"], "product_id": product_id, "variants": variants}
@@ -204,15 +201,10 @@ def _make_items(rng: random.Random, products: Records) -> list[Record]:
     for product_id in rng.sample(list(products), k=num_items):
         product = products[product_id]
         variant = rng.choice(list(product["variants"].values()))
-        items.append(
-            {
-                "name": product["name"],
-                "product_id": product_id,
-                "item_id": variant["item_id"],
-                "price": variant["price"],
-                "options": dict(variant["options"]),
-            }
-        )
+        items.append({
+            "name": product["name"], "product_id": product_id, "item_id": variant["item_id"],
+            "price": variant["price"], "options": dict(variant["options"]),
+        })
     if rng.random() < _SHARE_TWICE_BOUGHT:
         items.append({**items[0], "options": dict(items[0]["options"])})
     return items
@@ -221,10 +213,9 @@ def _make_items(rng: random.Random, products: Records) -> list[Record]:
 def _make_fulfillments(rng: random.Random, items: list[Record]) -> list[Record]:
     item_ids = [item["item_id"] for item in items]
     cut = rng.randrange(1, len(item_ids)) if len(item_ids) > 2 and rng.random() < 0.3 else 0
-    parcels = [parcel for parcel in (item_ids[:cut], item_ids[cut:]) if parcel]
     return [
         {"tracking_id": [str(rng.randrange(10**11, 10**12))], "item_ids": parcel}
-        for parcel in parcels
+        for parcel in (item_ids[:cut], item_ids[cut:]) if parcel
     ]
 
 
@@ -301,15 +292,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         write_store(options.seed, options.output_dir, options.num_users, options.num_orders)
-    except UserError as error:
-        print(f"make_store.py: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"make_store.py: {system_error(error, options.output_dir)}", file=sys.stderr)
-        return 2
-    except ValueError as error:
-        print(f"make_store.py: {error}", file=sys.stderr)
-        return 2
+    except (UserError, ValueError, OSError) as error:
+        text = system_error(error, options.output_dir) if isinstance(error, OSError) else error
+        print(f"make_store.py: {text}", file=sys.stderr)
+        return 1 if isinstance(error, UserError) else 2
     print(f"{options.output_dir}: {options.num_users} users, {options.num_orders} orders")
     return 0
 

@@ -239,10 +239,9 @@ class Audit:
 def audit_files(
     paths: Sequence[str | Path], data_dir: str | Path | None = None, **split: Any
 ) -> list[AuditReport]:
-    """Audit several files and compare them with each other.
+    """Audit several task files, JSONL or a JSON array such as tau-bench's own, and compare them.
 
     Args:
-        paths: Task files: JSONL, or a JSON array such as tau-bench's own.
         data_dir: Folder of the store; None means the project's own.
         **split: `seed` and `fractions` of the split, as in training; see `SplitLeakage`.
 
@@ -264,20 +263,11 @@ def audit_files(
 
 
 def audit_file(
-    path: str | Path,
-    data_dir: str | Path | None = None,
-    against: Sequence[str | Path] = (),
-    **split: Any,
+    path: str | Path, data_dir: str | Path | None = None, against: Sequence[str | Path] = (), **split: Any
 ) -> AuditReport:
-    """Audit one task file.
+    """Audit one task file; arguments as `audit_files`.
 
     Args:
-        path: JSONL, or a JSON array such as tau-bench's own task files.
         against: Other files; customers and queries in another split there are leaks.
-        **split: `seed` and `fractions` of the split, as in training; see `SplitLeakage`.
-
-    Raises:
-        DatasetError: A file cannot be read at all.
-        DatabaseError: The store cannot be loaded.
     """
     return audit_files([path, *against], data_dir, **split)[0]

@@ -14,11 +14,7 @@ from tasks.audit.policy import AUTHENTICATION_TOOLS
 
 # The subjects outside the tools, as wiki.md lists them.
 TRANSFER_SUBJECTS = (
-    "lost parcel",
-    "warranty claim",
-    "price match",
-    "coupon request",
-    "damaged on arrival",
+    "lost parcel", "warranty claim", "price match", "coupon request", "damaged on arrival",
     "invoice correction",
 )
 TOOL_OF_INTENT = {

@@ -61,8 +61,7 @@ class UniquenessCheck:
     def check(self, task: Task) -> list[Finding]:
         """Return a finding for each way in which the task repeats an earlier one; remember it.
 
-        Args:
-            task: The task; an empty `task_id` is not compared.
+        An empty `task_id` is not compared.
         """
         findings = []
         query = fingerprint(normalized_query(task.query))
@@ -105,11 +104,7 @@ class NearDuplicates:
         self._signatures: list[bytes] = []
 
     def check(self, query: str) -> tuple[int, float] | None:
-        """Return (index of an earlier query, similarity) for a near duplicate; remember it.
-
-        Args:
-            query: The text; queries are numbered from 0 in the order they come.
-        """
+        """Return (number of an earlier query, from 0, similarity) for a near duplicate; remember it."""
         signature = self._signature(query)
         index = len(self._signatures)
         raw = signature.tobytes()
@@ -152,13 +147,7 @@ class Place(NamedTuple):
 
 
 class SplitLeakage:
-    """Collect the customers and queries of each split, over any number of files.
-
-    Args:
-        db: The store, in which gold calls find customers.
-        seed: Seed of the split, as in training.
-        fractions: Shares of the splits, as in training.
-    """
+    """Collect the customers and queries of each split, dealt out as in training, over any number of files."""
 
     def __init__(
         self, db: RetailDatabase, seed: int = 0, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
@@ -193,12 +182,9 @@ class SplitLeakage:
         other = self._places[likeness[0]]
         if other.split != place.split:
             self._near_pairs.append((other, place))
-        return place.split, {
-            "line": line,
-            "of_path": other.path,
-            "of_line": other.line,
-            "similarity": round(likeness[1], 2),
-        }
+        similarity = round(likeness[1], 2)
+        near = {"line": line, "of_path": other.path, "of_line": other.line, "similarity": similarity}
+        return place.split, near
 
     def to_dict(self) -> dict[str, Any]:
         """Return counts of what is in more than one split, and the first examples."""

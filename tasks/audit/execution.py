@@ -34,11 +34,7 @@ def check_format(task: Task) -> list[Finding]:
 
 
 def effect_problem(action: dict, record: dict) -> str | None:
-    """Say how a record differs from what an accepted write should have made of it.
-
-    Returns:
-        None when the record is as the call asks.
-    """
+    """Say how a record differs from what an accepted write should have made of it; None if it does not."""
     name, arguments = action["name"], action["arguments"]
     if "address1" in arguments:
         wrong = [f for f in ADDRESS_FIELDS if record["address"].get(f) != arguments[f]]

@@ -76,12 +76,7 @@ def _count_known(report: AuditReport, pattern: str) -> int:
 
 
 def analysis_text(reports: Sequence[AuditReport], command: str, plots: Sequence[str]) -> str:
-    """Return the analysis as Markdown.
-
-    Args:
-        reports: Audits of the files, compared with each other.
-        plots: Links of the plots, relative to the text.
-    """
+    """Return the analysis of audits that were compared with each other, as Markdown with links of plots."""
     names, leaks = _names(reports), reports[0].leakage
     num_tasks = [report.num_tasks for report in reports]
 
@@ -240,10 +235,9 @@ def plot_links(reports: Sequence[AuditReport], stem: str) -> list[str]:
 
 
 def write_report(reports: Sequence[AuditReport], path: str | Path, command: str | None = None) -> None:
-    """Write the analysis, and its plots into `plots/` beside it.
+    """Write the analysis of audited files, and its plots into `plots/` beside it.
 
     Args:
-        reports: Audits of the files, compared with each other.
         command: The command that writes it; None names an audit of the first file.
     """
     path = Path(path)

@@ -72,11 +72,8 @@ Sampler = Callable[[Draw], Intent]
 
 def item_fact(draw: Draw, item: Record) -> dict[str, Any]:
     """Return what the query and the instruction say about an item."""
-    return {
-        "item_id": item["item_id"],
-        "name": draw.view.db.products[item["product_id"]]["name"],
-        "options": item["options"],
-    }
+    name = draw.view.db.products[item["product_id"]]["name"]
+    return {"item_id": item["item_id"], "name": name, "options": item["options"]}
 
 
 def method_fact(draw: Draw, method_id: str) -> dict[str, Any]:
@@ -133,17 +130,17 @@ def sample_return(draw: Draw) -> Intent:
     items = draw.rng.sample(items, draw.num_items(len(items)))
     method_id = draw.rng.choice(refund_methods(draw, order_id))
     item_ids = [item["item_id"] for item in items]
+    facts = {
+        "order_id": order_id, "items": [item_fact(draw, item) for item in items],
+        "method": method_fact(draw, method_id),
+    }
     return Intent(
         "return",
         call(
             "return_delivered_order_items",
             order_id=order_id, item_ids=item_ids, payment_method_id=method_id,
         ),
-        {
-            "order_id": order_id,
-            "items": [item_fact(draw, item) for item in items],
-            "method": method_fact(draw, method_id),
-        },
+        facts,
         "requested the return" + (f" of {len(items)} items" if len(items) > 1 else ""),
     )
 
@@ -178,24 +175,15 @@ def sample_swap(draw: Draw, kind: str, status: str, tool: str, outcome: str) -> 
     """Swap items of an order for other variants of the same products."""
     order_id = draw.order(kind, status, fits=lambda o: bool(draw.view.swappable(o)))
     pairs, difference = swap_facts(draw, order_id)
-    methods = draw.user["payment_methods"]
-    able = [
-        method_id
-        for method_id in draw.view.method_labels(draw.user_id)
-        if can_carry(methods[method_id], difference)
-    ]
+    methods, labels = draw.user["payment_methods"], draw.view.method_labels(draw.user_id)
+    able = [method_id for method_id in labels if can_carry(methods[method_id], difference)]
     if not able:
         raise NoFit
     method_id = draw.rng.choice(able)
+    old, new = ([pair[part]["item_id"] for pair in pairs] for part in ("old", "new"))
     return Intent(
         kind,
-        call(
-            tool,
-            order_id=order_id,
-            item_ids=[pair["old"]["item_id"] for pair in pairs],
-            new_item_ids=[pair["new"]["item_id"] for pair in pairs],
-            payment_method_id=method_id,
-        ),
+        call(tool, order_id=order_id, item_ids=old, new_item_ids=new, payment_method_id=method_id),
         {"order_id": order_id, "pairs": pairs, "method": method_fact(draw, method_id)},
         outcome if len(pairs) == 1 else f"{outcome} for {len(pairs)} items",
     )
@@ -239,11 +227,7 @@ def sample_change_profile_address(draw: Draw) -> Intent:
 
 
 def other_methods(draw: Draw, order_id: str, enough: bool) -> list[str]:
-    """Return the other methods that could pay an order.
-
-    Args:
-        enough: True for methods that cover the amount, False for gift cards that do not.
-    """
+    """Return the other methods that cover what an order costs, or the gift cards that do not."""
     payments = draw.view.db.orders[order_id]["payment_history"]
     if len(payments) != 1 or payments[0]["transaction_type"] != "payment":
         return []
@@ -263,11 +247,7 @@ def sample_change_payment(draw: Draw) -> Intent:
     return Intent(
         "change_payment",
         call("modify_pending_order_payment", order_id=order_id, payment_method_id=method_id),
-        {
-            "order_id": order_id,
-            "method": method_fact(draw, method_id),
-            "names": order_names(draw, order_id),
-        },
+        {"order_id": order_id, "method": method_fact(draw, method_id), "names": order_names(draw, order_id)},
         "changed the payment method",
     )
 

@@ -135,20 +135,13 @@ def check_refusals(task: Task, blueprint: Blueprint, db: RetailDatabase) -> list
 class Drafter:
     """Makes drafts from a store and a mix; a draft depends on (seed, index, attempt) alone."""
 
-    def __init__(self, db: RetailDatabase, seed: int, mix: TaskMix = DEFAULT_MIX):
-        self.db = db
-        self.seed = seed
-        self.mix = mix
+    def __init__(self, db: RetailDatabase, seed: int, mix: TaskMix):
+        self.db, self.seed, self.mix = db, seed, mix
         self.row_checks = RowChecks(db)
         self.sampler = BlueprintSampler(StoreView(db), mix)
 
     def draft(self, index: int, attempt: int) -> Draft:
-        """Make one attempt and check everything but uniqueness, which needs the other tasks.
-
-        Args:
-            index: The task's number in its file, from 0.
-            attempt: Rejected drafts of this number so far.
-        """
+        """Make one attempt at a task's number; check everything but uniqueness, which needs the others."""
         rng = Random(f"{self.seed}/{index}/{attempt}")
         blueprint = self.sampler.sample(rng)
         if blueprint is None:
@@ -166,8 +159,7 @@ class Drafter:
             ("grounding", lambda: check_grounding(plan, db)),
         )
         for step, check in checks:
-            findings = check()
-            if findings:
+            if findings := check():
                 return Draft(step, findings[0].kind)
         key = fingerprint(blueprint.key) or 1
         task = self.worded(rng, blueprint, plan)
@@ -176,12 +168,10 @@ class Drafter:
         except DatasetError:  # a name in the store holds a control token, for instance
             return Draft("wording", "unreadable", key)
         rows = self.row_checks
-        findings = check_conventions(task, db) + rows.customer_findings(task)
-        findings += rows.address_findings(task)
-        if findings:
+        checked = check_conventions(task, db) + rows.customer_findings(task)
+        if findings := checked + rows.address_findings(task):
             return Draft("wording", findings[0].kind, key)
-        findings = check_grounding(task, db) + check_agent_grounding(task, db)
-        if findings:
+        if findings := check_grounding(task, db) + check_agent_grounding(task, db):
             return Draft("words_grounding", findings[0].kind, key)
         return Draft("", "", key, task)
 
@@ -279,31 +269,27 @@ def _draft_chunk(indices: range) -> list[list[Draft]]:
     return [_worker_drafter.drafts(index) for index in indices]
 
 
-def _chunks_of_drafts(
+def _all_drafts(
     drafter: Drafter, data_dir: Path | None, num_tasks: int, num_workers: int
-) -> Iterator[tuple[range, list[list[Draft]]]]:
-    """Yield the drafts of all task numbers in order, with a bounded number of chunks in flight."""
-    chunks = (range(n, min(n + CHUNK_SIZE, num_tasks)) for n in range(0, num_tasks, CHUNK_SIZE))
+) -> Iterator[list[Draft]]:
+    """Yield the drafts of each task number in order, with a bounded number of chunks in flight."""
     if num_workers == 1:
-        for chunk in chunks:
-            for index in chunk:
-                yield range(index, index + 1), [drafter.drafts(index)]
+        yield from map(drafter.drafts, range(num_tasks))
         return
+    chunks = (range(n, min(n + CHUNK_SIZE, num_tasks)) for n in range(0, num_tasks, CHUNK_SIZE))
     with ProcessPoolExecutor(
         num_workers, initializer=_start_worker, initargs=(data_dir, drafter.seed, drafter.mix)
     ) as pool:
-        waiting: deque[tuple[range, Future[list[list[Draft]]]]] = deque()
+        waiting: deque[Future[list[list[Draft]]]] = deque()
         try:
             for chunk in chunks:
-                waiting.append((chunk, pool.submit(_draft_chunk, chunk)))
+                waiting.append(pool.submit(_draft_chunk, chunk))
                 if len(waiting) >= num_workers * CHUNKS_AHEAD_PER_WORKER:
-                    done, future = waiting.popleft()
-                    yield done, future.result()
+                    yield from waiting.popleft().result()
             while waiting:
-                done, future = waiting.popleft()
-                yield done, future.result()
+                yield from waiting.popleft().result()
         finally:
-            for _, future in waiting:
+            for future in waiting:
                 future.cancel()
 
 
@@ -317,9 +303,7 @@ class TaskStream:
         """Load the store.
 
         Args:
-            num_tasks: At least 1.
             seed: Determines every task, together with the store and the mix.
-            data_dir: Folder of the store; None takes the project's.
             num_workers: Processes that draft; they do not change the tasks.
 
         Raises:
@@ -343,7 +327,6 @@ class TaskStream:
         Raises:
             GenerationError: The store is too small for so many different tasks.
         """
-        chunks = _chunks_of_drafts(self.drafter, self.data_dir, self.num_tasks, self.num_workers)
-        for indices, drafts in chunks:
-            for index, made in zip(indices, drafts):
-                yield self._deduplicator.task(index, made)
+        drafts = _all_drafts(self.drafter, self.data_dir, self.num_tasks, self.num_workers)
+        for index, made in enumerate(drafts):
+            yield self._deduplicator.task(index, made)

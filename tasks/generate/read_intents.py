@@ -147,9 +147,7 @@ def sample_refuse_return(draw: Draw) -> Intent:
     item = draw.rng.choice(unique_items(draw.view.db.orders[order_id]))
     forbidden = call(
         "return_delivered_order_items",
-        order_id=order_id,
-        item_ids=[item["item_id"]],
-        payment_method_id=refund_methods(draw, order_id)[0],
+        order_id=order_id, item_ids=[item["item_id"]], payment_method_id=refund_methods(draw, order_id)[0],
     )
     intent = refused_by_status(draw, "refuse_return", order_id, forbidden, "return")
     intent.facts["item"] = item_fact(draw, item)
@@ -193,18 +191,12 @@ def sample_refuse_unavailable(draw: Draw) -> Intent:
     return Intent(
         "refuse_unavailable",
         call("get_product_details", product_id=item["product_id"]),
-        {
-            "order_id": order_id,
-            "product_id": item["product_id"],
-            "item": item_fact(draw, item),
-            "new": item_fact(draw, new),
-        },
+        {"order_id": order_id, "product_id": item["product_id"], "item": item_fact(draw, item),
+         "new": item_fact(draw, new)},
         "refused: the wanted item is not available",
         forbidden=call(
             "modify_pending_order_items" if pending else "exchange_delivered_order_items",
-            order_id=order_id,
-            item_ids=[item["item_id"]],
-            new_item_ids=[new_id],
+            order_id=order_id, item_ids=[item["item_id"]], new_item_ids=[new_id],
             payment_method_id=order["payment_history"][0]["payment_method_id"],
         ),
     )
@@ -217,13 +209,9 @@ def sample_refuse_gift_card(draw: Draw) -> Intent:
     return Intent(
         "refuse_gift_card",
         call("get_user_details", user_id=draw.user_id),
-        {
-            "user_id": draw.user_id,
-            "order_id": order_id,
-            "method": method_fact(draw, method_id),
-            "balance": draw.user["payment_methods"][method_id]["balance"],
-            "amount": draw.view.db.orders[order_id]["payment_history"][0]["amount"],
-        },
+        {"user_id": draw.user_id, "order_id": order_id, "method": method_fact(draw, method_id),
+         "balance": draw.user["payment_methods"][method_id]["balance"],
+         "amount": draw.view.db.orders[order_id]["payment_history"][0]["amount"]},
         "refused: the gift card balance is too small",
         forbidden=call("modify_pending_order_payment", order_id=order_id, payment_method_id=method_id),
     )

@@ -43,11 +43,7 @@ class BlueprintSampler:
     """Draw blueprints from one store by one mix."""
 
     def __init__(self, view: StoreView, mix: TaskMix):
-        """Find which customers can have which intent.
-
-        Args:
-            mix: The shares to draw by; intents that nobody in the store can have are skipped.
-        """
+        """Find which customers can have which intent; those that nobody can have are never drawn."""
         self.view = view
         self.mix = mix
         any_order = _has(view, "pending", *STATUSES_AFTER_PENDING)
@@ -118,11 +114,8 @@ class BlueprintSampler:
         return Blueprint(
             user_id=user_id,
             authentication=wanted if wanted in ways else ways[0],
-            first_name=user["name"]["first_name"],
-            last_name=user["name"]["last_name"],
-            email=user["email"],
-            zip=user["address"]["zip"],
-            intents=tuple(intents),
+            first_name=user["name"]["first_name"], last_name=user["name"]["last_name"],
+            email=user["email"], zip=user["address"]["zip"], intents=tuple(intents),
             distractor=distractor,
         )
 

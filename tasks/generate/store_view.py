@@ -3,7 +3,7 @@
 A view is built once and read by every draft; nothing in it is random.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from typing import Any
 
 from envs.retail import Episode, RetailDatabase
@@ -17,26 +17,20 @@ class StoreView:
 
     def __init__(self, db: RetailDatabase):
         self.db = db
-        self.orders_by_user: dict[str, dict[str, list[str]]] = {}
-        by_user: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        self.orders_by_user: dict[str, dict[str, list[str]]] = {user_id: {} for user_id in db.users}
         for order_id, order in db.orders.items():
-            by_user[order["user_id"]][order["status"]].append(order_id)
-        for user_id in db.users:
-            self.orders_by_user[user_id] = dict(by_user[user_id])
+            self.orders_by_user[order["user_id"]].setdefault(order["status"], []).append(order_id)
         self.available: dict[str, list[str]] = {}
         self.unavailable: dict[str, list[str]] = {}
         for product_id, product in db.products.items():
             for store, wanted in ((self.available, True), (self.unavailable, False)):
-                store[product_id] = [
-                    item_id
-                    for item_id, variant in product["variants"].items()
-                    if variant["available"] is wanted
-                ]
+                variants = product["variants"].items()
+                store[product_id] = [i for i, variant in variants if variant["available"] is wanted]
         self.streets, self.places = self._addresses()
         self.pending_order_ids = [i for i, o in db.orders.items() if o["status"] == "pending"]
         self.product_ids = [p for p, record in db.products.items() if record["variants"]]
-        self._by_email, self._by_name_zip = self._reachable_users()
-        self.users = [u for u in db.users if u in self._by_email or u in self._by_name_zip]
+        self._ways = {user_id: self._find_ways(user_id) for user_id in db.users}
+        self.users = [user_id for user_id, ways in self._ways.items() if ways]
 
     def _addresses(self) -> tuple[list[tuple[str, str]], list[tuple[str, ...]]]:
         """Return every street with its second line, and every city with state, country and zip."""
@@ -48,24 +42,18 @@ class StoreView:
                 places[tuple(address[f] for f in ("city", "state", "country", "zip"))] = None
         return list(streets), list(places)
 
-    def _reachable_users(self) -> tuple[frozenset[str], frozenset[str]]:
-        """Return the users whom each way to authenticate finds (and not a namesake)."""
-        episode = Episode(self.db)
-        by_email, by_name_zip = set(), set()
-        for user_id, user in self.db.users.items():
-            if episode.call("find_user_id_by_email", {"email": user["email"]}).content == user_id:
-                by_email.add(user_id)
-            found = episode.call(
-                "find_user_id_by_name_zip", {**user["name"], "zip": user["address"]["zip"]}
-            )
-            if found.content == user_id:
-                by_name_zip.add(user_id)
-        return frozenset(by_email), frozenset(by_name_zip)
+    def _find_ways(self, user_id: str) -> list[str]:
+        user, episode = self.db.users[user_id], Episode(self.db)
+        facts = {"email": {"email": user["email"]},
+                 "name_zip": {**user["name"], "zip": user["address"]["zip"]}}
+        return [
+            way for way, given in facts.items()
+            if episode.call(f"find_user_id_by_{way}", given).content == user_id
+        ]
 
     def authentications(self, user_id: str) -> list[str]:
-        """Return the ways to authenticate that find this user."""
-        ways = [("email", self._by_email), ("name_zip", self._by_name_zip)]
-        return [way for way, users in ways if user_id in users]
+        """Return the ways to authenticate that find this user, and not a namesake."""
+        return self._ways[user_id]
 
     def order_ids(self, user_id: str, *statuses: str) -> list[str]:
         """Return the user's orders with one of these statuses, in the store's order."""

@@ -174,11 +174,7 @@ class ChatClient:
         self._lock = threading.Lock()
 
     def ask(self, messages: list[dict[str, str]], model: str | None = None) -> str:
-        """Return the text of the model's answer.
-
-        Args:
-            messages: Chat messages, {"role", "content"} each.
-            model: Another model of the endpoint; None takes the config's.
+        """Return the text of the answer to chat messages, by the config's model or another of the endpoint.
 
         Raises:
             LlmUnavailable: No usable answer after `max_attempts` requests, or the request is rejected.
@@ -191,11 +187,7 @@ class ChatClient:
     def converse(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]
     ) -> dict[str, Any]:
-        """Return the model's next message in a conversation with tools.
-
-        Args:
-            messages: OpenAI-style messages, with calls and tool results.
-            tools: OpenAI-style schemas.
+        """Return the model's next message in a conversation with tools, all in OpenAI's form.
 
         Returns:
             `content` and `tool_calls` as the endpoint sent them, possibly empty; also

@@ -90,10 +90,7 @@ class LlmSteps:
     """
 
     def __init__(
-        self,
-        client: ChatClient,
-        db: RetailDatabase,
-        num_reviewers: int = 3,
+        self, client: ChatClient, db: RetailDatabase, num_reviewers: int = 3,
         review_models: Iterable[str] = (),
     ) -> None:
         if num_reviewers < 1 or num_reviewers % 2 == 0:
@@ -257,12 +254,9 @@ def add_llm_arguments(parser: argparse.ArgumentParser) -> None:
 def apply_llm_steps(
     tasks: Iterable[Task], args: argparse.Namespace, db: RetailDatabase
 ) -> Iterator[Task]:
-    """Run the steps the command line asks for; without `--reword` and `--review` pass tasks on.
+    """Run the steps the command line asks for on tasks whose words pass the checks; without any pass them on.
 
     The report goes to stderr after the last task.
-
-    Args:
-        tasks: Tasks whose own words pass the checks.
 
     Raises:
         LlmError: At the call for a wrong setting or missing package; later, when the endpoint

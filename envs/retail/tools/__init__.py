@@ -9,11 +9,7 @@ from envs.retail.tools.writes import WriteTools
 
 
 class RetailTools(ReadTools, WriteTools):
-    """All tools over one episode's view of the store.
-
-    Args:
-        store: The store as one episode sees it.
-    """
+    """All tools over one episode's view of the store."""
 
     __slots__ = ("_store",)
 
@@ -35,11 +31,7 @@ WRITE_TOOLS: frozenset[str] = frozenset(n for n, tool in TOOLS.items() if tool.a
 
 
 def check_arguments(name: object, arguments: object) -> str | None:
-    """Check a call against the tool's schema, without looking at the store.
-
-    Args:
-        name: Tool name, as the policy wrote it.
-        arguments: Arguments, as the policy wrote them.
+    """Check a call, whatever the policy wrote, against the tool's schema, without looking at the store.
 
     Returns:
         What is wrong in words, an unknown tool included, or None when the call fits its schema.

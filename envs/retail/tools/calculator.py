@@ -6,6 +6,8 @@ exponents such as 1e9 and thousands separators are refused.
 
 import math
 import re
+from collections.abc import Callable
+from operator import add, mul, sub, truediv
 
 MAX_CHARACTERS = 1_000
 MAX_DEPTH = 50
@@ -69,21 +71,15 @@ class _Parser:
         self.tokens = tokens
 
     def sum(self, depth: int) -> int | float:
-        value = self._product(depth)
-        while self.tokens and self.tokens[-1] in "+-":
-            if self.tokens.pop() == "+":
-                value += self._product(depth)
-            else:
-                value -= self._product(depth)
-        return value
+        return self._chain({"+": add, "-": sub}, self._product, depth)
 
     def _product(self, depth: int) -> int | float:
-        value = self._signed(depth)
-        while self.tokens and self.tokens[-1] in "*/":
-            if self.tokens.pop() == "*":
-                value *= self._signed(depth)
-            else:
-                value /= self._signed(depth)
+        return self._chain({"*": mul, "/": truediv}, self._signed, depth)
+
+    def _chain(self, operators: dict[str, Callable], part: Callable, depth: int) -> int | float:
+        value = part(depth)
+        while self.tokens and self.tokens[-1] in operators:
+            value = operators[self.tokens.pop()](value, part(depth))
         return value
 
     def _signed(self, depth: int) -> int | float:

@@ -16,13 +16,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _ACCESS_MARK = "tool_access"
 _MAX_SHOWN_CHARACTERS = 60
 _JSON_WORDS: dict[type, str] = {
-    bool: "a boolean",
-    dict: "an object",
-    float: "a number",
-    int: "a number",
-    list: "an array",
-    str: "a string",
-    type(None): "null",
+    bool: "a boolean", dict: "an object", float: "a number", int: "a number", list: "an array",
+    str: "a string", type(None): "null",
 }
 
 
@@ -55,10 +50,7 @@ class Tool:
 
 
 def collect_tools(owner: type) -> dict[str, Tool]:
-    """Return the marked methods of a class as tools, by name in alphabetical order.
-
-    Args:
-        owner: Class whose methods carry a `read` or `write` mark.
+    """Return the methods of a class with a `read` or `write` mark as tools, by name in alphabetical order.
 
     Raises:
         TypeError: A marked method has an annotation or a docstring that no schema can be made of.
@@ -75,9 +67,6 @@ def collect_tools(owner: type) -> dict[str, Tool]:
 
 def describe(function: Callable[..., Any]) -> dict[str, Any]:
     """Make an OpenAI-style function schema of a typed method with a Google docstring.
-
-    Args:
-        function: Method whose parameters, `self` aside, are the tool's arguments.
 
     Raises:
         TypeError: The summary is not one line, an argument has no description, or an annotation is
@@ -102,14 +91,12 @@ def describe(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def compile_check(name: str, parameters: dict[str, Any]) -> Callable[[object], str | None]:
-    """Turn a parameter schema into a fast check of an arguments value.
+    """Turn a tool's parameter schema into a fast check of any value as its arguments.
 
-    Args:
-        name: Tool name, for the message.
-        parameters: The schema's `parameters`; every property is required, nothing else is allowed.
+    Every property is required, and nothing else is allowed.
 
     Returns:
-        A function that takes any value and returns what is wrong in words, or None when it fits.
+        A function that says in words what is wrong with a value, or returns None when it fits.
     """
     properties = parameters["properties"]
     names = frozenset(properties)
