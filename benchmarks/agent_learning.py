@@ -7,12 +7,13 @@
 The controls want the first command's run: `random` is GRPO from its SFT adapter with rewards drawn at
 random, `more-sft` is SFT for as long as its SFT and GRPO took together. All use the same held-out tasks.
 Each writes `agent_learning_<what>_<seed>.json` into the run folder: rates with intervals, seconds by
-stage, and paired differences against SFT.
+stage, and paired differences against SFT. `learning.py --mode agent` makes single rows; this script stays
+because the published rows of agent mode are its own: early stopping as in the preset, and SFT's schedule
+begun anew over the whole time.
 """
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import time
@@ -25,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 import training  # noqa: E402, F401, I001  (Unsloth, before anything that it patches)
 
 import configs  # noqa: E402
-from benchmarks.controls import finished_adapter, go_on  # noqa: E402
+from benchmarks.controls import finished_adapter, go_on, provenance  # noqa: E402
 from common.files import read_json, write_json_atomic  # noqa: E402
 from gptoss.load import load_adapter  # noqa: E402
 from training import pipeline  # noqa: E402
@@ -58,12 +59,12 @@ class Stages:
         """Return rates, seconds and the paired difference of two evaluations."""
         config = self.run.config
         return {
+            **provenance(self.model),
             "rates": {name: found.metrics for name, found in self.evaluations.items()},
             "difference": compare_evaluations(
                 before, after, config.evaluation.num_bootstrap, config.data.split_seed
             ),
             "seconds": self.seconds, "settings": json.loads(config.to_json()),
-            "threads": config.model.num_threads, "cores": os.cpu_count(),
         }
 
 

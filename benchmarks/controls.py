@@ -5,11 +5,14 @@ lenient evaluation, would show up there as well. More SFT spends the same time o
 """
 
 import functools
+import os
 import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from common.files import is_complete
 from training import pipeline
@@ -47,6 +50,16 @@ def make_random_rewards(
         return [tossed(watch) for watch in make_reward_functions(scorer)]
 
     return make
+
+
+def provenance(model: Any) -> dict[str, str]:
+    """Return what a result says of itself: the command of this process, and where the model is."""
+    cores = f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads"
+    on_gpu = model.device.type == "cuda"
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "machine": f"one {torch.cuda.get_device_name()}" if on_gpu else cores,
+    }
 
 
 def finished_adapter(folder: Path, remedy: str) -> Path:

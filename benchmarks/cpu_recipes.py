@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import configs  # noqa: E402
 import training  # noqa: E402, F401  (Unsloth, before anything that it patches)
-from benchmarks.controls import KINDS, finished_adapter, go_on  # noqa: E402
+from benchmarks.controls import KINDS, finished_adapter, go_on, provenance  # noqa: E402
 from common.files import write_json_atomic  # noqa: E402
 from gptoss.load import load_adapter  # noqa: E402
 from training import pipeline  # noqa: E402
@@ -61,7 +61,8 @@ def measure(source: Path, kind: str, config: configs.RunConfig) -> dict[str, Any
         "after": {name: after.metrics[name] for name in SHOWN},
         "difference": {name: difference[name] for name in SHOWN},
     }
-    write_json_atomic(run.folder / "recipe.json", found | {"settings": json.loads(config.to_json())})
+    whole = found | provenance(model) | {"settings": json.loads(config.to_json())}
+    write_json_atomic(run.folder / "recipe.json", whole)
     return found
 
 

@@ -23,7 +23,6 @@ is not repeated. `learning_rows.py` makes rows of RESULTS.md of them.
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -34,10 +33,8 @@ sys.path.insert(0, str(ROOT))
 
 import training  # noqa: E402, F401, I001  (Unsloth, before anything that it patches)
 
-import torch  # noqa: E402
-
 import configs  # noqa: E402
-from benchmarks.controls import finished_adapter, go_on  # noqa: E402
+from benchmarks.controls import finished_adapter, go_on, provenance  # noqa: E402
 from common.files import read_json, write_json_atomic  # noqa: E402
 from common.user_error import UserError  # noqa: E402
 from gptoss.load import load_adapter  # noqa: E402
@@ -113,7 +110,7 @@ def begins_with(arguments: argparse.Namespace) -> Path | None:
         return None
     if arguments.adapter:
         if not (arguments.adapter / "adapter_config.json").is_file():
-            sys.exit(f"error: {arguments.adapter}: no adapter_config.json; give --adapter an adapter's folder")
+            sys.exit(f"error: {arguments.adapter}: no adapter_config.json; name an adapter's folder")
         return arguments.adapter
     folder = arguments.run_dir / row_name(arguments, method) / ADAPTERS[method]
     return finished_adapter(folder, f"run --method {method} --seed {arguments.seed} first")
@@ -155,6 +152,8 @@ def train(
     stage = "sft" if method in STAGES["sft"] else "grpo"
     rows = MetricsTable(run.folder / "metrics.csv").stage_rows(stage, sys.maxsize)
     last = max((int(row["step"]) for row in rows), default=0)
+    # Of GRPO that goes on after a stop, the steps before it count, too.
+    minutes = max(minutes, sum(row.get("step_time", 0.0) for row in rows) / 60)
     return {"steps": last, "train_minutes": minutes, "curve": rows}
 
 
@@ -203,12 +202,10 @@ def make_row(arguments: argparse.Namespace) -> None:
     begun = time.perf_counter()
     evaluation = evaluate(run, model, tokenizer, label, arguments.trials)
     now = time.perf_counter()
-    cores = f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads"
     figures = {
-        "command": " ".join(["python", *sys.argv]), "model": Path(arguments.model).name,
-        "method": method, "seed": arguments.seed, "num_trials": arguments.trials,
+        **provenance(model), "model": Path(arguments.model).name, "method": method, "seed": arguments.seed,
+        "num_trials": arguments.trials, "trained": arguments.method != "evaluate",
         "git_hash": pipeline.git_hash(), "versions": pipeline.package_versions(),
-        "machine": torch.cuda.get_device_name() if model.device.type == "cuda" else cores,
         "minutes": (now - started) / 60, "evaluation_minutes": (now - begun) / 60,
         "evaluation_tokens": sum(
             row["num_tokens"] if "num_tokens" in row else len(tokenizer(row["raw"])["input_ids"])

@@ -1,12 +1,13 @@
 """Turn what the learning benchmarks left into rows of RESULTS.md, one file each.
 
-    python benchmarks/learning_rows.py outputs/learning/*.json --tasks WORDS --setting WORDS --machine WORDS
-    python benchmarks/learning_rows.py outputs/cpu_default.json outputs/agent_1.json --tasks ...
+    python benchmarks/learning_rows.py outputs/learning/*.json
+    python benchmarks/learning_rows.py outputs/agent_learning/*.json --setting "150 SFT steps, 20 GRPO steps"
 
-Reads the results of learning.py, cpu_default.py, cpu_recipes.py and agent_learning.py, and a run folder
-whose training was stopped before its evaluation (its validation evaluations alone). Paired differences
-of learning.py's rows are computed here, from the letters that each row has for its tasks.
-`results_page.py` makes the page of the rows.
+Setting (the heading that rows share), tasks, machine and note come from the result; the options put
+other words in their place. Reads the results of learning.py, cpu_default.py, cpu_recipes.py and
+agent_learning.py, and a run folder whose training was stopped before its evaluation (its validation
+evaluations alone). Paired differences of learning.py's rows are computed here, from the letters that
+each row has for its tasks. `results_page.py` makes the page of the rows.
 """
 
 import argparse
@@ -21,34 +22,38 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.results_page import METHODS  # noqa: E402
 from common.files import read_json, write_json_atomic  # noqa: E402
-from scoring.metrics import RATIOS, Estimate, estimate_gains  # noqa: E402
+from scoring.metrics import Estimate, estimate_gains  # noqa: E402
 from training.trainer import MetricsTable  # noqa: E402
 
 ROWS = ROOT / "benchmarks" / "results" / "learning"
 PAIRED = ("exact_match_rate", "db_match_rate", "success_rate", "violation_rate")
 """Metrics whose differences a row keeps, those that its mode has."""
-SHOWN = (*PAIRED, "action_f1", "json_parse_success")
-PLAN_PAIRED = PAIRED[:2]
+SHOWN = (*PAIRED, "action_f1", "json_parse_success", "pass_hat_k")
+LETTERS = {
+    "exact_match": "exact_match_rate", "success": "success_rate", "db_match": "db_match_rate",
+}
+"""What a result of learning.py has a letter for in each answer, and its metric."""
 VALIDATION = {"heldout/exact_match": "exact_match_rate", "heldout/db_match": "db_match_rate",
               "heldout/success": "success_rate"}
 """Column of metrics.csv to metric."""
 
 
 def paired_difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Estimate]:
-    """Return how much higher two rates are in one result of learning.py than in another."""
+    """Return how much higher the rates are in one result of learning.py than in another."""
+    names, trials = [name for name in LETTERS if name in after], after.get("num_trials", 1)
     scores = [
         [
-            SimpleNamespace(task_id=place, exact_match=exact == "1", db_match=db == "1")
-            for place, (exact, db) in enumerate(
-                zip(result["exact_match"], result["db_match"], strict=True)
-            )
+            SimpleNamespace(task_id=place // trials, right=[letter == "1" for letter in letters])
+            for place, letters in enumerate(zip(*(result[name] for name in names), strict=True))
         ]
         for result in (before, after)
     ]
     settings = after["settings"]
     return estimate_gains(
-        *scores, {name: RATIOS[name] for name in PLAN_PAIRED},
+        *scores,
+        {LETTERS[name]: lambda s, n=number: (s.right[n], 1) for number, name in enumerate(names)},
         settings["evaluation"]["num_bootstrap"], settings["data"]["split_seed"],
     )[0]
 
@@ -75,12 +80,37 @@ def validation_curve(
 
 def shown(metrics: dict[str, Any]) -> dict[str, Any]:
     """Return the metrics that the page shows."""
-    return {name: metrics[name] for name in SHOWN if name in metrics}
+    found = {name: metrics[name] for name in SHOWN if name in metrics}
+    if len(found.get("pass_hat_k", ())) == 1:
+        del found["pass_hat_k"]  # of one trial it is the rate again
+    return found
 
 
 def model_of(settings: dict[str, Any]) -> str:
     """Return the name of the model that settings load."""
     return Path(settings["model"]["model_name"]).name
+
+
+def described(settings: dict[str, Any]) -> dict[str, str]:
+    """Return what settings say of a row's setting and tasks."""
+    data = settings["data"]
+    tasks = f"tasks of the test customers in {Path(data['eval_dataset_path']).name}"
+    store = f", store {Path(data['data_dir']).name}" if data.get("data_dir") else ""
+    return {"setting": f"preset {settings['preset']}", "tasks": tasks + store}
+
+
+def note_of(result: dict[str, Any]) -> str:
+    """Return how the row of a result of learning.py was trained; nothing of one that was not."""
+    method, steps = result["method"], result.get("steps")
+    if not steps:
+        return ""
+    on_plans = method in ("sft", "more-sft")
+    stage = result["settings"]["sft" if on_plans else "grpo"]
+    size = stage["per_device_train_batch_size"] * stage["gradient_accumulation_steps"]
+    return (
+        f"{METHODS[method]}, seed {result['seed']}: {steps} steps of {size} "
+        f"{'gold answers' if on_plans else 'completions'} at {stage['learning_rate']:g}."
+    )
 
 
 def from_learning(path: Path, result: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -91,13 +121,22 @@ def from_learning(path: Path, result: dict[str, Any]) -> Iterator[dict[str, Any]
         "num_tasks": result["metrics"]["num_tasks"], "metrics": shown(result["metrics"]),
         "train_minutes": minutes, "steps": result.get("steps"),
         "evaluation_tokens": result["evaluation_tokens"], "command": result["command"],
+        "machine": result.get("machine"), "note": note_of(result), **described(settings),
     }
+    if not result.get("trained", True):
+        trials = result["num_trials"]
+        answers = f", {trials} answers a task" if trials > 1 else ""
+        row["again"] = f"evaluated on {Path(settings['data']['eval_dataset_path']).stem}{answers}"
+        row["setting"] += f", {row['again']}"
     if method not in ("base", "sft"):
-        before = read_json(path.with_name(f"{result['model']}-sft-{result['seed']}.json"), {})
+        name = path.name.replace(f"-{method}-{result['seed']}", f"-sft-{result['seed']}")
+        before = read_json(path.with_name(name), None)
+        if before is None:
+            sys.exit(f"error: {path.with_name(name)}: missing; {path.name} is compared with it, task by task")
         row["minus_sft"] = paired_difference(before, result)
     stage = settings["grpo"]
     row["curve"] = validation_curve(result.get("curve", []), stage["num_eval_tasks"], minutes)
-    if method in ("grpo", "random"):
+    if method in ("grpo", "random") and result.get("trained", True):
         batch = stage["per_device_train_batch_size"] * stage["gradient_accumulation_steps"]
         row["completions"] = result["steps"] * batch
     yield row
@@ -110,7 +149,11 @@ def of_difference(found: dict[str, Any]) -> dict[str, Estimate]:
 
 def from_cpu_default(path: Path, result: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Read a result of cpu_default.py; its folder has the run folders of the seeds, `seed-7` and so on."""
-    common = {"model": "tiny-gpt-oss", "mode": "plan", "command": result["command"]}
+    common = {
+        "model": "tiny-gpt-oss", "mode": "plan", "command": result["command"], "setting": "preset cpu",
+        "machine": f"{result['cores']} CPU cores",
+        "tasks": "new tasks of the test customers, made by the command",
+    }
     for seed in result["seeds"]:
         run = path.with_suffix("") / f"seed-{seed['seed']}"
         stages = read_json(run / "evaluation.json", {})
@@ -138,8 +181,8 @@ def from_recipe(path: Path, result: dict[str, Any]) -> Iterator[dict[str, Any]]:
     settings = result["settings"]
     common = {
         "model": model_of(settings), "mode": settings["mode"], "seed": result["seed"],
-        "num_tasks": result["num_tasks"],
-        "command": f"python benchmarks/cpu_recipes.py --kind {result['kind']} --run RUN",
+        "num_tasks": result["num_tasks"], "command": result["command"], "machine": result["machine"],
+        **described(settings),
     }
     yield common | {"method": "sft", "metrics": shown(result["sft"])}
     yield common | {
@@ -152,10 +195,9 @@ def from_agent(path: Path, result: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Read a result of agent_learning.py: the first command's three stages, or a control's last one."""
     settings, seconds = result["settings"], result["seconds"]
     what = re.fullmatch(r"agent_learning_(.+)_\d+", path.stem).group(1)
-    command = f"python benchmarks/agent_learning.py --seed {settings['seed']}"
-    command += "" if what == "main" else f" --control {what}"
     common = {
-        "model": model_of(settings), "mode": settings["mode"], "seed": settings["seed"], "command": command,
+        "model": model_of(settings), "mode": settings["mode"], "seed": settings["seed"],
+        "command": result["command"], "machine": result["machine"], **described(settings),
     }
     methods = {"base": "base", "sft": "sft", "sft_grpo": "grpo"} if what == "main" else {"sft_grpo": what}
     for stage, method in methods.items():
@@ -179,7 +221,7 @@ def from_stopped_run(path: Path, config: dict[str, Any]) -> Iterator[dict[str, A
         "metrics": {}, "steps": int(steps[-1]["step"]),
         "train_minutes": sum(row.get("step_time", 0.0) for row in steps) / 60,
         "curve": validation_curve(steps, settings["grpo"]["num_eval_tasks"]),
-        "command": "python benchmarks/cpu_recipes.py --run RUN",
+        "command": "python benchmarks/cpu_recipes.py --run RUN", **described(settings),
     }
 
 
@@ -192,7 +234,10 @@ def rows_of(path: Path) -> Iterator[dict[str, Any]]:
     kinds = {"method": from_learning, "seeds": from_cpu_default, "kind": from_recipe, "rates": from_agent}
     for key, read in kinds.items():
         if key in result:
-            yield from read(path, result)
+            try:
+                yield from read(path, result)
+            except KeyError as error:
+                sys.exit(f"error: {path}: lacks {error}; make it again with the present script")
             return
     sys.exit(f"error: {path}: no result of learning, cpu_default, cpu_recipes or agent_learning.py")
 
@@ -213,19 +258,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", nargs="+", type=Path)
-    parser.add_argument("--setting", required=True, help="what the rows share, the words of their heading")
-    parser.add_argument("--tasks", required=True, help="what the held-out tasks are")
-    parser.add_argument("--machine", required=True)
-    parser.add_argument("--note", default="", help="what a reader must know of these rows")
-    parser.add_argument("--options", default="", help="options that the recorded commands lack")
+    parser.add_argument("--setting", help="what the rows share, the words of their heading")
+    parser.add_argument("--tasks", help="what the held-out tasks are")
+    parser.add_argument("--machine")
+    parser.add_argument("--note", help="what a reader must know of these rows")
+    parser.add_argument("--options", default="", help="options of a stopped run's command, not recorded")
     parser.add_argument("--output", type=Path, default=ROWS)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    shared = {"setting": arguments.setting, "tasks": arguments.tasks, "machine": arguments.machine,
-              "note": arguments.note}
+    words = {name: getattr(arguments, name) for name in ("setting", "tasks", "machine", "note")}
+    given = {name: text for name, text in words.items() if text is not None}
     for path in arguments.results:
         for row in rows_of(path):
-            row |= shared
+            row = {"note": ""} | row | given
+            if not row.get("machine"):
+                sys.exit(f"error: {path}: does not say on what machine it was made; give --machine WORDS")
             row["command"] = plain_command(row["command"], shlex.split(arguments.options))
             if row["method"] == "base":
                 del row["seed"]

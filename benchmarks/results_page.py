@@ -75,6 +75,11 @@ def title(group: Sequence[Row]) -> str:
     return f"{name[0].upper()}{name[1:]}, {group[0]['mode']} mode: {group[0]['setting']}"
 
 
+def trained_in(groups: Sequence[Sequence[Row]]) -> list[Sequence[Row]]:
+    """Return the groups without those that only evaluate adapters of other groups again."""
+    return [group for group in groups if not group[0].get("again")]
+
+
 def verdict(difference: Estimate) -> str:
     """Return what an interval says."""
     if difference["low"] == difference["high"] == 0:
@@ -141,7 +146,7 @@ def with_curve(group: Sequence[Row]) -> list[Row]:
 def draw(groups: Sequence[Sequence[Row]], path: Path) -> None:
     """Draw a panel for each group; the file says what it was drawn from."""
     panels = sorted(
-        ((draw_curves if with_curve(group) else draw_rows, group) for group in groups),
+        ((draw_curves if with_curve(group) else draw_rows, group) for group in trained_in(groups)),
         key=lambda panel: panel[0] is draw_curves,
     )
     columns = 3 if len(panels) > 4 else max(1, min(2, len(panels)))
@@ -205,6 +210,7 @@ def with_verdict(difference: Estimate) -> str:
 def in_short(groups: Sequence[Sequence[Row]]) -> list[str]:
     """Return how many runs of each method have a proven gain or loss against their SFT."""
     lines = []
+    groups = trained_in(groups)
     for method in ("grpo", "random", "more-sft"):
         found = [verdict(difference) for group in groups for difference in differences(group, method)]
         if found:
@@ -265,6 +271,22 @@ def group_table(group: Sequence[Row]) -> list[str]:
     return table(header, lines)
 
 
+def trials_table(group: Sequence[Row]) -> list[str]:
+    """Return a group's pass^k as a table with its heading; nothing where no row has it."""
+    rows = [row for row in group if "pass_hat_k" in row["metrics"]]
+    if not rows:
+        return []
+    what = "success" if rows[0]["mode"] == "agent" else "db match"
+    counts = list(rows[0]["metrics"]["pass_hat_k"])
+    lines = [
+        [METHODS[row["method"]], str(row.get("seed", "")),
+         *(format_estimate(row["metrics"]["pass_hat_k"][k]) for k in counts)] for row in rows
+    ]
+    header = ["", "seed", *(f"pass^{k}" for k in counts)]
+    return [f"Chance of {what} in all of k sampled answers to a task (pass^k):", "",
+            *table(header, lines), ""]
+
+
 def curve_table(group: Sequence[Row]) -> list[str]:
     """Return the validation evaluations of a group's GRPO as a table."""
     rows = with_curve(group)
@@ -301,6 +323,7 @@ def measured(group: Sequence[Row]) -> list[str]:
     return [
         f"Held-out tasks: {'; '.join(tasks)} ({size(group)}). Machine: {'; '.join(machines)}. "
         + " ".join(notes), "", "Commands:", "", *commands(group),
+        f'- `python benchmarks/learning_rows.py RESULT --setting "{group[0]["setting"]}"` makes the rows',
     ]
 
 
@@ -390,9 +413,16 @@ def page(groups: Sequence[Sequence[Row]], recipes: dict[str, Any], tasks: Path) 
         "What these runs cannot say: what a 20B model gains, and what other seeds would show. An interval",
         "covers the choice of tasks, not the choice of the seed; and of twenty comparisons without any",
         "difference, about one would count as proven by chance.", "",
+        "## Making a row again", "",
+        "Below each table are its commands; RUN and FOLDER are run folders of yours. The last one turns",
+        "RESULT into rows: the JSON file that the command wrote (`learning.py` into `outputs/learning/`,",
+        "`agent_learning.py` into its run folder, `cpu_recipes.py` as `recipe.json`), or the folder of a run",
+        "that was stopped. It reads tasks, machine and note from there; `--tasks`, `--machine` and `--note`",
+        "put other words in their place, as these tables have. `python benchmarks/results_page.py` then",
+        "writes this page.", "",
     ]
     for group in groups:
-        lines += [f"## {title(group)}", "", *group_table(group), ""]
+        lines += [f"## {title(group)}", "", *group_table(group), "", *trials_table(group)]
         if with_curve(group):
             lines += ["Validation evaluations during GRPO:", "", *curve_table(group), ""]
         lines += [*measured(group), ""]

@@ -54,8 +54,8 @@ def run_config(folder: Path, model_dir: Path, **overrides: object) -> configs.Ru
         "data.dataset_path": str(tasks), "data.eval_dataset_path": str(tasks),
         "sft.max_steps": 2, "sft.logging_steps": 1, "sft.warmup_steps": 0,
         "sft.gradient_accumulation_steps": 1, "sft.save_steps": 1,
-        "grpo.max_steps": 1, "grpo.num_generations": 4, "grpo.gradient_accumulation_steps": 2,
-        "grpo.generation_batch_size": 0, "grpo.max_completion_length": 12, "grpo.eval_steps": 0,
+        "grpo.max_steps": 1, "grpo.num_generations": 4, "grpo.per_device_train_batch_size": 4,
+        "grpo.gradient_accumulation_steps": 2, "grpo.max_completion_length": 12, "grpo.eval_steps": 0,
         "grpo.early_stopping_patience": 0,
         "evaluation.num_tasks": 4, "evaluation.batch_size": 4, "evaluation.max_new_tokens": 12,
         "evaluation.num_bootstrap": 20, "output_dir": str(folder / "run"), "show_progress": False,
@@ -382,4 +382,5 @@ def test_a_row_of_agent_mode(tmp_path, monkeypatch):
     [path] = (tmp_path / "results").iterdir()
     row = json.loads(path.read_text())
     assert path.name == "model-agent-base-on-tasks-x2.json" and row["settings"]["mode"] == "agent"
-    assert len(row["success"]) == len(row["db_match"]) == 4 and set(row["metrics"]["pass_hat_k"]) == {"1", "2"}
+    assert len(row["success"]) == len(row["db_match"]) == 4
+    assert set(row["metrics"]["pass_hat_k"]) == {"1", "2"}

@@ -57,26 +57,31 @@ def test_page_says_nothing_of_rows_that_are_not_there(tmp_path):
     assert "random rewards against" not in text and "Ablations" not in text and "##" in text
 
 
-def learning_result(method, right):
+def learning_result(method, right, **changes):
     return {
         "command": "python benchmarks/learning.py --model /data/M --results /tmp/r --seed 1", "model": "M",
-        "method": method, "seed": 1, "evaluation_tokens": 9,
+        "method": method, "seed": 1, "evaluation_tokens": 9, "machine": "one H200",
         "exact_match": right, "db_match": "1" * len(right),
         "metrics": {"num_tasks": len(right), "exact_match_rate": estimate(0.5, 0.0, 1.0)},
         "train_minutes": 4.0, "steps": 20,
         "curve": [{"step": 0, "heldout/exact_match": 0.5}, {"step": 5, "loss": 1.0},
                   {"step": 10, "heldout/exact_match": 0.6}, {"step": 20, "loss": 1.0}],
         "settings": {
-            "mode": "plan", "evaluation": {"num_bootstrap": 200}, "data": {"split_seed": 0},
-            "grpo": {
+            "mode": "plan", "evaluation": {"num_bootstrap": 200}, "preset": "small-dense",
+            "data": {"split_seed": 0, "eval_dataset_path": "/data/held.jsonl", "data_dir": ""},
+            **{stage: {
                 "num_eval_tasks": 40, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 8,
-            },
+                "learning_rate": 1e-4,
+            } for stage in ("sft", "grpo")},
         },
-    }
+    } | changes
 
 
-def rows_from(tmp_path, monkeypatch, *paths):
-    words = ["--setting", "s", "--tasks", "t", "--machine", "m", "--output", str(tmp_path / "rows")]
+GIVEN = ("--setting", "s", "--tasks", "t", "--machine", "m")
+
+
+def rows_from(tmp_path, monkeypatch, *paths, given=GIVEN):
+    words = [*given, "--output", str(tmp_path / "rows")]
     monkeypatch.setattr(sys, "argv", ["learning_rows.py", *map(str, paths), *words])
     learning_rows.main()
     return {path.stem: json.loads(path.read_text()) for path in (tmp_path / "rows").iterdir()}
@@ -95,12 +100,57 @@ def test_rows_of_learning_are_paired_by_task_with_the_sft_of_their_seed(tmp_path
     assert found["completions"] == 640 and "minus_sft" not in rows["m-plan-s-sft-1"]
 
 
+def test_a_result_says_itself_what_its_row_needs(tmp_path, monkeypatch):
+    again = {"trained": False, "num_trials": 2}
+    metrics = {"num_tasks": 2, "exact_match_rate": estimate(0.5, 0.0, 1.0),
+               "pass_hat_k": {"1": estimate(0.5, 0.2, 0.7), "2": estimate(0.25, 0.1, 0.4)}}
+    for name, result in {
+        "M-sft-1": learning_result("sft", "10"), "M-grpo-1": learning_result("grpo", "11"),
+        "M-sft-1-on-held-x2": learning_result("sft", "1000", **again, metrics=metrics),
+        "M-grpo-1-on-held-x2": learning_result("grpo", "1110", **again, metrics=metrics),
+    }.items():
+        if "trained" in result:
+            del result["train_minutes"], result["steps"], result["curve"]
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    rows = rows_from(tmp_path, monkeypatch, *tmp_path.glob("M-*.json"), given=())
+    trained = rows["m-plan-preset-small-dense-grpo-1"]
+    assert trained["tasks"] == "tasks of the test customers in held.jsonl"
+    assert trained["machine"] == "one H200"
+    assert trained["note"] == "SFT+GRPO, seed 1: 20 steps of 32 completions at 0.0001."
+    assert "20 steps of 32 gold answers" in rows["m-plan-preset-small-dense-sft-1"]["note"]
+    name = "m-plan-preset-small-dense-evaluated-on-held-2-answers-a-task-grpo-1"
+    # Two answers to each of two tasks: 0.5 more of the first task, 0.5 more of the second.
+    assert rows[name]["minus_sft"]["exact_match_rate"] == estimate(0.5, 0.5, 0.5)
+    assert rows[name]["note"] == ""
+
+    monkeypatch.setitem(results_page.MODELS, "M", "M (1 parameter)")
+    groups = results_page.read_rows(tmp_path / "rows")
+    text = results_page.page(groups, {}, tmp_path / "none")
+    assert "1 runs, 0 with a proven" in text  # what is evaluated again is no run more
+    assert "| SFT+GRPO | 1 | 0.500 [0.200, 0.700] | 0.250 [0.100, 0.400] |" in text
+    assert 'learning_rows.py RESULT --setting "preset small-dense"` makes the rows' in text
+    assert len(results_page.trained_in(groups)) == 1
+
+    (tmp_path / "M-sft-1.json").unlink()
+    with pytest.raises(SystemExit, match=r"M-sft-1.json: missing; M-grpo-1.json is compared with it"):
+        rows_from(tmp_path, monkeypatch, tmp_path / "M-grpo-1.json", given=())
+    silent = learning_result("base", "10", machine=None)
+    (tmp_path / "M-base.json").write_text(json.dumps(silent))
+    with pytest.raises(SystemExit, match="M-base.json: does not say on what machine"):
+        rows_from(tmp_path, monkeypatch, tmp_path / "M-base.json", given=())
+    del silent["seed"]
+    (tmp_path / "M-base.json").write_text(json.dumps(silent))
+    with pytest.raises(SystemExit, match="M-base.json: lacks 'seed'"):
+        rows_from(tmp_path, monkeypatch, tmp_path / "M-base.json", given=())
+
+
 def test_rows_of_agent_mode_and_of_a_stopped_run(tmp_path, monkeypatch):
     settings = {
         "model": {"model_name": "models/A"}, "mode": "agent", "seed": 3, "grpo": {"num_eval_tasks": 32},
+        "data": {"eval_dataset_path": "held.jsonl"}, "preset": "cpu",
     }
     rates = {"success_rate": estimate(0.2, 0.1, 0.3), "num_tasks": 9, "mean_turns": estimate(5, 4, 6)}
-    result = {"settings": settings, "seconds": {"SFT": 60.0, "GRPO": 120.0},
+    result = {"settings": settings, "command": "python x.py", "machine": "m", "seconds": {"SFT": 60.0, "GRPO": 120.0},
               "rates": {stage: rates for stage in ("base", "sft", "sft_grpo")},
               "difference": {"success_rate": estimate(0.1, 0.0, 0.2), "mean_turns": estimate(0, 0, 0)}}
     path, run = tmp_path / "agent_learning_main_3.json", tmp_path / "run"
