@@ -3,7 +3,7 @@
 The customer answers questions, confirms a proposal only if it matches the intent and the agent knows all
 of it, corrects what is wrong, rejects what was not requested, and ends the conversation. The seed changes
 how the customer talks, never what they want. The customer knows only what a person could know, does not
-see the agent's calls, and recognizes questions by plain words.
+see the agent's calls, and recognizes questions by plain words. Left out: the words (`agent.speech`).
 """
 
 import re
@@ -21,10 +21,12 @@ from agent.intents import (
     method_words,
     read_intents,
 )
+from agent.speech import Speech
 from data_reader import Task
 from envs.retail import RetailDatabase
 from scoring.episode import is_told
 from scoring.violations import ACTION_WORDS, ORDER_ID, asks_for_confirmation
+from tasks.audit.grounding import MISTAKE, NOT_NEEDED
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Persona:
     """How a customer talks."""
 
     name: str
+    moods: tuple[str, ...]
+    """Names of `tasks.mix.PERSONAS`, one of which shapes the words."""
     opening: str = "first"
     """`all` intents, the `first` one, or `vague`: only the topic of the first."""
     names_self: bool = True
@@ -44,29 +48,16 @@ class Persona:
 
 
 PERSONAS = (
-    Persona("plain"),
-    Persona("brief", opening="vague", names_self=False),
-    Persona("chatty", opening="all", small_talk=True),
-    Persona("impatient", opening="all", patience=4),
-    Persona("forgetful", opening="vague"),
-    Persona("wavering", names_self=False, changes_mind=True),
+    Persona("plain", ("polite", "formal", "chatty")),
+    Persona("brief", ("brisk", "formal"), opening="vague", names_self=False),
+    Persona("chatty", ("chatty",), opening="all", small_talk=True),
+    Persona("impatient", ("annoyed", "brisk"), opening="all", patience=4),
+    Persona("forgetful", ("anxious", "chatty", "polite"), opening="vague"),
+    Persona("wavering", ("anxious", "polite", "annoyed"), names_self=False, changes_mind=True),
 )
 
-_GREETINGS = ("Hello.", "Hi there.", "Good day.", "Hi.")
-_SMALL_TALK = (
-    "It has been quite a week over here.", "The weather is lovely today.",
-    "My neighbour keeps praising your shop.", "I am writing from the train.",
-)
-_YES = ("Yes, please go ahead.", "Yes, please.", "Yes, that is correct.", "Yes, go ahead, thanks.")
-_VAGUE = {
-    "cancel_pending_order": "cancel an order",
-    "return_delivered_order_items": "return something",
-    "exchange_delivered_order_items": "exchange something that was delivered",
-    "modify_pending_order_items": "change something in an order",
-    "modify_pending_order_address": "change where an order is shipped",
-    "modify_pending_order_payment": "pay an order in another way",
-    "modify_user_address": "change the address of my account",
-}
+_TALK_SHARE, _TALK_SHARE_OF_OTHERS = 0.9, 0.3
+"""Shares of customers who like small talk, and of others, with a sentence of it in the opening."""
 
 _SENTENCES = re.compile(r"(?<=[.!?:])\s+|\n+")
 _CUE = re.compile(
@@ -136,6 +127,7 @@ class ScriptedCustomer:
         self.task = task
         self._rng = Random(f"{task.task_id}|{seed}")
         self.persona = self._rng.choice(PERSONAS)
+        self._speech = Speech(self._rng, self._rng.choice(self.persona.moods))
         self._identity_told: set[str] = set()
         self._outputs_heard: set[str] = set()
         self._idle = 0
@@ -147,14 +139,14 @@ class ScriptedCustomer:
         self._user = db.users[user_id] if user_id is not None else None
         self._identity = identity(self.task, self._user)
         self.intents = read_intents(self.task, db, self._user)
-        parts = [self._rng.choice(_GREETINGS)]
-        if self.persona.small_talk:
-            parts.append(self._rng.choice(_SMALL_TALK))
-        if self.persona.names_self:
-            parts.append(self._say_identity(set(_IDENTITY)))
+        speech = self._speech
+        for intent in self.intents:
+            speech.learn(intent)
+        talk = speech.small_talk(_TALK_SHARE if self.persona.small_talk else _TALK_SHARE_OF_OTHERS)
+        who = self._say_identity(set()) if self.persona.names_self else ""
         number = len(self.intents) if self.persona.opening == "all" else 1
-        parts += [self._say(intent, is_opening=True) for intent in self.intents[:number]]
-        return CustomerTurn(" ".join(filter(None, parts)))
+        requests = [self._state(intent, is_opening=True) for intent in self.intents[:number]]
+        return CustomerTurn(speech.opening(talk, who, requests))
 
     def reply(self, messages: Sequence[Message]) -> CustomerTurn:
         """Answer the agent's last message; see `agent.conversation.Customer`."""
@@ -166,11 +158,11 @@ class ScriptedCustomer:
         if words is None:
             failed = any(intent.failed for intent in self.intents)
             end = "gave_up" if failed else "satisfied"
-            return CustomerTurn("That is all then. Thank you, goodbye.", end)
+            return CustomerTurn(self._speech.text([self._speech.say("bye")]), end)
         self._idle = 0 if self._progress() != before else self._idle + 1
         if self._idle >= self.persona.patience:
-            return CustomerTurn("This leads nowhere, I will try another time. Goodbye.", "gave_up")
-        return CustomerTurn(words)
+            return CustomerTurn(self._speech.text([self._speech.say("gave_up")]), "gave_up")
+        return CustomerTurn(self._speech.text([words]))
 
     # -- the answer, rule by rule --------------------------------------------------------------
 
@@ -217,13 +209,13 @@ class ScriptedCustomer:
         unsaid = [intent for intent in self.intents if not intent.said and not intent.closed]
         waiting = [i for i in current if i.kind != "transfer" or "promised" not in i.said]
         if _WAIT.search(text) and "?" not in text:
-            return "Thanks, I am here."
+            return self._speech.say("waiting")
         if unsaid and not waiting:
             return self._say(unsaid[0])
         if not waiting:
-            return "Then please hand me over now."
+            return self._speech.say("hand_over")
         if any(i.confirmed for i in waiting):
-            return f"Please tell me when it is done: I wanted to {waiting[0].words}."
+            return self._speech.chase(waiting[0])
         return self._say(waiting[0])
 
     def _current(self, text: str) -> list[Intent]:
@@ -242,56 +234,37 @@ class ScriptedCustomer:
     # -- what the customer tells ---------------------------------------------------------------
 
     def _say_identity(self, asked: set[str]) -> str:
-        known = self._identity
-        if not known:
-            return "I have no account with you."
-        new = {"name", "email", "zip"} & known.keys()
-        self._identity_told |= new
-        sentences = [f"My name is {known['name']}"] if known["name"] else []
-        if "email" in known:
-            sentences.append(f"my email is {known['email']}")
-            return self._joined(sentences)
-        sentences.append(f"my zip code is {known['zip']}")
-        forgot = " I do not remember my email." if "email" in asked else ""
-        return self._joined(sentences) + forgot
+        self._identity_told |= {"name", "email", "zip"} & self._identity.keys()
+        return self._speech.identity(self._identity, asked)
 
-    @staticmethod
-    def _joined(parts: list[str]) -> str:
-        text = " and ".join(parts)
-        return text[:1].upper() + text[1:] + "."
-
-    def _say(self, intent: Intent, is_opening: bool = False) -> str:
+    def _state(self, intent: Intent, is_opening: bool = False) -> str:
         """State an intent; at the opening vaguely or with another card, as the persona does."""
-        first = not intent.said
+        is_first = not intent.said
         intent.said.add("words")
-        words = intent.words
+        other: dict[str, str] = {}
         if is_opening and intent.kind == "write":
             if self.persona.opening == "vague":
-                return f"I would like to {_VAGUE[intent.tools[0]]}."
-            other = self._other_words(intent) if self.persona.changes_mind else None
-            if other is not None:
-                intent.said |= intent.slots.keys() - {other[0]}
-                return f"I would like to {other[1]}."
-        intent.said |= intent.slots.keys()
-        lead = "I would like to" if first else "As I said, I would like to"
-        return f"{lead} {words}."
+                return self._speech.vague(intent)
+            other = self._other_words(intent) if self.persona.changes_mind else {}
+        intent.said |= intent.slots.keys() - other.keys()
+        return self._speech.request(intent, is_first, **other)
 
-    def _other_words(self, intent: Intent) -> tuple[str, str] | None:
-        """Return a slot and the intent's wording with another reason or payment method."""
+    def _say(self, intent: Intent) -> str:
+        """State an intent, and that it was stated before or is another one."""
+        only_topic = intent.said == {"words"} and intent.slots
+        lead = "details" if only_topic else "again" if intent.said else "joiner"
+        return f"{self._speech.say(lead)} {self._state(intent)}"
+
+    def _other_words(self, intent: Intent) -> dict[str, str]:
+        """Return another reason or payment method than the intent's, by slot; empty without one."""
         if "reason" in intent.slots:
-            reasons = ["I ordered it by mistake", "I no longer need it"]
-            reasons.remove(intent.slots["reason"])
-            slot, other = "reason", reasons[0]
-        elif "payment" in intent.slots and self._user is not None:
+            (other,) = {MISTAKE, NOT_NEEDED} - {intent.facts["reason"]}
+            return {"reason": self._speech.reason(other)}
+        if "payment" in intent.slots:
             labels = [f"my {method_words(self._user, m)}" for m in self._user["payment_methods"]]
-            labels = [label for label in labels if label != intent.slots["payment"]]
-            if not labels:
-                return None
-            slot, other = "payment", self._rng.choice(labels)
-        else:
-            return None
-        words = intent.words.replace(intent.slots[slot], other)
-        return (slot, words) if words != intent.words else None
+            labels = [label for label in labels if label != intent.facts["payment"]]
+            return {"payment": self._speech.method(self._rng.choice(labels))} if labels else {}
+        return {}
 
     def _slot_answers(self, intent: Intent, asked: set[str]) -> list[str]:
         if "words" in asked:
@@ -300,17 +273,9 @@ class ScriptedCustomer:
         for slot in ("order", "items", "reason", "payment", "address"):
             if slot in asked and slot in intent.slots:
                 intent.said.add(slot)
-                answers.append(self._slot_words(intent, slot))
+                lead = "" if answers else self._speech.say("well")
+                answers.append(f"{lead} {self._speech.answer(intent, slot)}")
         return answers
-
-    def _slot_words(self, intent: Intent, slot: str) -> str:
-        value = intent.slots[slot]
-        text = {
-            "items": value if value.startswith("I ") else f"It is about {value}",
-            "payment": f"Please use {value}",
-            "address": f"The address is {value}",
-        }.get(slot, value)
-        return f"{text[:1].upper()}{text[1:]}."
 
     # -- before a change -----------------------------------------------------------------------
 
@@ -329,18 +294,18 @@ class ScriptedCustomer:
                 return None
             open_intents = [i for i in self.intents if not i.closed]
             if any(i.kind == "transfer" for i in open_intents) and _HAND_OVER.search(text):
-                return "Yes, please hand me over."
+                return self._speech.say("hand_over_yes")
             if _HAND_OVER.search(text) or not open_intents:
                 return None
             current = [i for i in open_intents if i.said] or open_intents
-            return f"No, that is not what I asked for. {self._say(current[0])}"
+            return f"{self._speech.say('unasked')} {self._state(current[0])}"
         for intent in matches:
             wrong = self._contradiction(intent, text)
             if wrong is not None:
                 intent.said.add(wrong)
-                return f"No, wait. {self._slot_words(intent, wrong)}"
+                return f"{self._speech.say('wrong')} {self._speech.answer(intent, wrong)}"
         missing = [
-            self._slot_words(intent, slot)
+            self._speech.answer(intent, slot)
             for intent in matches
             for slot in intent.slots
             if slot not in intent.said and not self._is_named(intent, slot, text)
@@ -348,10 +313,10 @@ class ScriptedCustomer:
         for intent in matches:
             intent.said |= intent.slots.keys() | {"words"}
         if missing:
-            return f"One thing first. {' '.join(missing)}"
+            return f"{self._speech.say('first')} {' '.join(missing)}"
         for intent in matches:
             intent.confirmed = True
-        return self._rng.choice(_YES)
+        return self._speech.agree(matches)
 
     def _matches(self, text: str, order_ids: set[str]) -> list[Intent]:
         """Return the open changes that a text proposes for these orders, or for any order."""
@@ -412,7 +377,7 @@ class ScriptedCustomer:
         if slot == "reason":
             return any(words in low for words in _reason_words(arguments["reason"]))
         if slot == "payment":
-            label = intent.slots["payment"].removeprefix("my ").casefold()
+            label = intent.facts["payment"].removeprefix("my ").casefold()
             return label in low or arguments["payment_method_id"] in low
         if slot == "address":
             return all(

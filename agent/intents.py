@@ -4,18 +4,19 @@ In generated rows each intent is one sentence of `instruction`; its facts (which
 from the gold calls and the customer's records, in words a customer would use. Other rows, such as
 tau-bench's, hold free text: their intents are the gold writes, and the text itself is a question if
 there are `outputs` or no writes. Ids that a customer would not know (of items, payment methods,
-products and users) are never used.
+products and users) are never used. Left out: how the customer words it all (`agent.speech`).
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 from data_reader import Task
-from envs.retail import WRITE_TOOLS, Episode, RetailDatabase
+from envs.retail import ADDRESS_FIELDS, WRITE_TOOLS, Episode, RetailDatabase
 from scoring.violations import AUTHENTICATION_TOOLS
-from tasks.phrasing.instruction import address_words, item_words, options_words
+from tasks.phrasing.instruction import QUESTIONS, WORDS
 
 SWAP_TOOLS = ("modify_pending_order_items", "exchange_delivered_order_items")
 
@@ -34,13 +35,24 @@ _KNOWN_FROM_RECORDS = re.compile(
     r", (?:which (?:was \w+ already|is still pending|a relative placed on another account)"
     r"|although (?:it is out of stock|its balance is too small))$"
 )
-_REFUSED_TOOLS = (
-    ("cancel", ("cancel_pending_order",)),
-    ("return", ("return_delivered_order_items",)),
-    ("swap", SWAP_TOOLS),
-    ("change the address", ("modify_pending_order_address",)),
-    ("", ("modify_pending_order_payment",)),
+_REFUSED = (
+    (re.compile("cancel "), "cancel", ("cancel_pending_order",)),
+    (re.compile("return (?P<thing>.+) from order "), "return", ("return_delivered_order_items",)),
+    (re.compile(r"swap, in order \S+, (?P<thing>.+)"), "swap", SWAP_TOOLS),
+    (re.compile("change the address "), "address", ("modify_pending_order_address",)),
+    (re.compile(r"pay order \S+ with (?P<thing>.+)"), "pay", ("modify_pending_order_payment",)),
+    (re.compile(""), "payment", ("modify_pending_order_payment",)),
 )
+"""How a refused intent begins, the end of its phrases' name, and the tools that could serve it."""
+_WRITE_PHRASES = {
+    "cancel_pending_order": "do_cancel",
+    "return_delivered_order_items": "do_return",
+    "exchange_delivered_order_items": "do_exchange",
+    "modify_pending_order_items": "do_change_items",
+    "modify_pending_order_address": "do_change_address",
+    "modify_pending_order_payment": "do_change_payment",
+    "modify_user_address": "do_change_profile_address",
+}
 
 
 @dataclass
@@ -54,8 +66,14 @@ class Intent:
     tools: tuple[str, ...] = ()
     """Write tools that can serve it."""
     order_id: str | None = None
+    phrase: str = ""
+    """Name of the phrases that can word it; empty: only `words` can."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the phrases name: `order`, `names` of what is in it, `items` (each with its new options, None where it is not to be
+    another), `reason` (as the tool takes it), `payment`, `address` (its fields), and `thing`: what a
+    question, a refused intent or a hand-over is about."""
     slots: dict[str, str] = field(default_factory=dict)
-    """Answers to what an agent may ask: `order`, `reason`, `payment`, `items`, `address`."""
+    """The customer's words for what an agent may ask: `order`, `reason`, `payment`, `items`, `address`."""
     action: dict[str, Any] = field(default_factory=dict)
     """The gold call of a `write`, with which proposals are compared."""
     said: set[str] = field(default_factory=set)
@@ -159,77 +177,82 @@ def _intent_sentences(instruction: str) -> Iterator[str]:
             yield first_person(match.group(1))
 
 
+def _phrases_of_questions() -> Iterator[tuple[str, re.Pattern[str]]]:
+    """Yield the name of the phrases for each kind of question, and its sentence in instructions."""
+    templates = {f"{kind}_{aspect}": text for (kind, aspect), text in QUESTIONS.items()}
+    kinds = ("ask_product_types", "calculate_sum", "calculate_difference", "transfer")
+    for kind, text in (templates | {kind: WORDS[kind] for kind in kinds}).items():
+        name = re.sub("^(?:ask|calculate)_", "know_", kind.replace("transfer", "do_transfer"))
+        pattern = re.sub(r"\\\{\w*\\\}", "(?P<thing>.+)", re.escape(first_person(text)))
+        yield name, re.compile(pattern)
+
+
+_QUESTIONS = dict(_phrases_of_questions())
+
+
+def _asked(kind: str, words: str, order_id: str | None = None) -> Intent:
+    """Make an intent that only asks, with the phrases of its sentence where that is known."""
+    for name, pattern in _QUESTIONS.items():
+        match = pattern.fullmatch(words)
+        if match:
+            facts = match.groupdict() | ({"order": order_id} if order_id else {})
+            # This one is a state, the other subjects are things.
+            name += "_state" * (facts.get("thing") == "damaged on arrival")
+            return Intent(kind, words, order_id=order_id, phrase=name, facts=facts)
+    return Intent(kind, words, order_id=order_id)
+
+
 def _intent(
     words: str, action: dict[str, Any], db: RetailDatabase, user: dict[str, Any] | None
 ) -> Intent:
     if action["name"] in WRITE_TOOLS:
         return _write_intent(words, action, db, user)
     if action["name"] == "transfer_to_human_agents":
-        return Intent("transfer", words)
+        return _asked("transfer", words)
     named = re.search(r"#W\d+", words)
     order_id = named.group() if named else None
     if words.startswith("ask "):
-        return Intent("question", words, order_id=order_id)
-    tools = next(tools for start, tools in _REFUSED_TOOLS if words.startswith(start))
+        return _asked("question", words, order_id)
     words = _KNOWN_FROM_RECORDS.sub("", words)
-    slots = {"order": f"it is order {order_id}", "items": f"I want to {words}"}
-    return Intent("refused", words, tools, order_id, slots)
+    match, name, tools = next((m, *rest) for start, *rest in _REFUSED if (m := start.match(words)))
+    facts = {"order": order_id, **match.groupdict()}
+    return Intent("refused", words, tools, order_id, f"do_wanted_{name}", facts)
 
 
 def _write_intent(
     words: str, action: dict[str, Any], db: RetailDatabase, user: dict[str, Any] | None
 ) -> Intent:
-    """Make an intent from a gold write; empty `words` are composed from its slots."""
+    """Make an intent from a gold write; `words` may be empty."""
     arguments, tool = action["arguments"], action["name"]
     order_id = arguments.get("order_id")
-    slots: dict[str, str] = {}
+    facts: dict[str, Any] = {}
     if order_id is not None:
-        slots["order"] = f"it is order {order_id}"
+        items = db.orders.get(order_id, {"items": []})["items"]
+        names = [db.products[item["product_id"]]["name"] for item in items]
+        facts |= {"order": order_id, "names": list(dict.fromkeys(names))}
     if "item_ids" in arguments:
-        slots["items"] = _items_words(arguments, db.orders.get(order_id, {"items": []}), db)
+        facts["items"] = list(_items(arguments, items, db))
     if "reason" in arguments:
-        mistake = arguments["reason"] == "ordered by mistake"
-        slots["reason"] = "I ordered it by mistake" if mistake else "I no longer need it"
+        facts["reason"] = arguments["reason"]
     if "payment_method_id" in arguments and user is not None:
         if arguments["payment_method_id"] in user["payment_methods"]:
-            slots["payment"] = f"my {method_words(user, arguments['payment_method_id'])}"
+            facts["payment"] = f"my {method_words(user, arguments['payment_method_id'])}"
     if "address1" in arguments:
-        slots["address"] = address_words(arguments)
-    words = words or _composed(tool, order_id, slots)
-    return Intent("write", words, (tool,), order_id, slots, action)
+        facts["address"] = {name: arguments[name] for name in ADDRESS_FIELDS}
+    return Intent("write", words, (tool,), order_id, _WRITE_PHRASES[tool], facts, action=action)
 
 
-def _items_words(arguments: dict[str, Any], order: dict[str, Any], db: RetailDatabase) -> str:
-    items = {item["item_id"]: item for item in order["items"]}
-    parts = []
-    for index, item_id in enumerate(arguments["item_ids"]):
-        item = items.get(item_id)
-        if item is None:
+def _items(
+    arguments: dict[str, Any], ordered: list[dict[str, Any]], db: RetailDatabase
+) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+    items = {item["item_id"]: item for item in ordered}
+    new_ids = arguments.get("new_item_ids") or repeat(None)
+    for item_id, new_id in zip(arguments["item_ids"], new_ids, strict=False):
+        if item_id not in items:
             continue
-        product = db.products[item["product_id"]]
-        part = item_words({"name": product["name"], "options": item["options"]})
-        if "new_item_ids" in arguments and index < len(arguments["new_item_ids"]):
-            new_id = arguments["new_item_ids"][index]
+        product, options = db.products[items[item_id]["product_id"]], items[item_id]["options"]
+        changed = None
+        if new_id is not None:
             new = product["variants"].get(new_id, {"options": {}})["options"]
-            changed = {k: v for k, v in new.items() if item["options"].get(k) != v}
-            wanted = f"one with {options_words(changed)}" if changed else "the very same kind again"
-            part += f" for {wanted}"
-        parts.append(part)
-    return " and ".join(parts)
-
-
-def _composed(tool: str, order_id: str | None, slots: dict[str, str]) -> str:
-    items, payment = slots.get("items", ""), slots.get("payment", "my card")
-    return {
-        "cancel_pending_order": f"cancel order {order_id} because {slots.get('reason')}",
-        "return_delivered_order_items":
-            f"return {items} from order {order_id} and get the refund on {payment}",
-        "exchange_delivered_order_items":
-            f"exchange, in order {order_id}, {items}, with any difference on {payment}",
-        "modify_pending_order_items":
-            f"change, in order {order_id}, {items}, with any difference on {payment}",
-        "modify_pending_order_address":
-            f"have order {order_id} shipped to {slots.get('address')}",
-        "modify_pending_order_payment": f"pay order {order_id} with {payment} instead",
-        "modify_user_address": f"change the address of my account to {slots.get('address')}",
-    }[tool]
+            changed = {k: v for k, v in new.items() if options.get(k) != v}
+        yield {"name": product["name"], "options": options}, changed

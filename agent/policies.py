@@ -12,16 +12,17 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from agent.conversation import Conversation, Message
-from agent.intents import EMAIL, method_words, read_intents
+from agent.intents import EMAIL, find_customer, identity, method_words, read_intents
 from envs.retail import ADDRESS_FIELDS, TOOL_SCHEMAS, WRITE_TOOLS
 from scoring.violations import AUTHENTICATION_TOOLS, is_yes
+from tasks.phrasing.grammar import phrase_pattern
 from tasks.phrasing.instruction import options_words
+from tasks.phrasing.phrases_intents import REASONS
 
 Script = Callable[[Conversation], Iterator[Message]]
 """Yields the messages of one conversation; each is played before the next is asked for."""
 
-_NAME = re.compile(r"\bmy name is ([^\s.,]+) (.+?)(?: and my|[.,]|$)", re.I)
-_ZIP = re.compile(r"\bzip code is (\d{5})\b", re.I)
+_REASON = phrase_pattern(REASONS["why_mistake"] + REASONS["why_not_needed"])
 _MAX_ASKS = 6
 _REPORTS = {
     "cancel_pending_order": "Order {order_id} has been cancelled.",
@@ -130,21 +131,20 @@ def oracle(talk: Conversation, asks: bool = True) -> Iterator[Message]:
 
 
 def _authenticate(talk: Conversation) -> Iterator[Message]:
+    user = talk.db.users.get(find_customer(talk.task, talk.db))
+    known = identity(talk.task, user)
+    first, _, last = known.get("name", "").partition(" ")
+    for action in talk.task.gold_actions:
+        if action["name"] == "find_user_id_by_name_zip":
+            first, last = action["arguments"]["first_name"], action["arguments"]["last_name"]
     for _ in range(_MAX_ASKS):
         heard = _heard(talk)
-        email, name, zip_code = (p.search(heard) for p in (EMAIL, _NAME, _ZIP))
+        email = EMAIL.search(heard)
         if email:
             yield call("find_user_id_by_email", email=email.group())
             return
-        if name and zip_code:
-            first, last = name.groups()
-            for action in talk.task.gold_actions:
-                names = action["arguments"]
-                if "first_name" in names and f"{names['first_name']} {names['last_name']}" in heard:
-                    first, last = names["first_name"], names["last_name"]
-            yield call(
-                "find_user_id_by_name_zip", first_name=first, last_name=last, zip=zip_code.group(1)
-            )
+        if "zip" in known and known["name"] in heard and known["zip"] in heard:
+            yield call("find_user_id_by_name_zip", first_name=first, last_name=last, zip=known["zip"])
             return
         yield say("I am happy to help. May I have your email address, or your full name and zip "
                   "code?")
@@ -193,11 +193,12 @@ def _question(
     """Ask for what the customer has not said yet, None when all is known."""
     heard = _heard(talk).casefold()
     arguments = action["arguments"]
-    if "reason" in arguments and "mistake" not in heard and "no longer need" not in heard:
+    if "reason" in arguments and _REASON.search(heard) is None:
         return "What is the reason for the cancellation?"
     if "payment_method_id" in arguments:
-        named = _method(user, arguments["payment_method_id"]).casefold() in heard
-        if not named and not re.search(r"\bending in\b|\bgift card\b|\bpaypal\b", heard):
+        methods = (user or {}).get("payment_methods", {}).values()
+        cards = "".join(rf"|\b{method['last_four']}\b" for method in methods if "last_four" in method)
+        if not re.search(rf"\bgift card\b|\bpaypal\b{cards}", heard):
             return "Which payment method shall I use?"
     if "address1" in arguments and arguments["address1"].casefold() not in heard:
         return "What is the full new address?"

@@ -21,7 +21,7 @@ from data_reader import Task
 from envs.retail import RetailDatabase
 from scoring.episode import score_episode
 from scoring.transcript import parse_arguments, replay
-from tasks.audit.duplicates import wording_figures
+from tasks.audit.duplicates import EvenSample, wording_figures
 from tasks.audit.grounding import SearchText
 
 DEFECTS = ("unknown_task", "wrong_result", "failed", "violation", "ungrounded")
@@ -169,8 +169,9 @@ def audit_conversations(
 
     Returns:
         How many are `valid`, and how many have which defect (`unknown_task`, or see
-        `find_defect`); the findings, each "file:line: defect"; and the `wording_figures` of the
-        customers' first words (`openings`) and of all that they say (`utterances`).
+        `find_defect`); the findings, each "file:line: defect"; and the `wording_figures` of up to
+        400 of the customers' first messages (`openings`), of their messages (`utterances`), of all
+        that one customer says (`customers`), and of the tasks' queries (`queries`) to compare.
 
     Raises:
         DatasetError: As `read_conversations`.
@@ -178,15 +179,20 @@ def audit_conversations(
     """
     by_id = {task.task_id: task for task in tasks}
     counts: Counter[str] = Counter()
-    findings, openings, utterances = [], [], []
+    findings = []
+    samples = {name: EvenSample() for name in ("openings", "utterances", "customers", "queries")}
     for place, row in read_conversations(path):
         said = [m["content"] for m in row["messages"] if m["role"] == "user"]
-        openings += said[:1]
-        utterances += said
+        found = {"openings": said[:1], "utterances": said, "customers": [" ".join(said)]}
+        for name, texts in found.items():
+            for text in texts:
+                samples[name].add(text)
         task = by_id.get(row["task_id"])
         defect = "unknown_task" if task is None else find_defect(row, task, db)
         counts[defect or "valid"] += 1
         if defect:
             findings.append(f"{place}: {defect}")
-    texts = {"openings": openings, "utterances": utterances}
-    return counts, findings, {name: wording_figures(some) for name, some in texts.items()}
+    for task in by_id.values():
+        samples["queries"].add(task.query)
+    figures = {name: wording_figures(sample.texts) for name, sample in samples.items()}
+    return counts, findings, figures

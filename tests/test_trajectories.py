@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from itertools import accumulate
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -11,6 +13,8 @@ import task_generator
 import task_tester
 from agent.trajectories import find_defect, find_ungrounded, play_gold
 from data_reader import read_tasks, task_to_json
+from scoring.violations import is_yes
+from tasks.audit.duplicates import masked_words, wording_figures
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -71,7 +75,35 @@ def test_the_audit_passes_what_was_written(task_file, tmp_path, capsys):
     assert report["num_ungrounded"] == report["num_wrong_result"] == 0
     openings, utterances = report["wording"]["openings"], report["wording"]["utterances"]
     assert openings["num_texts"] == 60 < utterances["num_texts"]
-    assert openings["distinct_masked"] > 40 and utterances["distinct_2"] < openings["distinct_2"]
+    assert report["wording"]["customers"]["num_texts"] == report["wording"]["queries"]["num_texts"] == 60
+    assert openings["distinct_masked"] == 60
+
+
+def cut(texts, num_words):
+    """Return the first texts, as many as hold up to this number of words."""
+    lengths = accumulate(len(masked_words(text)) for text in texts)
+    return [text for text, length in zip(texts, lengths, strict=True) if length <= num_words]
+
+
+def test_customers_talk_as_variedly_as_the_queries_are_worded(db):
+    """At an equal number of words, since the shares fall and the vocabulary grows with it."""
+    tasks = read_tasks(ROOT / "3.5k.jsonl")[:1500]
+    said = [
+        [m["content"] for m in row["messages"] if m["role"] == "user"] for _, row in play_gold(tasks, db, 0)
+    ]
+    kinds = {
+        "openings": [texts[0] for texts in said], "utterances": [text for texts in said for text in texts],
+        "customers": [" ".join(texts) for texts in said],
+    }
+    queries = Random(0).sample([task.query for task in tasks], 400)
+    for kind, texts in kinds.items():
+        texts = Random(0).sample(texts, 400)
+        num_words = min(sum(len(masked_words(text)) for text in some) for some in (texts, queries))
+        ours, theirs = (wording_figures(cut(some, num_words)) for some in (texts, queries))
+        for name in ("distinct_2", "distinct_3", "distinct_4", "vocabulary"):
+            assert ours[name] >= 0.97 * theirs[name], (kind, name)
+        for name in ("openers_4", "distinct_masked"):
+            assert ours[name] / ours["num_texts"] >= 0.97 * theirs[name] / theirs["num_texts"], (kind, name)
 
 
 def change(row, role, old, new):
@@ -110,9 +142,8 @@ def test_a_conversation_without_a_yes_is_left_out(db, tasks):
         if task.gold_actions[-1]["name"] == "cancel_pending_order" and len(task.gold_actions) == 2
     )
     assert find_defect(row, task, db) is None
-    change(row, "user", "es, ", "erhaps, ")
-    change(row, "user", "go ahead", "hm")
-    change(row, "user", "Yes", "Hm")
+    said = next(m for m in row["messages"] if m["role"] == "user" and is_yes(m["content"]))
+    said["content"] = "Perhaps."
     assert find_defect(row, task, db) == "violation"
 
 

@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from random import Random
 from typing import Any, TextIO
 
 from common.user_error import cut, printable, shorten
 from data_reader import ScannedRow, Task, gold_completion, scan_tasks
 from envs.retail import WRITE_TOOLS, RetailDatabase
 from tasks.audit.duplicates import (
+    EvenSample,
     SplitLeakage,
     UniquenessCheck,
     fingerprint,
@@ -26,7 +26,6 @@ from tasks.audit.execution import RowChecks
 from tasks.audit.finding import Finding
 from tasks.audit.policy import AUTHENTICATION_TOOLS
 
-NUM_WORDING_TEXTS = 400
 CHECKS = ("row", "gold", "grounding", "policy", "duplicate")
 COUNTS = {
     "num_tasks": "tasks",
@@ -156,8 +155,7 @@ class Audit:
         self._tags: dict[str, Counter] = {}
         self._words: Counter = Counter()
         self._num_writing = self._num_words = 0
-        self._sample: list[str] = []
-        self._random = Random(0)
+        self._sample = EvenSample()
 
     def add(self, row: ScannedRow) -> None:
         """Check one row and count it."""
@@ -196,7 +194,7 @@ class Audit:
         report.mix["mean_query_words"] = round(self._num_words / num_tasks, 1)
         report.mix["query_words"] = dict(sorted(self._words.items()))
         report.mix["tags"] = {name: dict(sorted(c.items())) for name, c in self._tags.items()}
-        report.wording = wording_figures(self._sample)
+        report.wording = wording_figures(self._sample.texts)
         report.leakage = self._leakage.to_dict()
         return report
 
@@ -223,17 +221,7 @@ class Audit:
         of_line = self._golds.setdefault(gold, line)
         if of_line != line:
             self.report.repeated_gold.append({"line": line, "of_line": of_line})
-        self._sample_words(task.query)
-
-    def _sample_words(self, query: str) -> None:
-        """Keep an even sample of the queries (reservoir sampling)."""
-        num_seen = sum(self._counts["splits"].values())
-        if num_seen <= NUM_WORDING_TEXTS:
-            self._sample.append(query)
-            return
-        place = self._random.randrange(num_seen)
-        if place < NUM_WORDING_TEXTS:
-            self._sample[place] = query
+        self._sample.add(task.query)
 
 
 def audit_files(

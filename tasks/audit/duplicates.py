@@ -9,6 +9,7 @@ first, so that wordings are compared and not customers.
 import re
 from collections.abc import Sequence
 from hashlib import blake2b
+from random import Random
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -36,6 +37,7 @@ MASKS = (
 )
 WORD = re.compile(r"<\w+>|[^\W\d_]+(?:'[^\W\d_]+)?")
 MAX_EXAMPLES = 20
+NUM_WORDING_TEXTS = 400  # whose figures are given; more texts repeat more, so figures need one size
 
 
 def fingerprint(text: str) -> int:
@@ -214,6 +216,26 @@ def distinct(tokens: list[tuple[str, ...]], n: int) -> float:
     """Return the share of different n-grams; 1.0 means that none is used twice."""
     grams = [t[i : i + n] for t in tokens for i in range(len(t) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
+
+
+class EvenSample:
+    """Keep up to `size` of the texts that come, each with the same chance (reservoir sampling)."""
+
+    def __init__(self, size: int = NUM_WORDING_TEXTS) -> None:
+        self.texts: list[str] = []
+        self._size = size
+        self._num_seen = 0
+        self._random = Random(0)
+
+    def add(self, text: str) -> None:
+        """Keep a text, or not."""
+        self._num_seen += 1
+        if self._num_seen <= self._size:
+            self.texts.append(text)
+            return
+        place = self._random.randrange(self._num_seen)
+        if place < self._size:
+            self.texts[place] = text
 
 
 def wording_figures(texts: Sequence[str]) -> dict[str, int | float]:

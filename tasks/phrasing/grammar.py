@@ -5,7 +5,7 @@ typing slips and punctuation rules leave it alone; `finish` removes the marks.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from random import Random
 
 FACT_START, FACT_END, ARTICLE = "\x02", "\x03", "\x04"
@@ -17,6 +17,8 @@ SENTENCE_START = re.compile(
     f"{FACT_START}[^{FACT_END}]*{FACT_END}"
     r"|((?:^|\n)(?:\(?\d[.)] )?|[.!?]\)?\s+(?:\(?\d\) )?)([a-z])"
 )
+# A full stop outside of facts.
+SENTENCE_END = re.compile(rf"\. (?![^{FACT_START}]*{FACT_END})")
 WORD = re.compile(r"[a-z]{5,}")
 VOWELS = frozenset("aeiouAEIOU")
 
@@ -62,6 +64,20 @@ class Grammar:
             return self.pick(name, slots)
 
         return SLOT.sub(fill, template)
+
+    def frame(self, frame: str, name: str, slots: Mapping[str, str]) -> str:
+        """Choose an alternative of `name` and put its first sentence into a frame ("could you ...?")."""
+        first, *rest = SENTENCE_END.split(self.pick(name, slots), maxsplit=1)
+        sentence = self.pick(frame, {**slots, "vp": first})
+        if not rest:
+            return sentence
+        return f"{sentence if sentence[-1] in '.?!' else sentence + '.'} {rest[0]}."
+
+
+def phrase_pattern(phrases: Sequence[str]) -> re.Pattern[str]:
+    """Return what finds any of these phrases in a text, with anything short in a slot's place."""
+    forms = (".{1,30}?".join(map(re.escape, SLOT.split(phrase)[::2])) for phrase in phrases)
+    return re.compile("|".join(forms), re.IGNORECASE)
 
 
 def resolve_articles(text: str) -> str:

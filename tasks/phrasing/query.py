@@ -138,12 +138,7 @@ class Writer:
 
     def frame_do(self, name: str, slots: dict[str, str]) -> str:
         """Return a sentence that requests an action."""
-        # Only a phrase's first sentence goes into the frame ("could you ...?").
-        first, _, rest = self.grammar.pick(name, slots).partition(". ")
-        sentence = self.grammar.pick(f"{self.frame}_do", slots | {"vp": first})
-        if not rest:
-            return sentence
-        return f"{sentence if sentence[-1] in '.?!' else sentence + '.'} {rest}."
+        return self.grammar.frame(f"{self.frame}_do", name, slots)
 
     def frame_know(self, name: str, slots: dict[str, str]) -> str:
         """Return a sentence that asks a question."""
