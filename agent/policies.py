@@ -197,7 +197,7 @@ def _question(
         return "What is the reason for the cancellation?"
     if "payment_method_id" in arguments:
         methods = (user or {}).get("payment_methods", {}).values()
-        cards = "".join(rf"|\b{method['last_four']}\b" for method in methods if "last_four" in method)
+        cards = "".join(rf"|\b{re.escape(str(method['last_four']))}\b" for method in methods if "last_four" in method)
         if not re.search(rf"\bgift card\b|\bpaypal\b{cards}", heard):
             return "Which payment method shall I use?"
     if "address1" in arguments and arguments["address1"].casefold() not in heard:
