@@ -63,6 +63,11 @@ class _Linear:
     bias: torch.Tensor | None
     lora: _Lora | None
 
+    def refresh(self) -> None:
+        """Copy the present LoRA values."""
+        if self.lora is not None and (factors := linear_lora(self.module)) is not None:
+            self.lora.copy(factors)
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         y = functional.linear(x, self.weight, self.bias)
         if self.lora is not None:
@@ -86,8 +91,7 @@ class _Projection:
 
     def refresh(self) -> None:
         """Copy the present LoRA values."""
-        factors = self._experts.lora(self._kind)
-        if self.lora is not None and factors is not None:
+        if self.lora is not None and (factors := self._experts.lora(self._kind)) is not None:
             self.lora.copy(factors)
 
     def __call__(self, x: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
@@ -129,12 +133,8 @@ class _Layer:
 
     def refresh(self) -> None:
         """Copy the present LoRA values of every projection."""
-        for linear in (self.q, self.k, self.v, self.o):
-            factors = linear_lora(linear.module)
-            if linear.lora is not None and factors is not None:
-                linear.lora.copy(factors)
-        self.gate_up.refresh()
-        self.down.refresh()
+        for part in (self.q, self.k, self.v, self.o, self.gate_up, self.down):
+            part.refresh()
 
 
 @dataclass
@@ -187,10 +187,9 @@ class Decoder:
     """
 
     def __init__(self, model: Model, resident: bool = False, dtype: torch.dtype | None = None) -> None:
-        """Prepare a decoder.
+        """Prepare a decoder of a GPT-OSS, with or without LoRA, in any layout of `gptoss.weights`.
 
         Args:
-            model: GPT-OSS, with or without LoRA, in any layout of `gptoss.weights`.
             resident: Keep unpacked copies of 4-bit experts (38 GiB for 20 B parameters), which
                 large batches read faster than packed ones.
             dtype: Another type of products and caches. float32 is slow, and what the rounding of
@@ -337,7 +336,12 @@ class Decoder:
             self._fill(cache, index, layer, k, v, lengths, rows, sources)
             hidden = hidden + layer.o(self._attend_all(layer, q, k, v)).float()
             hidden = hidden + self._experts(layer, hidden)
-        last = hidden.view(count, length, -1)[torch.arange(count, device=self.device), lengths - 1]
+        return self._last_logits(hidden, lengths)
+
+    def _last_logits(self, hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Return the logits after each row's last token, float32 `[P, vocabulary]`."""
+        rows = torch.arange(len(lengths), device=self.device)
+        last = hidden.view(len(lengths), -1, hidden.shape[-1])[rows, lengths - 1]
         return self._head(self._rms(last, self._norm)).float()
 
     def _fill(
@@ -418,8 +422,7 @@ class Decoder:
             cache.values[index][rows] = torch.where(is_new, v.gather(2, at), values)
             hidden = hidden + layer.o(attended).float()
             hidden = hidden + self._experts(layer, hidden)
-        last = hidden.view(count, length, -1)[torch.arange(count, device=self.device), lengths - 1]
-        return self._head(self._rms(last, self._norm)).float()
+        return self._last_logits(hidden, lengths)
 
     def _attend_more(
         self, layer: _Layer, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,

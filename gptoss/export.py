@@ -63,7 +63,6 @@ def run_export(
 
     Args:
         model_dir: Adapter folder (final_model/), complete model folder, or hub name.
-        export_format: One of `FORMATS`.
         output_dir: Where to; an earlier export there, unchanged since, is replaced once the new
             one is whole.
         llama_cpp: Folder of llama.cpp's sources; only the format gguf needs it.
@@ -116,11 +115,7 @@ def run_export(
 
 
 def check_prompts(style: str, plans: PlanFormat = HARMONY) -> list[str]:
-    """Return the fixed prompts whose next-token logits are compared.
-
-    Args:
-        style: `data.prompt_style` that the model was trained with.
-    """
+    """Return the fixed prompts whose next-token logits are compared, in the style of the training."""
 
     def begin(answer: str) -> str:
         return plans.completion(answer).removesuffix(plans.end_token) if answer else ""
@@ -147,10 +142,9 @@ def export_model(
     model: Model, tokenizer: Tokenizer, folder: Path, stage: ModelStage, export_format: str,
     llama_cpp: str = "llama.cpp", card: str = "",
 ) -> None:
-    """Write a complete model folder, whole or not at all.
+    """Write a complete model folder, whole or not at all; the model is left as it is.
 
     Args:
-        model: GPT-OSS with or without an adapter; left as it is.
         export_format: One of `FORMATS`.
         card: The model card's text; empty writes none.
 
@@ -219,10 +213,7 @@ def export_bytes(model: Model, dtype: torch.dtype, packed: bool) -> float:
 
 @torch.no_grad()
 def round_experts_in_place(model: Model) -> bool:
-    """Round the experts of a model in memory to MXFP4, to have the yardstick of an export.
-
-    Args:
-        model: GPT-OSS; changed.
+    """Round the experts of a GPT-OSS in memory to MXFP4, to have the yardstick of an export.
 
     Returns:
         False, with nothing changed, when the experts carry an adapter or are held in 4-bit.
@@ -240,13 +231,7 @@ def round_experts_in_place(model: Model) -> bool:
 
 
 def reload_logits(folder: Path, prompts: list[str]) -> torch.Tensor:
-    """Load a model folder in a process of its own with transformers alone; return its logits.
-
-    Args:
-        prompts: Texts with special tokens written out.
-
-    Returns:
-        Float32 logits, shape `[len(prompts), vocabulary]`.
+    """Load a model folder in a process of its own with transformers alone; return what `logits_on` does.
 
     Raises:
         ModelError: transformers cannot load the folder.

@@ -9,6 +9,7 @@ attention does more to its scores than scale them.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -103,7 +104,8 @@ class _Rows:
         self, core: Model, input_ids: torch.Tensor, attention_mask: torch.Tensor, capacity: int
     ) -> None:
         self.core, self.input_ids, device = core, input_ids, input_ids.device
-        self.size = _group_size(input_ids, attention_mask)
+        sizes = set(find_groups(input_ids, attention_mask))
+        self.size = sizes.pop() if len(sizes) == 1 else 1
         self.ids, self.valid = input_ids[:: self.size], attention_mask[:: self.size].bool()
         self.capacity, self.is_prompt = capacity, True
         self.prompts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -206,12 +208,11 @@ class _Rows:
         return replay
 
 
-def _group_size(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> int:
-    """Return how many rows in a run have the same prompt where all runs are equally long, else 1."""
-    same = (input_ids[1:] == input_ids[:-1]).all(1) & (attention_mask[1:] == attention_mask[:-1]).all(1)
-    starts = [0, *((~same).nonzero()[:, 0] + 1).tolist(), len(input_ids)]
-    sizes = {end - start for start, end in zip(starts, starts[1:], strict=False)}
-    return sizes.pop() if len(sizes) == 1 else 1
+def find_groups(prompt_ids: torch.Tensor, prompt_mask: torch.Tensor) -> list[int]:
+    """Return how many rows in a run have the same prompt, by ids and mask `[B, P]`; they sum to B."""
+    same = (prompt_ids[1:] == prompt_ids[:-1]) & (prompt_mask[1:] == prompt_mask[:-1])
+    starts = [0, *((~same.all(1)).nonzero()[:, 0] + 1).tolist(), len(prompt_ids)]
+    return [end - start for start, end in pairwise(starts)]
 
 
 def _attend(
@@ -222,8 +223,7 @@ def _attend(
 
     Args:
         query: `[P, heads, L, D]` or `[B, heads, 1, D]`.
-        key: `[P, kv_heads, L, D]` or `[B, kv_heads, 1, D]`, of these tokens alone.
-        value: As `key`.
+        key: `[P, kv_heads, L, D]` or `[B, kv_heads, 1, D]`, of these tokens alone; values alike.
         scaling: Factor of the scores; None is 1 / sqrt(D).
         sliding_window: Tokens that this layer sees; None sees all.
 

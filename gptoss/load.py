@@ -107,7 +107,7 @@ def load_model(
     with memory_guard("loading the model", smaller_loading(stage, with_sampling=False)):
         try:
             model, tokenizer = load(stage, trainable or adapter_dir is not None)
-        except (OSError, ConnectionError) as error:
+        except OSError as error:
             raise _load_error(stage, error) from error
     if adapter_dir is not None:
         load_adapter(model, adapter_dir)
@@ -152,23 +152,19 @@ def load_for_evaluation(name_or_dir: str, stage: ModelStage) -> tuple[Model, Tok
         stage: Settings for everything that the folder does not say itself.
 
     Returns:
-        The model in eval mode and its tokenizer.
-
-    Raises:
-        ModelError: As `load_model`.
+        The model in eval mode and its tokenizer; a ModelError as `load_model` raises.
     """
     if stage.device == "cuda":
         # Where a model was trained says nothing of where it is evaluated.
         stage = replace(stage, device="auto")
-    config_path = Path(name_or_dir) / "adapter_config.json"
-    if not config_path.is_file():
-        stage = _with_model(stage, name_or_dir)
-        model, tokenizer = load_model(stage, trainable=False)
+    folder = Path(name_or_dir)
+    if not (folder / "adapter_config.json").is_file():
+        model, tokenizer = load_model(_with_model(stage, name_or_dir), trainable=False)
         return model.eval(), tokenizer
-    config = read_json_file(config_path, *ADAPTER_KEYS)
+    config = read_json_file(folder / "adapter_config.json", *ADAPTER_KEYS)
     # PEFT and Unsloth write the targets in different ways; the names of the weights are reliable.
-    check_checkpoint(Path(name_or_dir), "adapter_model.safetensors", "adapter_config.json")
-    names = list_tensor_names(Path(name_or_dir), "adapter_model.safetensors")
+    check_checkpoint(folder, "adapter_model.safetensors", "adapter_config.json")
+    names = list_tensor_names(folder, "adapter_model.safetensors")
     reach = "attention+experts" if any(".mlp." in name for name in names) else "attention"
     base = config["base_model_name_or_path"]
     if _looks_local(base) and not Path(base).is_dir():
@@ -242,8 +238,7 @@ def _check_4bit_packages(stage: ModelStage) -> None:
     """Refuse 4-bit weights where a package for them is missing: plain transformers has 16 bit."""
     if not stage.load_in_4bit or not goes_to_gpu(stage):
         return
-    missing = versions.find_missing(versions.GPU_ONLY, gpu=True)
-    if missing:
+    if missing := versions.find_missing(versions.GPU_ONLY, gpu=True):
         raise ModelError(f"model.load_in_4bit is true and {missing}")
 
 
@@ -262,20 +257,14 @@ def _load_unsloth(stage: ModelStage, with_lora: bool) -> tuple[Model, Tokenizer]
 
     with _load_errors(stage):
         model, tokenizer = FastLanguageModel.from_pretrained(
-            model_name=stage.model_name,
-            max_seq_length=stage.max_seq_length,
-            load_in_4bit=stage.load_in_4bit,
-            dtype=_dtype(stage),
-            offload_embedding=stage.offload_embedding,
-            local_files_only=Path(stage.model_name).is_dir(),
+            model_name=stage.model_name, max_seq_length=stage.max_seq_length,
+            load_in_4bit=stage.load_in_4bit, dtype=_dtype(stage),
+            offload_embedding=stage.offload_embedding, local_files_only=Path(stage.model_name).is_dir(),
         )
     if with_lora:
         experts = EXPERT_MODULES if stage.lora_reach == "attention+experts" else []
         model = FastLanguageModel.get_peft_model(
-            model,
-            r=stage.lora_rank,
-            lora_alpha=stage.lora_alpha,
-            lora_dropout=stage.lora_dropout,
+            model, r=stage.lora_rank, lora_alpha=stage.lora_alpha, lora_dropout=stage.lora_dropout,
             target_modules=ATTENTION_MODULES + experts,
             use_gradient_checkpointing="unsloth" if stage.gradient_checkpointing else False,
             random_state=3407,
@@ -458,18 +447,13 @@ def load_adapter(model: Model, adapter_dir: str | Path) -> None:
 
 def save_adapter(model: Model, tokenizer: Tokenizer, folder: str | Path) -> Path:
     """Write the adapter and the tokenizer into a folder."""
-    folder = Path(folder)
     model.save_pretrained(str(folder), selected_adapters=["default"])
     tokenizer.save_pretrained(str(folder))
-    return folder
+    return Path(folder)
 
 
 def check_merge_space(model: Model, folder: Path, stage: ModelStage) -> None:
-    """Refuse a merge that the disk has no room for.
-
-    Raises:
-        ModelError: Says how much is needed and how much is free.
-    """
+    """Refuse a merge that the disk has no room for, by a ModelError with the sizes."""
     bytes_each = merged_dtype(stage).itemsize
     check_disk_space(
         folder, count_trainable(model)[1] * bytes_each * 1.02, "the merged model",
@@ -485,11 +469,8 @@ def merged_dtype(stage: ModelStage) -> torch.dtype:
 def merge_and_save(model: Model, tokenizer: Tokenizer, folder: str | Path, stage: ModelStage) -> Path:
     """Fold the adapter into 16-bit weights (32-bit on a CPU) and write a complete model.
 
-    The result loads with plain transformers, without PEFT, Unsloth or bitsandbytes.
-
-    Args:
-        model: A model with a LoRA adapter; it is left as it is.
-        folder: Created when missing; files of an earlier merge are replaced.
+    The result loads with plain transformers, without PEFT, Unsloth or bitsandbytes. The model is left as
+    it is; files of an earlier merge are replaced.
 
     Raises:
         ModelError: The disk has too little room.
@@ -503,15 +484,10 @@ def merge_and_save(model: Model, tokenizer: Tokenizer, folder: str | Path, stage
 
 @torch.no_grad()
 def logits_on(model: Model, tokenizer: Tokenizer, prompts: list[str]) -> torch.Tensor:
-    """Return the next-token logits of each prompt, to compare a model with its reloaded self.
+    """Return the next-token logits of each prompt, float32 on the CPU, `[len(prompts), vocabulary]`.
 
-    By fast sampling's forward where that is attached, else by the model's own.
-
-    Args:
-        prompts: Texts with special tokens written out.
-
-    Returns:
-        Float32 logits on the CPU, shape `[len(prompts), vocabulary]`.
+    For comparing a model with its reloaded self; by fast sampling's forward where that is attached, else by
+    the model's own. Special tokens are written out in the prompts.
     """
     texts = (tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts)
     rows = [torch.tensor(ids) for ids in texts]
@@ -556,15 +532,7 @@ def lacks_memory(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def memory_guard(doing: str, remedy: str) -> Iterator[None]:
-    """Turn an out-of-memory error into one line that names the next smaller setting.
-
-    Args:
-        doing: What was going on, as in "GRPO".
-        remedy: What to try, as `gptoss.memory` says it.
-
-    Raises:
-        ModelError: In place of the out-of-memory error.
-    """
+    """Turn an out-of-memory error, `doing` something, into a ModelError that names the remedy to try."""
     try:
         yield
     except (RuntimeError, ValueError) as error:

@@ -1,7 +1,6 @@
 """Keep GPU memory within bounds: rows of Unsloth's passes, and the setting to try when it ran out.
 
-Left out on purpose: changes to Unsloth itself (a setting of its trainer is set for one call), and
-lowering settings by itself: a run whose batch changed in secret would be another run.
+Nothing lowers a setting by itself: a run whose batch changed in secret would be another run.
 """
 
 import contextlib
@@ -30,11 +29,7 @@ SMALLER_PRESET = dict(zip(PRESET_NAMES[2:], PRESET_NAMES[1:]))
 
 @contextlib.contextmanager
 def report_peak(doing: str) -> Iterator[None]:
-    """Print the peak of GPU memory of what is done inside; nothing without a GPU.
-
-    Args:
-        doing: What is done, as in "SFT".
-    """
+    """Print the peak of GPU memory of what is done inside, such as "SFT"; nothing without a GPU."""
     if not torch.cuda.is_available():
         yield
         return
@@ -52,14 +47,11 @@ def free_memory() -> None:
 
 
 def next_smaller(config: RunConfig, doing: str) -> dict[str, object]:
-    """Return the next setting that takes less GPU memory, the one that costs the least first.
-
-    Args:
-        doing: "SFT", "GRPO" or "evaluation".
+    """Return the next setting that takes less GPU memory in "SFT", "GRPO" or "evaluation".
 
     Returns:
-        Overrides for `configs.with_overrides`, valid as they are; empty when only a smaller preset or
-        a larger GPU is left.
+        Overrides for `configs.with_overrides`, valid as they are, the one that costs the least first;
+        empty when only a smaller preset or a larger GPU is left.
     """
     model = config.model
     if model.sampling == "vllm":
@@ -82,14 +74,10 @@ def next_smaller(config: RunConfig, doing: str) -> dict[str, object]:
 
 
 def smaller_setting(config: RunConfig, doing: str) -> str:
-    """Say what to try after running out of memory, as options of the command line.
+    """Say what to try after running out of memory, see `next_smaller`, as options of the command line.
 
-    Args:
-        doing: As in `next_smaller`.
-
-    Returns:
-        Such as "--set grpo.generation_batch_size=32 --resume", without "--resume" where it makes
-        another run; at the end of the ladder the next smaller preset by name.
+    Such as "--set grpo.generation_batch_size=32 --resume", without "--resume" where it makes another
+    run; at the end of the ladder the next smaller preset by name.
     """
     changes = next_smaller(config, doing)
     if changes:
@@ -134,11 +122,7 @@ def keeps_the_steps(name: str, before: RunConfig, after: RunConfig) -> bool:
 
 
 def smaller_loading(model: ModelStage, with_sampling: bool) -> str:
-    """Say what to try when the model alone does not fit.
-
-    Args:
-        with_sampling: Whether it was loaded, and fast sampling did not fit beside it.
-    """
+    """Say what to try when the model alone does not fit, or fast sampling not beside it."""
     slower = {"vllm": "fast", "fast-resident": "fast", "fast": "plain"}.get(model.sampling)
     if with_sampling and slower:
         return _options({"model.sampling": slower})

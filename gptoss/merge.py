@@ -35,13 +35,13 @@ def write_merged(model: Model, folder: Path, dtype: torch.dtype, pack_experts: b
     """Write `config.json`, `generation_config.json` and one weight file per layer.
 
     Args:
-        model: GPT-OSS with or without a LoRA adapter, weights in any layout.
+        model: Any model, with or without a LoRA adapter, weights in any layout.
         folder: Created when missing; weight files of an earlier merge are removed first.
         pack_experts: Round the merged experts to MXFP4, 4.25 bits a parameter.
 
     Raises:
-        ValueError: The experts cannot be packed: there are none, an odd width, or a weight that is not
-            finite.
+        ValueError: The experts cannot be packed: there are none, an odd width, or a weight that is
+            not finite.
     """
     core = find_causal_lm(model)
     gpt_oss = core.config.model_type == "gpt_oss"
@@ -56,7 +56,7 @@ def write_merged(model: Model, folder: Path, dtype: torch.dtype, pack_experts: b
         config["quantization_config"] = mxfp4.CONFIG
     config["architectures"] = [type(core).__name__]
     config["dtype"] = str(dtype).removeprefix("torch.")
-    (folder / "config.json").write_text(json.dumps(_plain(config), indent=2), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     core.generation_config.save_pretrained(str(folder))
     shards = _layer_shards(core, dtype, pack_experts) if gpt_oss else [_merged_tensors(core)]
     # Bytes are MXFP4 already; everything else is written in one floating-point type.
@@ -100,15 +100,6 @@ def _layer_shards(
     yield tensors
     for index, layer in enumerate(core.model.layers):
         yield _layer_tensors(f"model.layers.{index}.", layer, dtype, pack_experts)
-
-
-def _plain(value: Any) -> Any:
-    """Make a config JSON-ready: dtypes become their names."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
 
 
 def _merged_tensors(core: Any) -> dict[str, torch.Tensor]:

@@ -327,7 +327,6 @@ def attend_one(
     Args:
         query: `[B, heads, D]`.
         keys: Cache `[B, kv_heads, capacity, D]`; values alike.
-        values: See `keys`.
         sinks: `[heads]`, the logit that takes attention nowhere.
         lengths: int32 `[B]`, filled slots of each row.
 

@@ -2,8 +2,7 @@
 
 A block of 32 neighbours along the input dimension shares one power of two; each value is one of 15
 (0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives) times it. Format: OCP Microscaling Formats (MX)
-Specification 1.0; layout of the tensors: `openai/gpt-oss-20b`. Every block
-is rounded by itself.
+Specification 1.0; layout of the tensors: `openai/gpt-oss-20b`.
 """
 
 import torch
@@ -100,10 +99,7 @@ def dequantize(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def quantize_experts(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round expert weights as transformers holds them; one expert at a time, to bound the memory.
-
-    Args:
-        weight: Floating point, shape `[E, in, out]`.
+    """Round expert weights `[E, in, out]`, as transformers holds them, one expert at a time to bound memory.
 
     Returns:
         Blocks `[E, out, in / 32, 16]` and scales `[E, out, in / 32]`, both uint8.

@@ -4,7 +4,6 @@ That is the layout of `unsloth/gpt-oss-20b-unsloth-bnb-4bit`, the only one whose
 trains at 4-bit and that `gptoss.moe_kernels` reads: a checkpoint of transformers' own layout (all
 experts of a projection in one 3-D tensor), such as a merged model, is packed once and kept. Layer
 by layer, so memory stays at about two layers (3.5 GiB for 20 B parameters).
-Unsloth loads MXFP4 checkpoints itself.
 """
 
 import shutil
@@ -51,10 +50,7 @@ def packed_folder(folder: Path) -> Path:
 
 
 def pack_checkpoint(folder: Path) -> Path:
-    """Write the 4-bit copy of a checkpoint, or find the one that an earlier call wrote.
-
-    Args:
-        folder: Checkpoint with fused 16-bit experts.
+    """Write the 4-bit copy of a checkpoint with fused 16-bit experts, or find an earlier call's.
 
     Raises:
         ModelError: bitsandbytes is missing, the shapes cannot be packed, or the disk has too

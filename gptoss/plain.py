@@ -14,14 +14,9 @@ import torch
 
 @torch.no_grad()
 def plain_logits(folder: str, prompts: list[str]) -> torch.Tensor:
-    """Return the next-token logits of each prompt by a model folder.
+    """Return the next-token logits of each prompt by a model folder, as `gptoss.load.logits_on` does.
 
-    Args:
-        folder: A complete model, experts in 16 or 32 bits or in MXFP4.
-        prompts: Texts with special tokens written out.
-
-    Returns:
-        Float32 logits on the CPU, shape `[len(prompts), vocabulary]`.
+    Experts may be in 16 or 32 bits or in MXFP4.
 
     Raises:
         OSError: The folder holds no model.

@@ -19,12 +19,7 @@ NAME = "gpt-4o"
 
 
 def name_tokenizer(text_model: Any, model_dir: Path) -> None:
-    """Name the tokenizer to llama.cpp where it cuts text as GPT-OSS's does.
-
-    Args:
-        text_model: llama.cpp's `TextModel`; changed.
-        model_dir: The folder that is converted.
-    """
+    """Name the tokenizer of the folder to llama.cpp's `TextModel` where it cuts text as GPT-OSS's does."""
     facts = json.loads((model_dir / "tokenizer.json").read_text(encoding="utf-8"))
     parts = facts["pre_tokenizer"].get("pretokenizers", [])
     patterns = [part["pattern"].get("Regex", "") for part in parts if part["type"] == "Split"]

@@ -1,8 +1,7 @@
 """Load what a run saved and compare it with the model in memory, on the next token of real prompts.
 
 The model in memory is asked first (`gptoss.load.logits_on`), so that it can be dropped before
-the saved one is loaded: two of them do not fit on a small GPU. Left out: comparing generated text.
-One rounding flips a greedy token; log-probabilities tell how far two models are apart.
+the saved one is loaded: two of them do not fit on a small GPU.
 """
 
 from dataclasses import replace
@@ -27,15 +26,13 @@ def check_reload(
     """Load a saved adapter or merged model and compare it with the model that was saved.
 
     Args:
-        reference: What `logits_on` gave for the model in memory.
+        reference: What `logits_on` gave, for these prompts, for the model in memory.
         folder: final_model/ (adapter) or merged_model/; None where none was written.
-        prompts: Texts with special tokens written out, as `logits_on` had them.
 
     Returns:
-        `max_abs_diff` of the next token's log-probabilities and `same_top_token`, the share of
-        prompts whose likeliest token is the same. Merging rounds to 16 bits on a GPU, so the
-        difference is exactly 0 only for an adapter. Empty without a folder, and, said so, when
-        the 16-bit weights of a merged model do not fit on this GPU.
+        `compare_logits` of the two. Merging rounds to 16 bits on a GPU, so the difference is exactly 0
+        only for an adapter. Empty without a folder, and, said so, when the 16-bit weights of a merged
+        model do not fit on this GPU.
 
     Raises:
         ModelError: The folder cannot be loaded.

@@ -2,8 +2,7 @@
 
 The trainer's adapter is written into vLLM's adapter slot whenever it has changed, GPU memory to GPU
 memory; prompts that begin alike are read once, requests end each at its own length. Weights and
-key-value cache are held beside the trainer's model: `model.vllm_kv_gib` is the setting. Left out on
-purpose: several GPUs for one engine, and streams of single tokens (chat samples with `engine.py`).
+key-value cache are held beside the trainer's model: `model.vllm_kv_gib` is the setting.
 """
 
 import json
@@ -61,8 +60,6 @@ def write_adapter(model: nn.Module, folder: Path, base: str = "") -> None:
     """Write the active adapter in the layout that vLLM and PEFT read, whichever way it is held.
 
     Args:
-        model: GPT-OSS with an adapter.
-        folder: Created when missing.
         base: Name or folder of the base model, for the adapter's settings.
     """
     tensors: dict[str, torch.Tensor] = {}
@@ -92,12 +89,7 @@ def write_adapter(model: nn.Module, folder: Path, base: str = "") -> None:
 
 
 def fill_slot(served: nn.Module, layers: Sequence[nn.Module]) -> None:
-    """Write the trainer's low-rank updates into vLLM's first adapter slot.
-
-    Args:
-        served: vLLM's model.
-        layers: The trainer's decoder layers.
-    """
+    """Write the low-rank updates of the trainer's decoder layers into the first adapter slot of vLLM."""
     modules = dict(served.named_modules())
     for index, layer in enumerate(layers):
         found = layer_factors(layer)
@@ -150,11 +142,7 @@ class VllmEngine:
     differs = True
 
     def __init__(self, model: Any, stage: ModelStage) -> None:
-        """Start vLLM and give it the model's adapter.
-
-        Args:
-            model: The trainer's model, whose adapter and stop tokens are used.
-        """
+        """Start vLLM and give it the adapter of the trainer's model, whose stop tokens it uses, too."""
         os.environ.update({key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()})
         from vllm import LLM
 
@@ -247,11 +235,7 @@ class VllmEngine:
 
 
 def start_vllm(model: Any, stage: ModelStage) -> VllmEngine | None:
-    """Start vLLM for a model; where that cannot be, print one line that says why.
-
-    Returns:
-        The engine; None when vLLM is missing or does not start.
-    """
+    """Start vLLM for a model; where it is missing or does not start, print one line that says why."""
     state = PartialState()
     try:
         if state.num_processes > 1:

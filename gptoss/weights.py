@@ -3,8 +3,7 @@
 Two layouts of the experts occur: one 3-D tensor per projection (transformers), and one linear
 layer per expert, packed to 4-bit NF4 (the pre-quantized checkpoint that Unsloth gives). PEFT wraps
 each of them differently. Everything else of the model has one layout.
-Left out on purpose: 3-D tensors packed to 4-bit (`load_model` refuses them), MXFP4 weights, other
-architectures, several active adapters, DoRA.
+Left out: 3-D tensors packed to 4-bit (`load_model` refuses them), several active adapters, DoRA.
 """
 
 from dataclasses import dataclass

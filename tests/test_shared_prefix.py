@@ -9,13 +9,14 @@ from transformers.models.llama import modeling_llama
 from trl import GRPOTrainer
 
 from common.files import SettingsError
+from gptoss.folded import find_groups
 from gptoss.generation import complete
 from gptoss.load import load_model
 from gptoss.weights import find_causal_lm
 from training import grpo, shared_prefix, unsloth_prefix
 from training.grpo import build_grpo_trainer
 from training.rewards import make_reward_functions
-from training.shared_prefix import attention_mask_of, find_groups, pack_rows, take
+from training.shared_prefix import attention_mask_of, pack_rows, take
 from training.trl_private import SharedPrefixTrainer
 
 PROMPTS, LENGTHS = (300, 40, 171), ((20, 3, 160, 1), (7, 30, 12, 2), (5, 150))

@@ -1,12 +1,12 @@
 """Episodes of held-out tasks in agent mode, played batch by batch by the model that is trained.
 
 As in plan mode each finished batch is a file, so that a killed evaluation goes on with the same
-batches and ends with the same episodes, and processes share the batches out. Left out: metrics
-(`scoring/trials.py`), and models behind endpoints (`task_tester.py evaluate --mode agent`).
+batches and ends with the same episodes, and processes share the batches out.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -53,37 +53,40 @@ def play_tasks(
     model: Model, tokenizer: Tokenizer, tasks: Sequence[Task], db: RetailDatabase,
     config: configs.RunConfig, parts_dir: Path,
 ) -> list[dict[str, Any]]:
-    """Play every task with the model, batch by batch.
-
-    Args:
-        config: `agent`, `evaluation`, `data.prompt_style` and `data.split_seed` are used.
-        parts_dir: Folder where finished batches are kept.
+    """Play every task with the model, batch by batch; finished batches are kept in `parts_dir`.
 
     Returns:
         Lines of `trajectories.jsonl`, by task and trial, the same on every process.
     """
     settings = config.evaluation
-    plan = Plan(tasks, config.agent.num_trials, config.data.split_seed)
-    episodes = list(plan.episodes())
-    starts = range(0, len(episodes), settings.batch_size)
-    state = PartialState()
+    episodes = list(Plan(tasks, config.agent.num_trials, config.data.split_seed).episodes())
     temperature = None if settings.greedy else settings.temperature
-    for number, start in enumerate(starts):
-        part = parts_dir / f"batch-{number:04d}.json"
-        if part.exists() or number % state.num_processes != state.process_index:
-            continue
-        batch = episodes[start:start + settings.batch_size]
+
+    def play(number: int) -> list[dict[str, Any]]:
+        batch = episodes[number * settings.batch_size:(number + 1) * settings.batch_size]
         policy = rollout_policy(model, tokenizer, config, temperature, settings.batch_size)
         talks = [start_conversation(task, db, config, seed, seed) for task, _, seed in batch]
         play_all(talks, policy)
-        rows = [
+        return [
             episode_row(talk, trial, num_tokens=talk.num_tokens, failures=policy.failures_of(talk))
             for talk, (_, trial, _) in zip(talks, batch, strict=True)
         ]
-        write_json_atomic(part, rows)
+
+    return list(chain.from_iterable(in_parts(parts_dir, -(-len(episodes) // settings.batch_size), play)))
+
+
+def in_parts(parts_dir: Path, count: int, make: Callable[[int], Any]) -> list[Any]:
+    """Make `count` parts of an evaluation, each process its share; return them on every process.
+
+    Each is kept as JSON in a file of the folder, and one that is there already is not made again.
+    """
+    state = PartialState()
+    paths = [parts_dir / f"batch-{number:04d}.json" for number in range(count)]
+    for number, path in enumerate(paths):
+        if not path.exists() and number % state.num_processes == state.process_index:
+            write_json_atomic(path, make(number))
     state.wait_for_everyone()
-    parts = (read_json(parts_dir / f"batch-{number:04d}.json", []) for number in range(len(starts)))
-    return [row for rows in parts for row in rows]
+    return [read_json(path, None) for path in paths]
 
 
 def count_failures(rows: Iterable[dict[str, Any]]) -> dict[str, int]:

@@ -33,9 +33,6 @@ def example_query(db: RetailDatabase) -> str:
 def encode_query(tokenizer: Tokenizer, query: str, config: configs.RunConfig) -> torch.Tensor:
     """Return the prompt of a query as token ids, shape `[1, T]`.
 
-    Args:
-        config: `data.prompt_style`, `model.max_seq_length` and `evaluation.max_new_tokens` are used.
-
     Raises:
         ValueError: The query holds a control token of harmony, is no valid text, or
             leaves no room for the answer.
@@ -61,11 +58,7 @@ def encode_query(tokenizer: Tokenizer, query: str, config: configs.RunConfig) ->
 def stream_answer(
     model: Model, tokenizer: Tokenizer, ids: torch.Tensor, config: configs.RunConfig, stream: TextIO
 ) -> str:
-    """Answer a prompt greedily, writing the completion as it is decoded.
-
-    Args:
-        ids: The prompt of `encode_query`.
-        config: `evaluation.max_new_tokens` is used.
+    """Answer a prompt of `encode_query` greedily, writing the completion as it is decoded.
 
     Returns:
         The final message's text; empty when there is none.
@@ -114,10 +107,7 @@ def quick_test(
 
 
 def run_chat(model_dir: str, lines: Iterable[str] | None = None) -> int:
-    """Answer each line of the input until it ends.
-
-    Args:
-        lines: Queries, one a line; empty ones are skipped. None reads standard input.
+    """Answer each line of the input, standard input when it is None, until it ends.
 
     Raises:
         ModelError: The model cannot be loaded.

@@ -4,7 +4,7 @@ A conversation is one growing list of tokens: policy, customer, a turn, its answ
 the model wrote stays as it was sampled, so a whole episode is one training row and nothing is read
 twice. As harmony asks for, `<|return|>` after words becomes `<|end|>` once the conversation goes on.
 Unlike harmony, thinking of earlier turns would stay; the oracle's conversations have none, so SFT
-teaches turns without it. Left out: other formats than harmony, and scores.
+teaches turns without it.
 """
 
 from collections import Counter
@@ -170,7 +170,6 @@ class RolloutPolicy:
     Args:
         model: A causal model with stop tokens in its generation config.
         tokenizer: Its tokenizer, padding on the left.
-        max_turn_tokens: Tokens of a turn at most.
         max_context: Tokens of a conversation at most; one that leaves no room for a turn gets no
             answer.
         temperature: Sampling temperature; None takes the likeliest token each time.

@@ -23,6 +23,8 @@ from training.task_store import TaskLookup
 
 ZERO_VARIANCE = 1e-6
 """Rewards that differ by less count as equal."""
+COLUMNS = ("prompt_ids", "completion_ids", "logprobs", "task")
+"""What TRL is given of each group."""
 
 
 class Group(NamedTuple):
@@ -56,13 +58,7 @@ class DynamicSampler:
         self, config: configs.RunConfig, scorer: "CompletionScorer | EpisodeScorer",
         rows: Dataset, tasks: Sequence[Task],
     ) -> None:
-        """Remember the tasks to draw from.
-
-        Args:
-            config: `grpo.resample_rounds`, `grpo.num_generations`, `data.prompt_style` and the
-                reward weights are used.
-            rows: Rows of `prompt` and `task` (its number) that the run shows.
-        """
+        """Keep the tasks to draw from, and the rows (`prompt` and `task`, its number) that the run shows."""
         # The trainer marks its interface for own rollouts experimental; the pinned version has it.
         warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
         self.config = config
@@ -100,18 +96,9 @@ class DynamicSampler:
             for index, group in zip(dead, fresh, strict=True):
                 if group.has_variance:
                     groups[index] = group
-        extra = {
-            name: [value for group in groups for value in group.extra[name]]
-            for name in groups[0].extra
-        }
-        return extra | {
-            "prompt_ids": [ids for group in groups for ids in group.prompt_ids],
-            "completion_ids": [ids for group in groups for ids in group.completion_ids],
-            "task": [number for group in groups for number in group.task],
-            "useful_before": useful_before,
-            "useful_after": _useful(groups),
-            "logprobs": [values for group in groups for values in group.logprobs],
-        }
+        columns = [{name: getattr(g, name) for name in COLUMNS} | dict(g.extra) for g in groups]
+        joined = {name: [value for part in columns for value in part[name]] for name in columns[0]}
+        return joined | {"useful_before": useful_before, "useful_after": _useful(groups)}
 
     def _prompts(self, tasks: list[int]) -> list[str]:
         """Return the prompts of tasks by their numbers."""

@@ -1,7 +1,7 @@
 """The reward of whole episodes in GRPO, and what is logged about a batch of them.
 
 The reward is `scoring.episode`'s, the same that the evaluation reports: success decides, its other
-parts never lift a failure above a success. Left out: playing the episodes (`episode_sampling.py`).
+parts never lift a failure above a success.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ from prompting.dialogue import ReplyFailure
 from scoring.episode import EpisodeScore, EpisodeWeights, score_episode
 from scoring.transcript import replay
 from training.conversations import Context
-from training.rewards import ROLLOUT_FIELDS, RewardFunction
+from training.rewards import RewardFunction, log_batch
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,10 @@ class Rollout:
 
 
 class EpisodeScorer:
-    """Scores episodes, and keeps the last batch for those who watch.
-
-    Attributes:
-        rollouts: The last batch.
-    """
+    """Scores episodes, and keeps the last batch, `rollouts`, for those who watch."""
 
     def __init__(self, db: RetailDatabase, tasks: Sequence[Task]) -> None:
-        """Remember what scoring needs.
-
-        Args:
-            db: The store; never changed.
-            tasks: Training tasks, by the numbers that `data_reader.grpo_rows` gives them.
-        """
+        """Keep the store, never changed, and the training tasks by the numbers of `data_reader.grpo_rows`."""
         self.db = db
         self.rollouts: list[Rollout] = []
         self.find_task = lru_cache(maxsize=65536)(tasks.__getitem__)
@@ -63,12 +54,7 @@ class EpisodeScorer:
         return [rollout.score for rollout in self.rollouts]
 
     def score(self, talk: Conversation, context: Context) -> Rollout:
-        """Score an ended conversation.
-
-        Args:
-            talk: The conversation.
-            context: Its tokens.
-        """
+        """Score an ended conversation, whose tokens are the context's."""
         found = score_episode(talk.task, talk.messages, self.db, talk.termination)
         calls = replay(talk.messages, self.db).calls
         num_writes = sum(call.ok and call.name in WRITE_TOOLS for call in calls)
@@ -88,17 +74,13 @@ class EpisodeScorer:
 
 
 def summarize_episodes(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Return what is logged about a batch of episodes.
+    """Return what is logged about a batch of at least one episode.
 
-    Args:
-        rollouts: At least one.
-
-    Returns:
-        Means per episode of success, violations, turns, calls and tokens; calls for each success and
-        changes for each that gold makes (where there is one); shares of environment tokens, of
-        hand-overs that gold does not make, of changes without a yes (where there is a change), of
-        customers who left before a confirmation; the reward as a share of its maximum; its parts
-        (`reward_parts/*`), endings (`endings/*`) and unreadable turns (`turn_failures/*`).
+    Means per episode of success, violations, turns, calls and tokens; calls for each success and changes for
+    each that gold makes (where there is one); shares of environment tokens, of hand-overs that gold does not
+    make, of changes without a yes (where there is a change), of customers who left before a confirmation;
+    the reward as a share of its maximum; its parts (`reward_parts/*`), endings (`endings/*`) and unreadable
+    turns (`turn_failures/*`).
     """
     scores, count = [rollout.score for rollout in rollouts], len(rollouts)
     endings = Counter(score.termination for score in scores)
@@ -142,22 +124,14 @@ def summarize_episodes(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def make_episode_rewards(scorer: EpisodeScorer) -> list[RewardFunction]:
-    """Return `episode_reward`, a list of one; TRL logs it under its name.
-
-    Args:
-        scorer: Is given the batch, for those who watch.
-    """
+    """Return `episode_reward`, a list of one; TRL logs it under its name, and the scorer keeps the batch."""
 
     def episode_reward(
         episode: list[Rollout], log_metric: Callable[[str, float], None], **given: object
     ) -> list[float]:
         """Return each episode's reward: 1.2 for a clean success, -0.5 at worst."""
         scorer.rollouts = episode
-        for name, value in summarize_episodes(episode).items():
-            log_metric(name, value)
-        for name in ROLLOUT_FIELDS:
-            if name in given:
-                log_metric(f"resampling/{name}", fmean(given[name]))
+        log_batch(summarize_episodes(episode), given, log_metric)
         return [rollout.score.reward for rollout in episode]
 
     return [episode_reward]

@@ -9,6 +9,7 @@ import json
 import random
 import shutil
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from scoring.metrics import (
 )
 from scoring.reward import Score, score_completion
 from scoring.trials import RATES, summarize_trials
-from training.agent_evaluation import count_failures, play_tasks
+from training.agent_evaluation import count_failures, in_parts, play_tasks
 from training.fit import Demand, describe_long_tasks
 
 ROWS_NAMES = {"plan": "completions.jsonl", "agent": "trajectories.jsonl"}
@@ -69,11 +70,7 @@ class Evaluation:
 
 
 def choose_tasks(tasks: list[Task], num_tasks: int, seed: int) -> list[Task]:
-    """Take a random sample of tasks, in file order, the same for the same seed.
-
-    Args:
-        num_tasks: How many at most; 0 takes all.
-    """
+    """Return a random sample of tasks (all for `num_tasks=0`), in file order, the same for the same seed."""
     if not num_tasks or num_tasks >= len(tasks):
         return list(tasks)
     chosen = sorted(random.Random(seed).sample(range(len(tasks)), num_tasks))
@@ -83,41 +80,30 @@ def choose_tasks(tasks: list[Task], num_tasks: int, seed: int) -> list[Task]:
 def complete_tasks(
     model: Model, tokenizer: Tokenizer, tasks: list[Task], config: configs.RunConfig, parts_dir: Path | None
 ) -> list[str]:
-    """Decode one completion per task, batch by batch.
+    """Decode one completion per task, with special tokens, batch by batch.
 
     Args:
-        config: `evaluation` and `data.prompt_style` are used.
         parts_dir: Folder where finished batches are kept, so that a killed evaluation resumes; None
             keeps nothing and decodes everything on this process.
-
-    Returns:
-        Completions with special tokens, one per task.
     """
     settings = config.evaluation
     plans = plan_format(tokenizer)
     prompts = [plan_prompt(task, config.data.prompt_style, plans) for task in tasks]
     lengths = [len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
     batches = split_batches(lengths, settings.batch_size)
-    state = PartialState()
-    texts: dict[int, str] = {}
-    for number, batch in enumerate(batches):
-        part = parts_dir / f"batch-{number:04d}.json" if parts_dir else None
-        if part and (part.exists() or number % state.num_processes != state.process_index):
-            continue
+
+    def complete(number: int) -> dict[str, str]:
         if not settings.greedy:
             torch.manual_seed(config.seed * 100_003 + number)
         rows = generate_batch(
-            model, tokenizer, [prompts[index] for index in batch], settings.max_new_tokens,
+            model, tokenizer, [prompts[index] for index in batches[number]], settings.max_new_tokens,
             None if settings.greedy else settings.temperature,
         )
-        texts.update(zip(batch, rows, strict=True))
-        if part:
-            write_json_atomic(part, {str(i): row for i, row in zip(batch, rows, strict=True)})
-    if parts_dir:
-        state.wait_for_everyone()
-        for number in range(len(batches)):
-            part_texts = read_json(parts_dir / f"batch-{number:04d}.json", {})
-            texts.update({int(index): text for index, text in part_texts.items()})
+        return {str(index): row for index, row in zip(batches[number], rows, strict=True)}
+
+    count = len(batches)
+    parts = in_parts(parts_dir, count, complete) if parts_dir else map(complete, range(count))
+    texts = {int(index): text for part in parts for index, text in part.items()}
     return [texts[index] for index in range(len(tasks))]
 
 
@@ -148,13 +134,7 @@ def score_texts(
     tasks: list[Task], texts: list[str], db: RetailDatabase, config: configs.RunConfig, label: str,
     plans: PlanFormat = HARMONY,
 ) -> Evaluation:
-    """Score completions and sum them up.
-
-    Args:
-        texts: One completion per task, with special tokens.
-        config: `evaluation.num_bootstrap` and `data.split_seed` are used.
-        plans: The format that the completions are in.
-    """
+    """Score one completion per task, with special tokens, in the format `plans`; sum the scores up."""
     finals = list(map(plans.final_text, texts))
     scores = [score_completion(task, final, db) for task, final in zip(tasks, finals, strict=True)]
     metrics = summarize(
@@ -168,13 +148,7 @@ def score_texts(
 
 
 def score_rows(rows: list[dict], config: configs.RunConfig, label: str) -> Evaluation:
-    """Sum up the episodes of agent mode.
-
-    Args:
-        rows: Lines of trajectories.jsonl.
-        config: `evaluation.num_bootstrap` and `data.split_seed` are used.
-        label: Name of the stage.
-    """
+    """Sum up the episodes of agent mode, lines of trajectories.jsonl."""
     scores = [score_of_row(row) for row in rows]
     metrics = summarize_trials(scores, config.evaluation.num_bootstrap, config.data.split_seed)
     marked = [{"stage": label} | row for row in rows]
@@ -182,21 +156,15 @@ def score_rows(rows: list[dict], config: configs.RunConfig, label: str) -> Evalu
 
 
 def evaluate_model(
-    model: Model,
-    tokenizer: Tokenizer,
-    tasks: list[Task],
-    db: RetailDatabase,
-    config: configs.RunConfig,
+    model: Model, tokenizer: Tokenizer, tasks: list[Task], db: RetailDatabase, config: configs.RunConfig,
     label: str,
 ) -> Evaluation:
     """Evaluate a model and add the result to evaluation.json and completions.jsonl.
 
-    In agent mode the tasks are talked through, and the rows go to trajectories.jsonl.
-
-    A stage that is in evaluation.json already is read from there.
+    In agent mode the tasks are talked through, and the rows go to trajectories.jsonl. A stage that is in
+    evaluation.json already is read from there.
 
     Args:
-        config: The run's settings; files go to `config.output_dir`.
         label: "base", "sft" or "sft_grpo".
 
     Returns:
@@ -264,11 +232,7 @@ def _write_evaluation(folder: Path, evaluation: Evaluation, rows_name: str) -> N
 def compare_evaluations(
     before: Evaluation, after: Evaluation, num_bootstrap: int, seed: int
 ) -> dict[str, dict[str, float]]:
-    """Return how much better one stage is than another on the same tasks, see `estimate_gains`.
-
-    Returns:
-        The mean difference and its 95 % interval, by metric.
-    """
+    """Return by metric how much better one stage is than another on the same tasks, see `estimate_gains`."""
     is_agent = isinstance(before.scores[0], EpisodeScore)
     ratios = RATES if is_agent else {name: RATIOS[name] for name in PAIRED_METRICS}
     return estimate_gains(before.scores, after.scores, ratios, num_bootstrap, seed)[0]
@@ -288,11 +252,7 @@ def format_table(metrics_by_stage: dict[str, dict[str, Any]]) -> str:
 
 
 def print_table(output_dir: str | Path) -> None:
-    """Print the table of a run, and the paired differences between its stages.
-
-    Args:
-        output_dir: Folder of the run; evaluation.json is read.
-    """
+    """Print the table of a run, from its folder, and the paired differences between its stages."""
     folder = Path(output_dir)
     metrics = read_json(folder / "evaluation.json", {})
     if not metrics:
@@ -314,30 +274,25 @@ def _verdict(gain: dict[str, float]) -> str:
 
 def record_differences(evaluations: list[Evaluation], config: configs.RunConfig) -> None:
     """Write the paired differences between consecutive stages to evaluation_details.json."""
-    path = Path(config.output_dir) / "evaluation_details.json"
-    details = read_json(path, {})
-    pairs = zip(evaluations, evaluations[1:], strict=False)
-    details["differences"] = {
-        f"{STAGE_NAMES.get(after.label, after.label)} minus "
-        f"{STAGE_NAMES.get(before.label, before.label)}": compare_evaluations(
+    path, differences = Path(config.output_dir) / "evaluation_details.json", {}
+    for before, after in pairwise(evaluations):
+        names = (STAGE_NAMES.get(stage.label, stage.label) for stage in (after, before))
+        differences[" minus ".join(names)] = compare_evaluations(
             before, after, config.evaluation.num_bootstrap, config.data.split_seed
         )
-        for before, after in pairs
-    }
     if PartialState().is_main_process:
-        write_json_atomic(path, details)
+        write_json_atomic(path, read_json(path, {}) | {"differences": differences})
 
 
 def load_agent_policy(
     model: str, batch_size: int, max_new_tokens: int, temperature: float | None, reasoning: str,
     tools: Tools | None = None,
 ) -> ModelPolicy:
-    """Load any causal model as an agent.
+    """Load any causal model (folder of a model or of an adapter, or hub name) as an agent.
 
     A model of a run in agent mode is shown conversations as it was trained on them.
 
     Args:
-        model: Folder of a model or of an adapter, or a hub name.
         batch_size: Conversations in one generate call at most.
         temperature: Sampling temperature; None takes the likeliest token each time.
         reasoning: Reasoning effort: low, medium or high.
@@ -359,10 +314,9 @@ def evaluate_model_dir(
     model: str, tasks: list[Task], db: RetailDatabase, output_dir: str | Path, num_trials: int = 1,
     batch_size: int | None = None, tasks_path: str | Path = "tasks",
 ) -> dict[str, Any]:
-    """Evaluate a model folder or name for `task_tester.py evaluate`.
+    """Evaluate a model folder, an adapter or a hub name for `task_tester.py evaluate`.
 
     Args:
-        model: Folder of a model or of an adapter, or a hub name.
         output_dir: evaluation.json and completions.jsonl go there, and replace older ones.
         num_trials: Attempts per task; above 1 they are sampled, each trial with its own seed.
         batch_size: Prompts per generate call; None takes that of the model's settings.

@@ -42,12 +42,7 @@ KINDS = {
 def example_prompts(
     tokenizer: Tokenizer, tasks: Sequence[Task], db: RetailDatabase, config: configs.RunConfig
 ) -> list[str]:
-    """Return the prompt of each task as the model reads it; in agent mode up to its first turn.
-
-    Args:
-        tokenizer: The model's; decides on the format of plan mode.
-        config: `mode`, `agent`, `data.prompt_style` and the lengths are used.
-    """
+    """Return the prompt of each task as the model reads it; in agent mode up to its first turn."""
     style = config.data.prompt_style
     if config.mode == "plan":
         plans = plan_format(tokenizer)
@@ -92,11 +87,7 @@ def show_headline(evaluation: Evaluation) -> None:
 
 
 def show_answer(evaluation: Evaluation, tasks: Sequence[Task]) -> None:
-    """Print what could not be parsed, by kind, and the answer to the first task.
-
-    Args:
-        tasks: The evaluated tasks.
-    """
+    """Print what could not be parsed, by kind, and the answer to the first of the evaluated tasks."""
     row = evaluation.completions[0]
     print("parse failures:", evaluation.parse_failures)
     print(f"example query: {tasks[0].query}")
@@ -123,11 +114,7 @@ def show_this_model(
 
 
 def choose_examples(tasks: Sequence[Task]) -> dict[str, Task]:
-    """Return the first task of each kind; of tasks without tags, the first six.
-
-    Args:
-        tasks: Held-out tasks, in the order of their file.
-    """
+    """Return the first held-out task of each kind; of tasks without tags, the first six."""
     chosen = {}
     for kind, intent in KINDS.items():
         found = (task for task in tasks if task.tags.get("wishes") == [intent])
@@ -137,13 +124,10 @@ def choose_examples(tasks: Sequence[Task]) -> dict[str, Task]:
 
 
 def show_examples(evaluations: Sequence[Evaluation], tasks: Sequence[Task], db: RetailDatabase) -> None:
-    """Print each request, each stage's verdict, and what the last stage did.
+    """Print each request, each stage's verdict, and what the last stage did; only evaluated tasks count.
 
     A request is right when every call was accepted and the store ended as gold leaves it, a
     conversation when it is a success.
-
-    Args:
-        tasks: Held-out tasks; those that were not evaluated are passed over.
     """
     places = {row["task_id"]: place for place, row in enumerate(evaluations[-1].completions)}
     chosen = choose_examples([task for task in tasks if task.task_id in places])
@@ -182,7 +166,6 @@ def show_group(
 
     Args:
         tasks: Candidates; the first whose rewards differ is shown, the last one otherwise.
-        config: `mode`, `grpo.num_generations`, `grpo.temperature`, the lengths and the seed are used.
     """
     sample = _sample_conversations if config.mode == "agent" else _sample_plans
     torch.manual_seed(config.seed)

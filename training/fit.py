@@ -80,7 +80,6 @@ def describe_long_tasks(
     Args:
         demands: Tasks and their answers; the first task that does not fit is described.
         model: Its own limit counts where `model.max_seq_length` is beyond it.
-        config: `model.max_seq_length` and `data.prompt_style` are used.
         remedy: What to do with a larger `model.max_seq_length`, where the model could read more.
 
     Returns:

@@ -70,11 +70,7 @@ def difficulty(task: Task) -> int:
 
 
 def order_by_difficulty(tasks: Sequence[Task], count: int, seed: int) -> array:
-    """Lay out the tasks of a whole run: from easy to hard in the first pass, then shuffled.
-
-    Args:
-        count: How many tasks the run shows.
-        seed: Seed of the shuffles, also among equally difficult tasks.
+    """Lay out the tasks of a run that shows `count`: from easy to hard in the first pass, then shuffled.
 
     Returns:
         `count` numbers of tasks; the first ones do not depend on `count`.
@@ -95,21 +91,11 @@ def rows_dir(config: configs.RunConfig) -> Path:
 
 
 def build_grpo_trainer(
-    model: Model,
-    tokenizer: Tokenizer,
-    tasks: Sequence[Task],
-    db: RetailDatabase,
-    config: configs.RunConfig,
-    validation_tasks: Sequence[Task],
+    model: Model, tokenizer: Tokenizer, tasks: Sequence[Task], db: RetailDatabase,
+    config: configs.RunConfig, validation_tasks: Sequence[Task],
     make_rewards: MakeRewards | None = None,
 ) -> GRPOTrainer:
-    """Return TRL's trainer for this stage, ready to train.
-
-    Args:
-        model: Model with the adapter that SFT left.
-        validation_tasks: Tasks of the validation evaluations.
-        make_rewards: Makes other reward functions than the mode's own, for controls and tests.
-    """
+    """Return TRL's trainer for this stage, ready to train; arguments as `run_grpo`."""
     stage, is_agent = config.grpo, config.mode == "agent"
     steps = count_steps(stage, len(tasks), world_size())
     generations = round_up(steps, stage.steps_per_generation) // stage.steps_per_generation
@@ -194,13 +180,8 @@ def _shared_prefix(model: Model, config: configs.RunConfig) -> Score | None:
 
 
 def run_grpo(
-    model: Model,
-    tokenizer: Tokenizer,
-    tasks: Sequence[Task],
-    db: RetailDatabase,
-    config: configs.RunConfig,
-    validation_tasks: Sequence[Task] | None = None,
-    resume: bool = False,
+    model: Model, tokenizer: Tokenizer, tasks: Sequence[Task], db: RetailDatabase,
+    config: configs.RunConfig, validation_tasks: Sequence[Task] | None = None, resume: bool = False,
     make_rewards: MakeRewards | None = None,
 ) -> dict[str, float]:
     """Improve the adapter by GRPO.
@@ -210,7 +191,7 @@ def run_grpo(
             policy; the trained weights then come from the checkpoint. Trained in place.
         validation_tasks: Tasks of the validation evaluations; may be empty when `grpo.eval_steps` is 0.
         resume: Go on from the newest whole checkpoint, if there is one.
-        make_rewards: As `build_grpo_trainer`.
+        make_rewards: Makes other reward functions than the mode's own, for controls and tests.
 
     Returns:
         The trainer's closing figures (`train_runtime` in seconds, ...).

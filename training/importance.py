@@ -2,8 +2,7 @@
 
 vLLM samples from MXFP4 weights by its own kernels, the update reads NF4. Each token's loss is
 weighted by min(trainer's probability / sampler's probability, `MAX_WEIGHT`) (Ionides, 2008). TRL and
-Unsloth both do so for completions of their own vLLM; here they do it for those of the rollout
-function. Left out on purpose: weights of whole sequences.
+Unsloth do so for completions of their own vLLM; here they do it for those of the rollout function.
 """
 
 import torch
@@ -30,25 +29,15 @@ def sampler_kl(trained: torch.Tensor, sampled: torch.Tensor, mask: torch.Tensor)
 def token_weights(
     trained: torch.Tensor, sampled: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
-    """Return what each token's loss is multiplied by, `[B, T]`, 1 on padding.
-
-    Args:
-        trained: As `sampler_kl`.
-        sampled: As `sampler_kl`.
-        mask: As `sampler_kl`.
-    """
+    """Return what each token's loss is multiplied by, `[B, T]`, 1 on padding; see `sampler_kl`."""
     return ((trained - sampled) * mask).exp().clamp(max=MAX_WEIGHT)
 
 
 def completion_columns(values: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the columns of the completions, `[B, T]`.
+    """Return the columns of the completions, `[B, T]`, of values `[B, T]` or `[B, T + longest padding]`.
 
     Unsloth moves a row's padding from before the prompt to its end, and leaves in front of the
     completion as many columns as the row then lacks of the longest one's padding.
-
-    Args:
-        values: One a token, `[B, T]`, or as Unsloth's trainer has them, `[B, T + longest padding]`.
-        batch: `prompt_mask` and `completion_mask` are used.
     """
     num_rows, width = batch["completion_mask"].shape
     longest = values.shape[1] - width

@@ -104,11 +104,7 @@ class ValidationWatch(TrainerCallback):
         self, config: configs.RunConfig, logger: RunLogger, tokenizer: Tokenizer, tasks: list[Task],
         db: RetailDatabase,
     ) -> None:
-        """Choose the tasks.
-
-        Args:
-            config: `grpo.eval_steps`, `grpo.num_eval_tasks`, `grpo.early_stopping_patience`.
-        """
+        """Choose the tasks; `grpo.eval_steps`, `num_eval_tasks` and `early_stopping_patience` are used."""
         self.config, self.logger, self.tokenizer, self.db = config, logger, tokenizer, db
         self.tasks = choose_tasks(tasks, config.grpo.num_eval_tasks, config.data.split_seed)
         self.folder = Path(config.output_dir)
@@ -192,11 +188,7 @@ class ValidationWatch(TrainerCallback):
 
 
 def restore_best(folder: Path, model: Model, last_step: int) -> None:
-    """Put the best evaluation's adapter into the model.
-
-    Args:
-        model: The trained model; changed in place.
-    """
+    """Put the best evaluation's adapter into the trained model, in place."""
     step = read_json(folder / BEST_NAME / "step.json", {})["step"]
     if step != last_step:
         print(f"the adapter of step {step} is kept, the best on held-out tasks")

@@ -2,7 +2,7 @@
 
 Every step first reads what the run folder holds: a step that is done is read back, one that was
 cut short goes on from its last whole checkpoint. So a killed run started again with `resume` takes
-the same way to the same result. Left out on purpose: any training of its own.
+the same way to the same result.
 """
 
 import json
@@ -59,9 +59,6 @@ from training.run_data import (
 )
 from training.sft import run_sft
 
-PACKAGES = (
-    "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth",
-)
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -91,7 +88,7 @@ class Run:
 
 def package_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that shape a result."""
-    found = {name: versions.installed(name) for name in PACKAGES}
+    found = {name: versions.installed(name) for name in versions.COMPONENTS}
     return {"python": platform.python_version()} | {name: v for name, v in found.items() if v}
 
 
@@ -117,8 +114,7 @@ def prepare_run(config: configs.RunConfig, resume: bool = False) -> Run:
             or a package has a version that is known not to work.
         SettingsError: Agent mode is asked of another model than GPT-OSS.
     """
-    broken = versions.find_broken(versions.has_gpu_stack())
-    if broken:
+    if broken := versions.find_broken(versions.has_gpu_stack()):
         raise RunError(broken)
     if config.mode == "agent" and not configs.is_gpt_oss(config.model.model_name):
         raise SettingsError(
@@ -255,13 +251,10 @@ def _save_stage_adapter(run: Run, model: Model, tokenizer: Tokenizer, folder: Pa
 
 
 def evaluate_stage(run: Run, model: Model, tokenizer: Tokenizer, stage: str) -> Evaluation:
-    """Evaluate the model as it is now on the run's held-out tasks.
+    """Evaluate the model as it is now on the run's held-out tasks, or read the evaluation back.
 
     Args:
         stage: "base", "sft" or "sft_grpo".
-
-    Returns:
-        The evaluation; read back when the run has it already.
 
     Raises:
         ModelError: The GPU's memory is too small for the batch.
@@ -278,13 +271,10 @@ def evaluate_stage(run: Run, model: Model, tokenizer: Tokenizer, stage: str) -> 
 
 
 def train_sft(run: Run, model: Model, tokenizer: Tokenizer) -> Path:
-    """Run the SFT stage, or restore its result.
+    """Run the SFT stage, or restore its result; return the folder of its adapter.
 
     Args:
         model: Model with a fresh adapter; holds the SFT adapter afterwards.
-
-    Returns:
-        The folder of the SFT adapter.
 
     Raises:
         ModelError: The GPU's memory is too small for the batch.
@@ -305,19 +295,13 @@ def train_sft(run: Run, model: Model, tokenizer: Tokenizer) -> Path:
 
 
 def train_grpo(
-    run: Run,
-    model: Model,
-    tokenizer: Tokenizer,
-    make_rewards: MakeRewards | None = None,
+    run: Run, model: Model, tokenizer: Tokenizer, make_rewards: MakeRewards | None = None
 ) -> Path:
-    """Run the GRPO stage, or restore its result; the adapter goes to final_model/.
+    """Run the GRPO stage, or restore its result; the adapter goes to final_model/, which is returned.
 
     Args:
         model: Model with the SFT adapter; holds the final adapter afterwards.
         make_rewards: Makes other reward functions than the mode's own, for controls and tests.
-
-    Returns:
-        The folder of the final adapter.
 
     Raises:
         ModelError: The GPU's memory is too small for the batch.
@@ -337,10 +321,7 @@ def train_grpo(
 
 
 def save_merged(run: Run, model: Model, tokenizer: Tokenizer) -> Path | None:
-    """Write merged_model/, the adapter folded into the weights.
-
-    Args:
-        model: Model with the final adapter; left as it is.
+    """Write merged_model/, the final adapter folded into the weights; the model is left as it is.
 
     Returns:
         The folder; None, with nothing written, when `merge_model` is off.
@@ -360,11 +341,7 @@ def save_merged(run: Run, model: Model, tokenizer: Tokenizer) -> Path | None:
 
 
 def finish_run(run: Run, evaluations: list[Evaluation]) -> list[Path]:
-    """Write the paired differences and the plots, and print the table of the stages.
-
-    Args:
-        evaluations: In the order of the stages.
-    """
+    """Write the paired differences and the plots, and print the table of the stages, given in their order."""
     from training.plots import plot_all
 
     record_differences(evaluations, run.config)
@@ -377,13 +354,7 @@ def finish_run(run: Run, evaluations: list[Evaluation]) -> list[Path]:
 
 
 def run_pipeline(config: configs.RunConfig, resume: bool = False) -> dict[str, Any]:
-    """Run everything: evaluate, SFT, evaluate, GRPO, evaluate, save, plot.
-
-    Args:
-        resume: Resume what the run folder holds.
-
-    Returns:
-        The content of evaluation.json.
+    """Run everything: evaluate, SFT, evaluate, GRPO, evaluate, save, plot; return evaluation.json.
 
     Raises:
         DatasetError: The task file cannot be used.

@@ -1,5 +1,6 @@
 """Draw a run from the files in its folder; a plot never sees the trainer's memory."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,28 +41,14 @@ def _figure(num_axes: int = 1) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def _smooth(values: list[float], window: int) -> list[float]:
-    parts = [values[max(0, end - window):end] for end in range(1, len(values) + 1)]
-    return [sum(part) / len(part) for part in parts]
+def _smooth(values: Sequence[float], window: int) -> np.ndarray:
+    return np.array([np.mean(values[max(0, end - window):end]) for end in range(1, len(values) + 1)])
 
 
 def _points(rows: list[dict], name: str) -> tuple[list[float], list[float]]:
     """Return steps and values of one metric, rows without it left out."""
     points = [(row["step"], row[name]) for row in rows if name in row]
     return [step for step, _ in points], [value for _, value in points]
-
-
-def _band(axis: Axes, rows: list[dict], name: str, color: str) -> None:
-    """Shade the 95 % interval of the running mean that `_curve` draws."""
-    steps, values = _points(rows, name)
-    if len(values) < 2:
-        return
-    window = _window(values)
-    means, squares = (np.array(_smooth(part, window)) for part in (values, np.square(values).tolist()))
-    counts = np.minimum(window, np.arange(1, len(values) + 1))
-    half = 1.96 * np.sqrt(np.maximum(0.0, squares - means**2) / np.maximum(1, counts - 1))
-    axis.fill_between(steps, means - half, means + half, color=color, alpha=0.12, linewidth=0)
-    axis.set_ylim(top=1.02)  # the shares that have a band end at 1
 
 
 def _held_out(axis: Axes, rows: list[dict], name: str, label: str) -> None:
@@ -71,19 +58,24 @@ def _held_out(axis: Axes, rows: list[dict], name: str, label: str) -> None:
         axis.plot(steps, values, "o-", color=COLORS["sft_grpo"], label=label)
 
 
-def _window(values: list[float]) -> int:
-    return max(1, len(values) // 5)
-
-
-def _curve(axis: Axes, rows: list[dict], name: str, label: str, color: str) -> None:
-    """Draw one metric where there is any, thin, with its running mean on top."""
+def _curve(
+    axis: Axes, rows: list[dict], name: str, label: str, color: str, is_share: bool = False
+) -> None:
+    """Draw one metric where there is any, thin, with its running mean on top; 95 % around a share's."""
     steps, values = _points(rows, name)
     if not values:
         return
-    window = _window(values)
+    window = max(1, len(values) // 5)
+    means = _smooth(values, window)
     axis.plot(steps, values, color=color, alpha=0.25, linewidth=1)
-    axis.plot(steps, _smooth(values, window), color=color, linewidth=2, label=label)
+    axis.plot(steps, means, color=color, linewidth=2, label=label)
     axis.set_xlabel("optimizer step")
+    if is_share and len(values) > 1:
+        counts = np.minimum(window, np.arange(1, len(values) + 1))
+        variances = np.maximum(0.0, _smooth(np.square(values), window) - means**2)
+        half = 1.96 * np.sqrt(variances / np.maximum(1, counts - 1))
+        axis.fill_between(steps, means - half, means + half, color=color, alpha=0.12, linewidth=0)
+        axis.set_ylim(top=1.02)
 
 
 def _save(figure: Figure, folder: Path, name: str) -> Path:
@@ -121,16 +113,14 @@ def plot_rewards(folder: Path) -> Path:
     """Draw the rollouts' reward as a share of each task's maximum, and the validation figures."""
     rows = _rows(folder, "grpo")
     figure, (left, right) = _figure(2)
-    _curve(left, rows, "rollouts/reward_share", "sampled: reward / maximum", COLORS["sft"])
-    _band(left, rows, "rollouts/reward_share", COLORS["sft"])
+    color = COLORS["sft"]
+    _curve(left, rows, "rollouts/reward_share", "sampled: reward / maximum", color, is_share=True)
     _held_out(left, rows, "heldout/exact_match", "held out: exact match")
     _held_out(left, rows, "heldout/reward_share", "held out: reward / maximum")
     left.set(title="Reward earned, share of gold's", ylabel="share")
-    _curve(right, rows, "rewards/outcome_reward/mean", "sampled: outcome", COLORS["sft"])
-    _band(right, rows, "rewards/outcome_reward/mean", COLORS["sft"])
+    _curve(right, rows, "rewards/outcome_reward/mean", "sampled: outcome", color, is_share=True)
     _held_out(right, rows, "heldout/db_match", "held out: db match")
-    _curve(right, rows, "episodes/success", "sampled: success", COLORS["sft"])
-    _band(right, rows, "episodes/success", COLORS["sft"])
+    _curve(right, rows, "episodes/success", "sampled: success", color, is_share=True)
     _held_out(right, rows, "heldout/success", "held out: success")
     right.set(title="Does the store end as gold leaves it?", ylabel="share of completions")
     return _save_curves(figure, folder, "rewards")
@@ -152,11 +142,7 @@ def plot_health(folder: Path) -> Path:
 
 
 def plot_evaluation(folder: Path) -> Path | None:
-    """Draw the held-out metrics of each stage as bars with their 95 % intervals.
-
-    Returns:
-        The PNG, None when nothing was evaluated.
-    """
+    """Draw the held-out metrics of each stage as bars with 95 % intervals; None without an evaluation."""
     metrics: dict[str, dict[str, Any]] = read_json(folder / "evaluation.json", {})
     if not metrics:
         return None
@@ -183,11 +169,7 @@ def plot_evaluation(folder: Path) -> Path | None:
 
 
 def plot_failures(folder: Path) -> Path | None:
-    """Draw parse failures by kind and, per tool, the share of correct calls, for each stage.
-
-    Returns:
-        The PNG, None when nothing was evaluated.
-    """
+    """Draw parse failures by kind and the share of correct calls by tool, by stage; None without any."""
     details = read_json(folder / "evaluation_details.json", {})
     if not details:
         return None
@@ -221,10 +203,6 @@ def plot_failures(folder: Path) -> Path | None:
 
 
 def plot_all(folder: str | Path) -> list[Path]:
-    """Draw everything that the run's files allow.
-
-    Returns:
-        The PNGs under `plots/`.
-    """
+    """Draw everything that the run's files allow; return the PNGs under `plots/`."""
     draw = (plot_loss, plot_rewards, plot_health, plot_evaluation, plot_failures)
     return [path for path in (function(Path(folder)) for function in draw) if path]

@@ -2,12 +2,11 @@
 
 `tool_reward` is the shaped reward over the calls, `outcome_reward` is 1.0 when the store ends as
 gold leaves it. Both come from `task_tester.score_completion`, the scorer of the evaluation, so the
-reward and the metrics cannot disagree. Left out on purpose: any parsing of its own.
+reward and the metrics cannot disagree.
 """
 
-import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from statistics import fmean
@@ -15,10 +14,11 @@ from typing import Any, get_args
 
 from configs import GrpoStage
 from data_reader import Task
-from envs.retail import TOOL_SCHEMAS, Episode, RetailDatabase
+from envs.retail import TOOL_SCHEMAS, RetailDatabase
 from gptoss.model_types import Tokenizer
 from prompting.plan_format import plan_format
-from scoring.parse import ParseKind, parse_plan
+from scoring.explain import explain_calls, format_score
+from scoring.parse import ParseKind
 from scoring.reward import RewardWeights, Score, score_completion
 
 RewardFunction = Callable[..., list[float]]
@@ -44,13 +44,7 @@ class CompletionScorer:
     """
 
     def __init__(self, tokenizer: Tokenizer, db: RetailDatabase, tasks: Sequence[Task]) -> None:
-        """Remember what scoring needs.
-
-        Args:
-            tokenizer: Decodes completion ids, special tokens included.
-            db: The store on which calls are run; never changed.
-            tasks: Training tasks, by the numbers that `data_reader.grpo_rows` gives them.
-        """
+        """Keep the store, never changed, and the training tasks by the numbers of `data_reader.grpo_rows`."""
         self.tokenizer = tokenizer
         self.plans = plan_format(tokenizer)
         self.db = db
@@ -62,14 +56,11 @@ class CompletionScorer:
         self._find_task = lru_cache(maxsize=65536)(tasks.__getitem__)
 
     def score(self, numbers: list[int], completion_ids: list[list[int]]) -> list[Score]:
-        """Score a batch; completions that were just scored are not run again.
+        """Return a score per completion; those that were just scored are not run again.
 
         Args:
             numbers: Number of each completion's task.
             completion_ids: Token ids up to and including the stop token, without padding.
-
-        Returns:
-            One score per completion.
         """
         if len(self._known) > MAX_KNOWN:
             self._known.clear()
@@ -83,18 +74,10 @@ class CompletionScorer:
     def describe(self, index: int) -> str:
         """Return a completion of the last batch as Markdown: query, text, calls with results, reward."""
         task, text, score = self.tasks[index], self.texts[index], self.scores[index]
-        calls, _ = parse_plan(self.plans.final_text(text))
-        episode = Episode(self.db)
-        lines = [f"**{task.task_id}** {task.query}", "", "```", text, "```", ""]
-        for call in calls:
-            observation = episode.call(call.name, call.arguments)
-            result = json.dumps(observation.content, ensure_ascii=False)[:300]
-            mark = "ok" if observation.ok else "refused"
-            lines.append(f"- {call.name}({json.dumps(call.arguments)}) {mark}: {result}")
-        parts = ", ".join(f"{name} {value:+g}" for name, value in score.parts.items())
         return "\n".join([
-            *lines, f"- reward {score.reward:g} of {score.max_reward:g} ({parts or 'no parts'})",
-            f"- outcome {score.outcome:g}, parse error: {score.parse_error or 'none'}",
+            f"**{task.task_id}** {task.query}", "", "```", text, "",
+            explain_calls(self.plans.final_text(text), self.db), "```", "",
+            f"- {format_score(score)}", f"- parse error: {score.parse_error or 'none'}",
         ])
 
     def _score_one(self, number: int, ids: tuple[int, ...]) -> tuple[str, Score]:
@@ -111,15 +94,11 @@ class CompletionScorer:
 def summarize_batch(scores: list[Score]) -> dict[str, float]:
     """Return what is logged about a batch beside its rewards.
 
-    Args:
-        scores: One per completion.
-
-    Returns:
-        Means of the reward's parts (`reward_parts/*`), shares of completions that fail to parse by
-        kind (`parse_failures/*`), both 0.0 where there is none; exact match, db match and parse
-        shares; the reward as a share of the task's maximum (1.0 is gold's, below 0 is possible);
-        calls of the plans for each gold call (where there is a plan); and for each tool that was
-        called the share of its calls that were correct (`tools/*`).
+    Means of the reward's parts (`reward_parts/*`), shares of completions that fail to parse by kind
+    (`parse_failures/*`), both 0.0 where there is none; exact match, db match and parse shares; the reward
+    as a share of the task's maximum (1.0 is gold's, below 0 is possible); calls of the plans for each gold
+    call (where there is a plan); and for each tool that was called the share of its calls that were
+    correct (`tools/*`).
     """
     count = len(scores)
     metrics = {
@@ -150,14 +129,19 @@ def summarize_batch(scores: list[Score]) -> dict[str, float]:
     return metrics
 
 
+def log_batch(
+    metrics: Mapping[str, float], given: Mapping[str, Any], log_metric: Callable[[str, float], None]
+) -> None:
+    """Log the figures of a batch, and of what TRL gives a reward function the `ROLLOUT_FIELDS`."""
+    shares = {f"resampling/{name}": fmean(given[name]) for name in ROLLOUT_FIELDS if name in given}
+    for name, value in {**metrics, **shares}.items():
+        log_metric(name, value)
+
+
 def make_reward_functions(scorer: CompletionScorer) -> list[RewardFunction]:
     """Return `tool_reward` and `outcome_reward`; TRL logs each under its name.
 
-    Args:
-        scorer: Shared by both, so that a completion is run on the store once.
-
-    Returns:
-        Two functions from a batch of completions to a list of rewards.
+    They share a scorer, so that a completion is run on the store once.
     """
 
     def tool_reward(
@@ -165,11 +149,7 @@ def make_reward_functions(scorer: CompletionScorer) -> list[RewardFunction]:
     ) -> list[float]:
         """Return the shaped reward of each completion: gold's maximum at best, -1.0 at worst."""
         scores = scorer.score(task, completion_ids)
-        for name, value in summarize_batch(scores).items():
-            log_metric(name, value)
-        for name in ROLLOUT_FIELDS:
-            if name in given:
-                log_metric(f"resampling/{name}", fmean(given[name]))
+        log_batch(summarize_batch(scores), given, log_metric)
         return [score.reward for score in scores]
 
     def outcome_reward(completion_ids: list[list[int]], task: list[int], **_: Any) -> list[float]:

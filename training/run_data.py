@@ -25,9 +25,6 @@ def load_tasks(
 ) -> tuple[Sequence[Task], Sequence[Task], Sequence[Task], RetailDatabase]:
     """Check the task files against the store, and split the tasks by user.
 
-    Args:
-        config: `data` and `evaluation.num_tasks` are used.
-
     Returns:
         Training, validation and test tasks, which stay on disk (but for a chosen sample of test
         tasks), and the store.
@@ -58,11 +55,7 @@ def load_tasks(
 def load_grpo_tasks(
     config: configs.RunConfig, train: Sequence[Task], db: RetailDatabase
 ) -> Sequence[Task]:
-    """Return the tasks that GRPO trains on: those of the training users in `data.grpo_dataset_path`.
-
-    Args:
-        config: `data` and `grpo.curriculum` are used.
-        train: The tasks that SFT trains on, taken when no file is set.
+    """Return the tasks of GRPO: those of the training users in `data.grpo_dataset_path`, else SFT's, `train`.
 
     Raises:
         DatasetError: As `load_tasks`, or a difficulty tag is unknown to the curriculum.
@@ -78,14 +71,7 @@ def load_grpo_tasks(
 
 
 def describe_content(config: configs.RunConfig, db: RetailDatabase) -> Content:
-    """Return hashes and sizes that identify a run's data.
-
-    Args:
-        config: `data` is used.
-
-    Returns:
-        A part for each task file, by path, and one for the store.
-    """
+    """Return hash and size of each task file, by path, and of the store, which identify a run's data."""
     data, found = config.data, {}
     paths = (data.dataset_path, data.grpo_dataset_path, data.eval_dataset_path,
              config.agent.trajectories_path)

@@ -63,10 +63,8 @@ def choose_rows(
     """Choose the rows that a run shows; only these are ever written, measured and tokenized.
 
     Args:
-        num_rows: Rows there are.
         batch_size: Rows per forward pass of all processes.
         num_batches: Forward passes of the run.
-        seed: Seed of the shuffles.
 
     Returns:
         The numbers of the rows, ascending, each once; and the blocks that they come in, whose rows
@@ -90,8 +88,7 @@ def choose_rows(
             draws.shuffle(batches)
             blocks.append(Block(block, batches))
             missing -= len(block)
-    every = np.concatenate([np.zeros(0, np.uint32), *(block.rows for block in blocks)])
-    shown = np.unique(every)
+    shown = np.unique(np.concatenate([np.zeros(0, np.uint32), *(block.rows for block in blocks)]))
     places = [
         Block(array("I", np.searchsorted(shown, block.rows).tolist()), block.batches)
         for block in blocks
@@ -108,10 +105,8 @@ def order_rows(
     of a block are shuffled, so little padding is computed and no batch is predictable.
 
     Args:
-        blocks: What `choose_rows` returned.
+        blocks: What `choose_rows` returned, for the same batches.
         lengths: Tokens of each row that is shown.
-        batch_size: As for `choose_rows`.
-        num_batches: As for `choose_rows`.
 
     Returns:
         `batch_size * num_batches` places among the rows that are shown.
@@ -173,17 +168,12 @@ def build_sft_trainer(
 
 
 def run_sft(
-    model: Model,
-    tokenizer: Tokenizer,
-    tasks: Sequence[Task],
-    config: configs.RunConfig,
-    resume: bool = False,
-    rows: Dataset | None = None,
+    model: Model, tokenizer: Tokenizer, tasks: Sequence[Task], config: configs.RunConfig,
+    resume: bool = False, rows: Dataset | None = None,
 ) -> dict[str, float]:
-    """Train the adapter on gold completions, or on rows of tokens.
+    """Train the adapter, in place, on gold completions, or on rows of tokens.
 
     Args:
-        model: Model with a LoRA adapter; trained in place.
         resume: Go on from the newest whole checkpoint, if there is one.
         rows: As `build_sft_trainer`.
 

@@ -57,21 +57,6 @@ class PackedMask:
     """Additive, `[R * G, 1, C, P + C]`: over the prompt and the completion itself."""
 
 
-def find_groups(prompt_ids: torch.Tensor, prompt_mask: torch.Tensor) -> list[int]:
-    """Return how many rows in a run have the same prompt.
-
-    Args:
-        prompt_ids: `[B, P]`.
-        prompt_mask: `[B, P]`.
-
-    Returns:
-        Lengths of the runs; they sum to B.
-    """
-    same = (prompt_ids[1:] == prompt_ids[:-1]) & (prompt_mask[1:] == prompt_mask[:-1])
-    starts = [0, *((~same.all(1)).nonzero()[:, 0] + 1).tolist(), len(prompt_ids)]
-    return [end - start for start, end in zip(starts, starts[1:], strict=False)]
-
-
 def pack_rows(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, num_kept: int, groups: list[int]
 ) -> PackedRows:
@@ -118,13 +103,7 @@ def pack_rows(
 
 
 def attention_mask_of(rows: PackedRows, window: int | None, dtype: torch.dtype) -> PackedMask:
-    """Return what a kind of layer attends to.
-
-    Args:
-        rows: The layout.
-        window: Tokens that a sliding layer sees; None sees all.
-        dtype: Type of the scores.
-    """
+    """Return what a kind of layer attends to: `window` tokens, None for all; scores are of type `dtype`."""
     device = rows.slots.device
     count, size, longest = rows.slots.shape
     columns = torch.arange(rows.width, device=device)
@@ -165,13 +144,10 @@ def attend(
     """Attention of a model, over packed rows where a `PackedMask` says so.
 
     Args:
-        module: The attention layer.
         query: `[R, heads, P + M, D]`.
-        key: `[R, kv_heads, P + M, D]`.
-        value: As `key`.
+        key: `[R, kv_heads, P + M, D]`; values alike.
         attention_mask: Packed rows; anything else goes to `attention` as it is.
         attention: Attends with a dense mask; called as transformers calls its implementations.
-        settings: As transformers passes them.
 
     Returns:
         `[R, P + M, heads, D]`, and None in place of the weights.
@@ -216,11 +192,7 @@ def log_probabilities(
     """Return the log-probability, and the entropy, of each completion token.
 
     Args:
-        model: With or without wrappers.
-        input_ids: As `pack_rows`.
-        attention_mask: As `pack_rows`.
-        num_kept: As `pack_rows`.
-        groups: As `pack_rows`.
+        model: With or without wrappers; what comes next is as for `pack_rows`.
         temperature: Divides the logits.
         with_entropy: Compute entropies, without gradient.
         score: Runs the model, such as `score_tokens`.

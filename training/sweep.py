@@ -5,8 +5,7 @@ each trial is a run folder of its own with checkpoints. A sweep that was killed 
 with the same command keeps finished trials and resumes the one that was cut short; and since each
 suggestion depends only on the trials before it, it ends as if it had not been killed. While only
 `grpo` fields vary, SFT runs once and every trial starts from its adapter.
-Left out on purpose: test tasks (they are for the final run), stopping a trial early on an
-intermediate figure, and several trials at once, which on one GPU take as long as one by one.
+Test tasks are for the final run.
 """
 
 import argparse
@@ -18,11 +17,9 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import configs
 from common.files import (
@@ -51,8 +48,7 @@ RESULTS = ("study.db", "trials", "shared", "trials.csv", "sweep.png")
 Row = dict[str, Any]
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> TextIO:
     """Keep a second process out of the folder, and this one out of what no sweep wrote."""
     known = (folder / "sweep.lock").exists()
     for name in (*MODEL_MARKS, LOCK_NAME, *(() if known else RESULTS)):
@@ -60,8 +56,7 @@ def _locked(folder: Path) -> Iterator[None]:
             raise RunError(
                 f"{folder}: holds {name}, which no sweep wrote; choose another --output-dir"
             )
-    with lock_folder(folder, "sweep.lock"):
-        yield
+    return lock_folder(folder, "sweep.lock")
 
 
 def open_study(sweep: Sweep) -> "optuna.Study":
@@ -126,10 +121,7 @@ def train_shared_sft(sweep: Sweep) -> None:
 
 
 def measure_trial(sweep: Sweep, number: int, values: dict[str, Any]) -> dict[str, float]:
-    """Train with these values, or resume the training, and evaluate on the validation users.
-
-    Args:
-        values: Swept values by dotted name.
+    """Train with the swept values, or resume the training, and evaluate on the validation users.
 
     Returns:
         `value`, `low` and `high` (95 % interval) of the objective.
@@ -230,11 +222,7 @@ def run_study(sweep: Sweep) -> int:
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
-    """Run the sweep command.
-
-    Returns:
-        The exit code: 0 done, 1 data, model, folder or every trial failed, 2 wrong usage.
-    """
+    """Run the sweep command; return 0 when done, 1 for data, model or folder, 2 for wrong usage."""
     if importlib.util.find_spec("optuna") is None:
         print("error: optuna is missing: pip install optuna==5.0.0", file=sys.stderr)
         return 1

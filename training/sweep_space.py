@@ -75,9 +75,6 @@ def parse_parameter(text: str, base: configs.RunConfig) -> Parameter:
         text: `STAGE.FIELD=log:LOW:HIGH`, `=range:LOW:HIGH` or `=choice:A,B,...`.
         base: Settings that every trial starts from.
 
-    Returns:
-        The parameter.
-
     Raises:
         ConfigError: The text is malformed, the field is unknown or not to be swept, or a bound or
             a choice does not fit the field.
@@ -114,12 +111,7 @@ def parse_parameter(text: str, base: configs.RunConfig) -> Parameter:
 
 
 def typed_value(base: configs.RunConfig, path: str, word: str | None = None) -> Any:
-    """Return a value in its field's type, checked as an override is.
-
-    Args:
-        base: Settings that give all other fields.
-        path: Dotted name of the field.
-        word: The value as text; None leaves the field as `base` has it.
+    """Return a value, given as text, in its field's type; None takes the field's value in `base`.
 
     Raises:
         ConfigError: The field is unknown, or the value does not fit it.

@@ -32,15 +32,9 @@ ROWS_PER_PASS = 8
 def leave_out_mastered(
     model: Any, tokenizer: Any, tasks: Sequence[Task], config: configs.RunConfig
 ) -> Sequence[Task]:
-    """Leave out tasks whose gold completion is likelier than `grpo.max_gold_probability`.
+    """Leave out tasks whose gold completion is likelier, after SFT, than `grpo.max_gold_probability`.
 
     The choice is kept in the run's grpo_tasks.json, so that a resumed run trains on the same tasks.
-
-    Args:
-        model: The policy that SFT left.
-
-    Returns:
-        The other tasks, in their order.
 
     Raises:
         SettingsError: No task is left, or the model is Unsloth's, which returns no logits.
@@ -114,14 +108,7 @@ def _keep(
 def gold_probabilities(
     model: Any, tokenizer: Any, tasks: Sequence[Task], style: str
 ) -> list[float]:
-    """Return the probability that the policy answers each task with gold, to the letter.
-
-    Args:
-        style: Prompt style, `data.prompt_style`.
-
-    Returns:
-        One probability per task, at temperature 1.
-    """
+    """Return the probability, at temperature 1, that the policy answers each task with gold to the letter."""
     rows = [
         [tokenizer(row[part], add_special_tokens=False)["input_ids"] for part in ("prompt", "completion")]
         for row in sft_rows(tasks, style, plan_format(tokenizer))

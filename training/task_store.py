@@ -159,14 +159,11 @@ def open_splits(
     skip_invalid: bool = False,
     min_tasks: tuple[int, int, int] = (1, 1, 1),
 ) -> Splits:
-    """Check a task file in one pass, gold plans replayed on the store, and split it by customer.
+    """Check a task file in one pass, gold plans replayed on the store, and split it as `split_tasks` does.
 
     Args:
         path: JSONL file, or a JSON array, which is read into memory.
-        seed: Seed of the split, see `split_tasks`.
-        fractions: Shares of customers in the three splits, see `split_tasks`.
         skip_invalid: Leave invalid rows and failing plans out, and say how many.
-        min_tasks: How many tasks each split must have.
 
     Returns:
         The splits; their tasks stay on disk.
@@ -263,31 +260,19 @@ def drop_rows(folder: Path) -> None:
 
 
 def _write_arrow(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    import pyarrow as pa
+    from datasets.arrow_writer import ArrowWriter
 
-    iterator = iter(rows)
-    first = next(iterator)
-    schema = pa.Table.from_pylist([first]).schema
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        batch = [first]
-        for row in iterator:
-            batch.append(row)
-            if len(batch) == ROWS_PER_BATCH:
-                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
-                batch = []
-        if batch:
-            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
+    with ArrowWriter(path=str(path), writer_batch_size=ROWS_PER_BATCH) as writer:
+        for row in rows:
+            writer.write(row)
+        writer.finalize()
 
 
 class TaskLookup:
     """Finds the number of a prompt's task; 16 bytes a row in memory."""
 
     def __init__(self, rows: "Dataset") -> None:
-        """Read the rows once.
-
-        Args:
-            rows: Rows of `prompt` and `task`, see `data_reader.grpo_rows`.
-        """
+        """Read rows of `prompt` and `task`, see `data_reader.grpo_rows`, once."""
         digests, numbers = array("Q"), array("Q")
         for batch in rows.iter(batch_size=ROWS_PER_BATCH):
             digests.extend(map(fingerprint, batch["prompt"]))

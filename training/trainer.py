@@ -99,11 +99,7 @@ class RunLogger(TrainerCallback):
     """Writes each log row to metrics.csv and TensorBoard, and a few of them to the screen."""
 
     def __init__(self, config: configs.RunConfig, stage: str) -> None:
-        """Remember where to write.
-
-        Args:
-            stage: "sft" or "grpo".
-        """
+        """Remember where to write; the stage is "sft" or "grpo"."""
         self.folder = Path(config.output_dir)
         self.stage = stage
         self.prints = not config.show_progress
@@ -155,20 +151,10 @@ class RunLogger(TrainerCallback):
 
 
 def common_arguments(
-    config: configs.RunConfig,
-    stage: configs.SftStage | configs.GrpoStage,
-    output_dir: Path,
+    config: configs.RunConfig, stage: configs.SftStage | configs.GrpoStage, output_dir: Path,
     model: Model,
 ) -> dict[str, Any]:
-    """Return the arguments that both of TRL's configurations take.
-
-    Args:
-        output_dir: Where its checkpoints go.
-        model: Tells the compute type.
-
-    Returns:
-        Keyword arguments of `SFTConfig` or `GRPOConfig`.
-    """
+    """Return the arguments that `SFTConfig` and `GRPOConfig` both take; the model tells the compute type."""
     on_cpu = model.device.type == "cpu"
     half = config.model.dtype == "float16"
     return {

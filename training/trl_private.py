@@ -17,6 +17,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from trl import GRPOTrainer, SFTTrainer
 from trl.trainer.utils import split_tensor_dict
 
+from gptoss.folded import find_groups
 from gptoss.model_types import Model
 from gptoss.weights import find_causal_lm
 from training.importance import completion_columns, sampler_kl, token_weights
@@ -24,7 +25,6 @@ from training.shared_prefix import (
     Score,
     attend,
     attend_eagerly,
-    find_groups,
     log_probabilities,
     packed_mask,
     score_tokens,
@@ -51,10 +51,9 @@ LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
 def prepare_shared_prefix(model: Model, under_unsloth: bool) -> Score:
-    """Let a model attend over packed rows as well; all else that it is used for stays as it is.
+    """Let a model attend over packed rows as well, and return what scores completions with them.
 
-    Returns:
-        What `SharedPrefixTrainer` scores completions with.
+    All else that the model is used for stays as it is.
 
     Raises:
         ValueError: The model, or under Unsloth the trainer, is not what this was written for.
@@ -162,13 +161,10 @@ def weigh_tokens(trainer: GRPOTrainer) -> None:
 
 
 def limit_forward_rows(trainer: GRPOTrainer, rows: int) -> None:
-    """Compute the log-probabilities of sampled completions a few rows at a time.
+    """Compute the log-probabilities of sampled completions a few rows at a time, as in training.
 
     Unsloth sizes that pass by the logits and hidden states alone. Experts need four times the rows
     (one per routed expert) at twice the width, which does not fit where its estimate just does.
-
-    Args:
-        rows: Completions per forward pass, as in training.
     """
     compute = trainer._get_per_token_logps_and_entropies
 

@@ -3,9 +3,8 @@
 Unsloth's attention makes its own masks in training and drops those it is given. Each layer gets a
 forward that attends over packed rows where it is called with `packed`, and is Unsloth's
 otherwise. The pass ends at the hidden states: the logits of 1,536 tokens over 201,088 words are
-1.2 GB in float32, so they are made a few tokens at a time. Left out on purpose: several
-processes, where Unsloth goes around the wrapper that adds up gradients, and Unsloth's own shared
-prefix, which leaves out models with experts.
+1.2 GB in float32, so they are made a few tokens at a time. Left out: several processes,
+where Unsloth goes around the wrapper that adds up gradients.
 """
 
 from typing import Any
@@ -74,10 +73,8 @@ def attend_fused(
     holds the sink, that key 1, and the others 0.
 
     Args:
-        module: The attention layer.
         query: `[B, heads, Q, D]`.
-        key: `[B, kv_heads, K, D]`.
-        value: As `key`.
+        key: `[B, kv_heads, K, D]`; values alike.
         mask: Additive, `[B or 1, 1, Q, K]`.
         scaling: Multiplies the scores.
 
@@ -116,18 +113,7 @@ def add_packed_attention(model: Model) -> None:
 def score_in_parts(
     model: Model, rows: PackedRows, chosen: torch.Tensor, temperature: float, with_entropy: bool,
 ) -> Scores:
-    """Score packed rows by an Unsloth model, a few tokens' logits at a time.
-
-    Args:
-        model: With `add_packed_attention`.
-        rows: The layout.
-        chosen: The completions' tokens, `[K]`.
-        temperature: Divides the logits.
-        with_entropy: Compute entropies, without gradient.
-
-    Returns:
-        Two `[K]`, float32; None without entropies.
-    """
+    """Score packed rows by a model with `add_packed_attention`, a few tokens at a time; see `Score`."""
     core = find_core(model)
     masks = {
         kind: shared_prefix.attention_mask_of(rows, window, core.lm_head.weight.dtype)

@@ -171,14 +171,7 @@ RULES = {
 
 
 def find_warnings(rows: list[Row]) -> list[Finding]:
-    """Return what the rows of metrics so far give reason to warn of.
-
-    Args:
-        rows: Rows of the GRPO stage, oldest first, as metrics.csv has them.
-
-    Returns:
-        One finding per rule that holds at the last row.
-    """
+    """Return a finding for each rule that holds at the last of the GRPO stage's rows, oldest first."""
     findings = []
     for kind, rule in RULES.items():
         if found := rule.holds(rows):
