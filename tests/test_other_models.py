@@ -13,9 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import configs
 import train_script
 from data_reader import gold_completion, plan_messages, plan_prompt, sft_rows
+from gptoss import export
 from gptoss.folded import HeldPromptGenerate, folded_adapter
 from gptoss.generation import complete
 from gptoss.load import load_for_evaluation, load_model, logits_on
+from gptoss.plain import plain_logits
 from gptoss.preflight import ModelError, count_parameters
 from prompting.plan_format import HARMONY, plan_format
 from scoring.reward import score_completion
@@ -277,6 +279,8 @@ def test_the_whole_run(family, folders, tmp_path, monkeypatch, capsys, caplog, d
     assert run_chat(str(run / "merged_model"), ["Cancel my order #W1234567."]) == 0
     assert "customer: Cancel my order" in capsys.readouterr().out
     command = ["export", "--model", str(run / "final_model"), "--output", str(tmp_path / "out")]
+    if family != "llama":  # one export is reloaded in a process of its own
+        monkeypatch.setattr(export, "reload_logits", lambda folder, prompts: plain_logits(str(folder), prompts))
     assert train_script.main([*command, "--format", "16bit"]) == 0
     assert "same likeliest token in 100% of 7 prompts" in capsys.readouterr().out
     assert train_script.main([*command[:-1], str(tmp_path / "adapter"), "--format", "adapter"]) == 0

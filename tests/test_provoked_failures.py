@@ -76,6 +76,8 @@ def make_config(folder: Path, **overrides: object) -> configs.RunConfig:
         "grpo.max_completion_length": 110, "grpo.resample_rounds": 0, "grpo.eval_steps": 0,
         # Without the KL term a step saves a forward pass; the runs that are about it set it.
         "grpo.beta": 0.0, "grpo.num_eval_tasks": 24, "grpo.early_stopping_patience": 0,
+        # Eight steps of SFT master no task: measuring that would take as long as some steps.
+        "grpo.max_gold_probability": 1.0,
         "evaluation.max_new_tokens": 110, "evaluation.batch_size": 24,
     }
     settings |= {name.replace("__", "."): value for name, value in overrides.items()}

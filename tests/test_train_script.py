@@ -149,21 +149,6 @@ def test_help_and_unknown_options():
     assert subprocess.run([*command, "--nonsense"], capture_output=True).returncode == 2
 
 
-@pytest.mark.slow
-def test_two_processes_share_the_work(folder, tmp_path):
-    output = tmp_path / "run"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-               "--master_port=29611", str(ROOT / "train_script.py")]
-    result = subprocess.run(
-        [*command, *words(folder, "--output-dir", str(output))],
-        capture_output=True, text=True, timeout=300,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("done: ") == 1, "more than one process wrote"
-    assert list(json.loads((output / "evaluation.json").read_text())) == ["base", "sft", "sft_grpo"]
-    assert (output / "sft" / "checkpoint-1" / "rng_state_1.pth").exists()
-
-
 def test_help_lists_the_commands(capsys):
     for word in ("-h", "--help"):
         with pytest.raises(SystemExit) as stop:
