@@ -10,11 +10,12 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 LONGEST_FIRST = (
-    "test_provoked_failures.py", "test_notebook.py", "test_docs_commands.py", "test_sweep.py",
-    "test_resume.py", "test_other_models.py", "test_agent_training.py", "test_agent_evaluation.py",
-    "test_audit.py", "test_accelerate_configs.py", "test_fuzz.py",
+    "test_docs_commands.py", "test_provoked_failures.py", "test_notebook.py", "test_resume.py",
+    "test_agent_training.py", "test_accelerate_configs.py", "test_other_models.py", "test_sweep.py",
+    "test_user_inputs.py", "test_two_processes.py", "test_first_hour.py", "test_audit.py",
+    "test_agent_evaluation.py", "test_tiny_model.py", "test_callbacks.py", "test_docs.py",
 )
-"""Files that take a minute or so; begun last, one of them would keep one worker busy alone."""
+"""Files that take a minute or so, by their time: begun last, one would keep one worker busy alone."""
 
 
 def pytest_collection_modifyitems(items):
@@ -25,9 +26,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module", autouse=True)
 def freeze_what_is_imported():
-    """Spare garbage collections what torch and its like leave behind: trainers call several a run.
+    """Take what is imported out of garbage collections, which trainers call several times a run.
 
-    They took a quarter of a short run's time, and in a forked process each copies that memory.
+    They took a quarter of a short run's time, and a collection in a fork copies the memory it visits.
     """
     gc.collect()
     gc.freeze()
