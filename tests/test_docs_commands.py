@@ -35,7 +35,7 @@ NOTEBOOK = ROOT / "gpt_oss_20b_tau_bench_rl_training.ipynb"
 FIRST = ("README.md", "模型訓練指南.md", "模型測試指南.md")
 """Documents in the order in which a user reads them; the others follow by name."""
 INLINE = r"(?:%pip|accelerate|jupyter|make|pip|python|tensorboard|torchrun|trl|vllm) \S"
-SHORT_FILES = {"dataset.jsonl": 40, "3.5k.jsonl": 16}
+SHORT_FILES = {"dataset.jsonl": 20, "3.5k.jsonl": 40}
 NUM_CONVERSATIONS = 2 * SHORT_FILES["dataset.jsonl"]
 """A task's conversation is written for two customers."""
 SHORT_SETTINGS = {

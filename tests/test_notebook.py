@@ -146,7 +146,8 @@ def test_runs_from_start_to_end(tmp_path):
     """Execute every cell with two steps a stage; the run folder then holds what a run leaves."""
     settings = {
         # GRPO begins with a forward pass over each of its tasks: few of them.
-        "data.grpo_dataset_path": str(first_rows("3.5k.jsonl", 40, tmp_path)), "grpo.num_eval_tasks": 8,
+        "data.grpo_dataset_path": str(first_rows("dataset.jsonl", 16, tmp_path)),
+        "grpo.num_eval_tasks": 8, "grpo.gradient_accumulation_steps": 1,
     }
     shown = execute(tmp_path, settings, PRESET="cpu")
     check_run(tmp_path / "run", 16, "completions.jsonl")
