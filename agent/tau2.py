@@ -1,8 +1,8 @@
 """The official tau2-bench: its 114 retail tasks in its own environment, judged by its own evaluator.
 
-tau2-bench's orchestrator, store, tools, user simulator and evaluator run as they are; this module
-brings the policy, keeps finished simulations across a kill, and writes tau2's result file. The
-package is optional and is imported only when it is asked for. Left out: its other domains.
+tau2-bench's orchestrator, store, tools, user simulator and evaluator run unchanged; this module
+adds the policy, keeps finished simulations across a kill, and writes tau2's result file. The
+package is optional and imported only on demand. Left out: its other domains.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ class Tau2Endpoint:
 
 
 def load_tau2() -> SimpleNamespace:
-    """Import what is used of tau2-bench, offline and silent.
+    """Import the parts of tau2-bench used here, without network access or log output.
 
     Raises:
         Tau2Error: The package is not installed.
     """
-    # litellm would otherwise fetch its price list from the network when it is imported.
+    # Otherwise importing litellm downloads its price list.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     try:
         from loguru import logger
@@ -123,31 +123,31 @@ def tau2_tools() -> list[dict[str, Any]]:
     return tools
 
 
-# -- a policy of ours as an agent of tau2's --------------------------------------------------
+# -- our policy as tau2's agent -------------------------------------------------------------
 
 
 @dataclass(eq=False)
 class Tau2Conversation:
-    """What a policy sees of a simulation; the same names as `agent.Conversation`."""
+    """What a policy reads of a simulation, under the names of `agent.Conversation`."""
 
     task: Task
     db: RetailDatabase
-    """The store as it was loaded, for scripted policies; the simulation has one of its own."""
+    """The unchanged store, for scripted policies; the simulation writes to its own copy."""
     seed: int
-    """The trial's, for the draws of a policy."""
+    """The trial's seed, for a policy that samples."""
     messages: list[Message] = field(default_factory=list)
-    """OpenAI's form, from tau2's system prompt on."""
+    """In OpenAI's form, the system prompt first."""
 
 
-class _Desk:
-    """Where simulations, each in its thread, ask a policy that answers many at once."""
+class _RequestQueue:
+    """Collects the requests of simulations in threads, so that the policy answers them in batches."""
 
     def __init__(self) -> None:
         self._asked: queue.SimpleQueue[tuple[Tau2Conversation, Future]] = queue.SimpleQueue()
         self._closed = threading.Event()
 
     def ask(self, conversation: Tau2Conversation) -> Message:
-        """Return the policy's message, from a simulation's thread."""
+        """Wait for the policy's message; called from a simulation's thread."""
         answer: Future = Future()
         self._asked.put((conversation, answer))
         if self._closed.is_set():
@@ -164,7 +164,7 @@ class _Desk:
             return
 
     def serve(self, policy: Policy | Tau2Endpoint, timeout_s: float) -> None:
-        """Answer everything asked so far, or within `timeout_s`, in one batch."""
+        """Answer all waiting requests in one batch; wait up to `timeout_s` for the first."""
         batch = list(self._waiting(timeout_s))
         if batch:
             try:
@@ -177,14 +177,14 @@ class _Desk:
                 answer.set_result(reply)
 
     def close(self) -> None:
-        """Turn away everyone who asks or will ask."""
+        """Fail all waiting and all later requests."""
         self._closed.set()
         for _, answer in self._waiting():
             answer.set_exception(_Stopped())
 
 
 class _Stopped(Exception):
-    """The evaluation has ended while a simulation was on."""
+    """The evaluation ended during a simulation."""
 
 
 class _PolicyAgent:
@@ -202,29 +202,29 @@ class _PolicyAgent:
         self._tau2, self._conversation, self._ask = tau2, conversation, ask
 
     def set_seed(self, seed: int) -> None:
-        """Take no notice: a policy's seed is its own setting."""
+        """Ignore it: a policy has its own seed."""
 
     def is_stop(self, message: Any) -> bool:
-        """Leave the end to the customer."""
+        """Return False: the customer ends the conversation."""
         return False
 
     def stop(self, message: Any, state: Any) -> None:
-        """Do nothing at the end."""
+        """Do nothing: there is nothing to release."""
 
     def get_init_state(self, message_history: Sequence[Any]) -> None:
-        """Begin with what has been said: tau2's greeting."""
+        """Record the messages so far: tau2's greeting."""
         for message in message_history:
-            self._hear(message)
+            self._record(message)
 
     def generate_next_message(self, message: Any, state: None) -> tuple[Any, None]:
         """Return the policy's message in tau2's form.
 
         Raises:
-            ValueError: It has neither words nor calls.
+            ValueError: The message has neither text nor calls.
         """
         several = isinstance(message, self._tau2.MultiToolMessage)
         for one in message.tool_messages if several else [message]:
-            self._hear(one)
+            self._record(one)
         own, num_tokens = clean_message(self._ask(self._conversation))
         calls = own.get("tool_calls", [])
         if not own["content"].strip() and not calls:
@@ -234,7 +234,7 @@ class _PolicyAgent:
             role="assistant",
             content=own["content"].strip() or None,
             tool_calls=[self._tool_call(call["id"], **call["function"]) for call in calls] or None,
-            cost=0.0,  # without a cost on every message tau2 refuses to sum up
+            cost=0.0,  # tau2 sums the costs only when every message has one
             usage={"completion_tokens": num_tokens, "prompt_tokens": 0},
         )
         return said, None
@@ -242,17 +242,17 @@ class _PolicyAgent:
     def _tool_call(self, call_id: str, name: str, arguments: str) -> Any:
         return self._tau2.ToolCall(id=call_id, name=name, arguments=_arguments(name, arguments))
 
-    def _hear(self, message: Any) -> None:
-        heard = {"role": message.role, "content": message.content or ""}
+    def _record(self, message: Any) -> None:
+        row = {"role": message.role, "content": message.content or ""}
         if isinstance(message, self._tau2.ToolMessage):
-            heard["tool_call_id"] = message.id
-        self._conversation.messages.append(heard)
+            row["tool_call_id"] = message.id
+        self._conversation.messages.append(row)
 
 
 def _arguments(name: str, text: str) -> dict[str, Any]:
-    """Return a call's arguments; an argument that no tool knows where they cannot be run.
+    """Return a call's arguments, with an unknown one that makes tau2 refuse what must not run.
 
-    tau2's calculator would evaluate `9**9**9` for ever, so powers are not run either.
+    That is text that is no JSON object, and powers: tau2's calculator would never finish `9**9**9`.
     """
     arguments = parse_arguments(text)
     if isinstance(arguments, str):
@@ -273,23 +273,23 @@ class _Job:
     seed: int
 
 
-class _Bench:
+class _Simulator:
     """tau2's retail domain with one agent and one simulated user."""
 
     def __init__(
         self, tau2: SimpleNamespace, agent: Tau2Endpoint | None, user: Tau2Endpoint,
-        desk: _Desk, system: str | None, max_steps: int, max_errors: int,
+        requests: _RequestQueue, system: str | None, max_steps: int, max_errors: int,
     ) -> None:
-        self._tau2, self._agent, self._user, self._desk = tau2, agent, user, desk
+        self._tau2, self._agent, self._user, self._requests = tau2, agent, user, requests
         self._system = system
         self._limits = {"max_steps": max_steps, "max_errors": max_errors}
         self._db = RetailDatabase.load(tau2.store_path)
 
     def play(self, job: _Job) -> Any:
-        """Play and judge one simulation; returns tau2's `SimulationRun`.
+        """Play and evaluate one simulation; return tau2's `SimulationRun`.
 
         Raises:
-            Tau2Error: An endpoint cannot be used.
+            Tau2Error: An endpoint fails.
         """
         import openai
 
@@ -303,7 +303,7 @@ class _Bench:
         if self._agent is None:
             system = {"role": "system", "content": self._system or agent.system_prompt}
             conversation = Tau2Conversation(job.own_task, self._db, job.seed, [system])
-            agent = _PolicyAgent(tau2, conversation, self._desk.ask)
+            agent = _PolicyAgent(tau2, conversation, self._requests.ask)
         user = tau2.UserSimulator(
             instructions=str(job.task.user_scenario), llm=self._user.llm,
             llm_args=self._user.args(),
@@ -325,7 +325,7 @@ class _Bench:
             raise Tau2Error(
                 f"the endpoint of {self._user.llm if is_user else llm.llm} failed or does not answer "
                 f"as OpenAI's does ({type(error).__name__}); check address, model and key, then "
-                "repeat the command: it goes on with what is left"
+                "repeat the command: it plays the remaining simulations"
             ) from error
         run.trial = job.trial
         run.reward_info = tau2.evaluate_simulation(
@@ -337,7 +337,7 @@ class _Bench:
         return run
 
     def _broken_run(self, job: _Job, orchestrator: Any, began: str) -> Any:
-        """Return the record of a simulation that ended with a message that cannot be used."""
+        """Return the record of a simulation that an unusable message ended."""
         reasons, roles = self._tau2.TerminationReason, self._tau2.Role
         is_user = orchestrator.to_role == roles.USER
         return self._tau2.SimulationRun(
@@ -368,15 +368,15 @@ def evaluate_tau2(
     Simulations that an earlier call finished in the same folder are kept.
 
     Args:
-        policy: An object with `reply(conversations) -> assistant messages`, or a `Tau2Endpoint`:
-            then tau2's own agent asks it.
+        policy: An object with `reply(conversations) -> assistant messages`, or a `Tau2Endpoint`,
+            which tau2's own agent calls.
         output_dir: Folder for the result file; created.
         user: The model that plays tau2's customers.
-        name: What results call a policy that is no endpoint.
-        system: First message that such a policy reads; None means tau2's own, with its policy.
-        limit: Only the first tasks; None plays all 114, which tau2's submission check asks for.
+        name: Name in the results of a policy that is not an endpoint.
+        system: System prompt of such a policy; None takes that of tau2's agent.
+        limit: How many of the first tasks; None plays all 114, as tau2's submission check requires.
         concurrency: Simulations at once.
-        seed: tau2's seed; a trial's own seed comes from it as in tau2's runs.
+        seed: tau2's seed, from which trials get theirs as in tau2's own runs.
         max_steps: Messages of a simulation before tau2 ends it.
         max_errors: Refused calls before tau2 ends it.
         on_result: Called with every new `SimulationRun`.
@@ -397,7 +397,7 @@ def evaluate_tau2(
     )
     tasks = tau2.get_tasks()[:limit]
     folder = Path(output_dir)
-    # Addresses, time-outs and the like may differ when an evaluation goes on.
+    # Addresses, timeouts and the like may change when an evaluation is resumed.
     settings = {
         "agent": agent.llm if agent else name, "agent_temperature": agent and agent.temperature,
         "user": user.llm, "user_temperature": user.temperature, "system": system, "limit": limit,
@@ -414,10 +414,10 @@ def evaluate_tau2(
     ]
     finished = _read_finished(tau2, folder / FINISHED_NAME, jobs)
     jobs = [job for job in jobs if (job.task.id, job.trial) not in finished]
-    desk = _Desk()
-    bench = _Bench(tau2, agent, user, desk, system, max_steps, max_errors)
+    requests = _RequestQueue()
+    simulator = _Simulator(tau2, agent, user, requests, system, max_steps, max_errors)
     with (folder / FINISHED_NAME).open("a", encoding="utf-8") as stream:
-        for run in _play_all(bench, jobs, policy, desk, concurrency):
+        for run in _play_all(simulator, jobs, policy, requests, concurrency):
             stream.write(run.model_dump_json() + "\n")
             stream.flush()
             os.fsync(stream.fileno())
@@ -431,7 +431,7 @@ def evaluate_tau2(
 
 
 def score_of_simulation(run: Any) -> EpisodeScore:
-    """Return tau2's verdict on a simulation as a score; violations are not judged there."""
+    """Return tau2's evaluation of a simulation as a score; tau2 does not check for violations."""
     found = run.reward_info
     replies = [message for message in run.messages if message.role == "assistant"]
     checks = found.communicate_checks or ()
@@ -458,23 +458,24 @@ def usage_of_simulations(runs: Iterable[Any]) -> dict[str, dict[str, float]]:
 
 
 def _play_all(
-    bench: _Bench, jobs: Sequence[_Job], policy: Policy | Tau2Endpoint, desk: _Desk, concurrency: int
+    simulator: _Simulator, jobs: Sequence[_Job], policy: Policy | Tau2Endpoint,
+    requests: _RequestQueue, concurrency: int,
 ) -> Iterator[Any]:
-    """Yield the simulations as they end; the policy is asked from this thread alone."""
+    """Yield the simulations as they end; only this thread calls the policy."""
     with Workers(min(concurrency, len(jobs))) as workers:
-        pending = {workers.submit(bench.play, job) for job in jobs}
+        pending = {workers.submit(simulator.play, job) for job in jobs}
         try:
             while pending:
-                desk.serve(policy, timeout_s=0.02)
+                requests.serve(policy, timeout_s=0.02)
                 done, pending = wait(pending, timeout=0)
                 for future in sorted(done, key=lambda future: future.exception() is not None):
                     yield future.result()
         finally:
-            desk.close()
+            requests.close()
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder this evaluation's, or see that it is."""
+    """Record the settings in the folder, or check that they are those recorded there."""
     folder.mkdir(parents=True, exist_ok=True)
     earlier = read_json(folder / SETTINGS_NAME, None)
     if earlier is None:
@@ -485,7 +486,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         differing = [key for key in keys if earlier.get(key) != settings.get(key)]
         raise Tau2Error(
             f"{folder}: holds an evaluation with other settings ({', '.join(differing)}); "
-            "name another --output, or repeat the settings to go on with it"
+            "name another --output, or repeat its settings to resume it"
         )
 
 
@@ -495,7 +496,7 @@ def _read_finished(
     """Return the finished simulations of an earlier call; a line cut by a kill is dropped.
 
     Raises:
-        Tau2Error: A whole line is no simulation of one of the jobs.
+        Tau2Error: A complete line is no simulation of one of the jobs.
     """
     raw = path.read_bytes() if path.exists() else b""
     whole = raw[: raw.rfind(b"\n") + 1]
@@ -510,7 +511,7 @@ def _read_finished(
         if not is_known:
             raise Tau2Error(
                 f"{path}:{number}: is no simulation of this evaluation; delete the line and repeat the "
-                "command: it plays what is missing"
+                "command: it plays the missing simulations"
             )
         runs[run.task_id, run.trial] = run
     if len(whole) < len(raw):

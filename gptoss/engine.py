@@ -40,14 +40,14 @@ class Sampling:
 
 
 class RowNoise:
-    """Noise of the rows of a batch, each from a seed of its own.
+    """Noise for the rows of a batch, each row from its own seed.
 
-    One number a token: logits that are rounded otherwise in another batch then move a draw only
-    where the two best tokens are as close as the rounding. A single number a row, compared with
-    cumulative probabilities, moves it 250 times as often.
+    There is a number for each token: logits that round differently in another batch then change a
+    draw only where the two best tokens are nearly tied. One number per row, compared with
+    cumulative probabilities, changes it 250 times as often.
 
     Args:
-        seeds: One a row, from 0.
+        seeds: One per row, 0 or more.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
@@ -62,7 +62,7 @@ class RowNoise:
         return torch.from_numpy(noise)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with some rows."""
+        """Keep only some rows."""
         self._generators = [self._generators[row] for row in rows]
 
 
@@ -74,7 +74,7 @@ def choose_tokens(
     Args:
         logits: Float32 `[B, vocabulary]`; changed in place.
         sampling: Temperature and truncation.
-        noise: Decides each row's token; None draws from torch's own generator.
+        noise: Source of each row's draw; None uses torch's own generator.
 
     Returns:
         `[B]` token ids.
@@ -145,14 +145,14 @@ class _Batch:
         self.accept(logits)
 
     def save(self, places: torch.Tensor) -> None:
-        """Keep what has been read of some rows; ended ones are as they were at their ends."""
+        """Save the tokens read of some rows to their prefixes; an ended row's up to its end."""
         for place in places.tolist() if self._prefixes else ():
             row = int(self.rows[place])
             ids = [*self._prompts[row], *self.output[row].tolist()][: int(self.positions[place])]
             self._prefixes[row].save(ids, self.cache, place)
 
     def drop_ended(self) -> None:
-        """Go on without the rows that have ended, once they are a quarter; not under a graph."""
+        """Drop the rows that have ended once they are a quarter; not possible under a graph."""
         live = (~self.ended).nonzero()[:, 0]
         if len(live) > 0.75 * len(self.ended):
             return
@@ -164,8 +164,8 @@ class _Batch:
             self._noise.keep(live.tolist())
         self.cache = self.cache.take(live)
 
-    def tell(self, streamer: Any, begin: int, end: int) -> int:
-        """Give a streamer the first row's tokens from `begin`, up to its stop; return where."""
+    def stream(self, streamer: Any, begin: int, end: int) -> int:
+        """Pass the first row's tokens from `begin` on to a streamer; return where the next begin."""
         row = self.output[0, :end].cpu()
         stops = torch.isin(row, self._stops.cpu()).nonzero()
         end = int(stops[0]) + 1 if len(stops) else end
@@ -186,17 +186,17 @@ class FastGenerate:
 
     Attributes:
         decoder: The forward passes.
-        max_rows: Rows decoded at once; more are done in turns.
+        max_rows: Rows decoded at once; more are decoded in turn.
         use_graphs: Record decode steps as CUDA graphs.
-        row_seeds: Seeds of the next call's rows, one each, so that what a row draws does not depend
-            on the rows beside it: processes that share out a batch draw what one would. On a CPU
-            only, as a CUDA graph draws for all rows at once; None draws from torch's own generator.
-        prefixes: What is kept of the next call's rows, one each: what they hold is not read again,
-            and at the end they hold the row. On a CPU only.
+        row_seeds: Seeds of the next call's rows, one each: a row's draws then do not depend on the
+            other rows, so processes that share a batch draw what one process would. CPU only, as
+            a CUDA graph draws for all rows at once; None uses torch's own generator.
+        prefixes: One for each of the next call's rows: the tokens it holds are not read again, and
+            after the call it holds the whole row. CPU only.
         mean_entropy: Nats per token of the last call that sampled, at its temperature; greedy
-            calls leave it as it is.
+            calls do not change it.
         log_probs: Nats of the last call's tokens `[B, n]`, at its temperature and before top_k and
-            top_p; without meaning behind a stop token.
+            top_p; undefined after a stop token.
     """
 
     def __init__(
@@ -226,8 +226,8 @@ class FastGenerate:
             input_ids: `[B, L]` prompts, padded on the left.
             attention_mask: `[B, L]`, 0 on padding.
             generation_config: transformers' settings; the model's own when None.
-            **overrides: Settings that replace those of the config. A `streamer` is given the tokens
-                of a single row a few at a time, as they are decoded.
+            **overrides: Settings that replace those of the config. A `streamer` gets the tokens of a
+                single row a few at a time, as they are decoded.
 
         Returns:
             `[B, L + n]` prompts and completions, padded on the right after a stop token.
@@ -247,7 +247,7 @@ class FastGenerate:
             tuple(row[mask.bool()].tolist())
             for row, mask in zip(input_ids.cpu(), attention_mask.cpu(), strict=True)
         ]
-        # Equal prompts stand side by side, of about the same length: each is read once.
+        # Sorted, so that a batch holds equal prompts, which are read once, and similar lengths.
         order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), prompts[row]))
         width = sampling.max_new_tokens
         completions = input_ids.new_full((len(prompts), width), sampling.pad_id)
@@ -306,7 +306,7 @@ class FastGenerate:
         self, prompts: list[tuple[int, ...]], sampling: Sampling, seeds: Sequence[int] | None,
         streamer: Any, prefixes: Sequence[Prefix],
     ) -> tuple[_Batch, int]:
-        """Sample one batch; returns it and the columns of its output in use."""
+        """Sample one batch; return it and the number of its output columns in use."""
         longest = max(map(len, prompts))
         # Whole blocks of 64 slots, as the attention kernel reads them.
         capacity = -(-(longest + sampling.max_new_tokens) // 64) * 64
@@ -316,10 +316,10 @@ class FastGenerate:
         on_cpu = self.decoder.device.type == "cpu"
         if self.use_graphs and sampling.max_new_tokens > 2:
             step = record_step(batch)
-        told = 0
+        streamed = 0
         while True:
             if streamer is not None:
-                told = batch.tell(streamer, told, done)
+                streamed = batch.stream(streamer, streamed, done)
             if done == sampling.max_new_tokens or bool(batch.ended.all()):
                 batch.save(torch.arange(len(batch.rows)))
                 return batch, done
@@ -334,7 +334,7 @@ class FastGenerate:
     def _read(
         self, prompts: list[tuple[int, ...]], batch: _Batch, prefixes: Sequence[Prefix]
     ) -> torch.Tensor:
-        """Read what is not kept of the prompts; returns logits `[rows, vocabulary]`."""
+        """Read what the prefixes do not hold of the prompts; return logits `[rows, vocabulary]`."""
         known = [row for row, prefix in enumerate(prefixes) if prefix.is_of(prompts[row])]
         others = [row for row in range(len(prompts)) if row not in known]
         if not known:
@@ -358,7 +358,7 @@ class FastGenerate:
     def _prefill(
         self, prompts: list[tuple[int, ...]], batch: _Batch, rows: Sequence[int]
     ) -> torch.Tensor:
-        """Read every distinct prompt of some rows once; returns their logits `[R, vocabulary]`."""
+        """Read each distinct prompt of some rows once; return the rows' logits `[R, vocabulary]`."""
         device = self.decoder.device
         places = torch.tensor(rows, device=device)
         distinct = list(dict.fromkeys(prompts))
@@ -389,7 +389,7 @@ def record_step(batch: _Batch) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         batch.step()
-    # Recording runs nothing; the one warm-up step is undone, its cache slot is written again.
+    # Recording runs nothing. The warm-up step is undone; its cache slot will be written again.
     for tensor, value in zip(batch.state(), saved, strict=True):
         tensor.copy_(value)
     return graph.replay
@@ -402,12 +402,12 @@ def attach_fast_generate(
 
     Args:
         model: GPT-OSS as `load_model` returns it.
-        max_rows: Completions decoded at once; more are done in turns.
+        max_rows: Completions decoded at once; more are decoded in turn.
         resident: Keep unpacked 16-bit experts beside 4-bit ones (38 GiB more for 20 B parameters).
         use_graphs: CUDA graphs; None uses them on a GPU.
 
     Returns:
-        The new `generate`; `detach_fast_generate` puts the old one back.
+        The new `generate`; `detach_fast_generate` restores the old one.
 
     Raises:
         ValueError: The weights are in float16, whose range the fast path does not guard.
@@ -418,7 +418,7 @@ def attach_fast_generate(
 
 
 def detach_fast_generate(model: Any) -> None:
-    """Give the model back the `generate` it had."""
+    """Restore the model's earlier `generate`."""
     replaced = model.generate.replaced
     del model.generate
     if replaced is not None:

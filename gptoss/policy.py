@@ -38,16 +38,16 @@ class ModelPolicy:
     Args:
         model: A causal model with stop tokens in its generation config.
         tokenizer: Its tokenizer, padding on the left.
-        max_new_tokens: Tokens of a turn at most.
+        max_new_tokens: Most tokens of a turn.
         temperature: Sampling temperature; None takes the likeliest token each time. Draws depend
             on a conversation's seed and turn (on a GPU with fast sampling on the whole batch).
-        batch_size: Conversations in one generate call at most.
-        format: How it reads and writes; None takes `make_format`'s.
-        max_context: Tokens of prompt and turn that the model can take; a longer conversation gets
-            no answer. None: the model's own limit.
+        batch_size: Most conversations in one generate call.
+        format: How the model reads and writes; None chooses by `make_format`.
+        max_context: Most tokens of prompt and turn together; a longer conversation gets no answer.
+            None takes the model's own limit.
 
     Attributes:
-        failures: How many completions had which failure, by kind.
+        failures: Number of faulty completions by kind of failure.
 
     Raises:
         ModelError: The tokenizer has no usable chat template, or a turn may be longer than the
@@ -78,7 +78,7 @@ class ModelPolicy:
 
         Returns:
             Messages in OpenAI's form with `num_prompt_tokens`, `num_tokens` and `failure` (what is
-            wrong with the completion, or None); None where the conversation has outgrown the
+            wrong with the completion, or None); None where the conversation no longer fits the
             model's context.
         """
         analyses = [self._analyses.setdefault(talk, {}) for talk in conversations]
@@ -114,12 +114,12 @@ def make_format(
     model: Any, tokenizer: Any, reasoning: str = "low", style: PromptStyle = "full",
     tools: Tools | None = None,
 ) -> Format:
-    """Return harmony for GPT-OSS, and any other model's own chat template.
+    """Return harmony for GPT-OSS, and the chat template of any other model.
 
     Args:
         reasoning: Reasoning effort in the prompt: low, medium or high.
         style: How much harmony's prompt shows, see `HarmonyFormat`.
-        tools: OpenAI-style schemas that it shows; None shows the store's.
+        tools: OpenAI-style schemas to show; None shows the store's.
 
     Raises:
         ModelError: There is no usable chat template.

@@ -68,12 +68,12 @@ def test_the_key_of_an_endpoint_is_never_recorded(monkeypatch):
 
 
 def test_many_simulations_ask_a_policy_at_once_and_none_waits_for_ever():
-    desk = module._Desk()
+    requests = module._RequestQueue()
     answers: dict[int, object] = {}
 
     def ask(number: int) -> None:
         try:
-            answers[number] = desk.ask(SimpleNamespace(number=number))
+            answers[number] = requests.ask(SimpleNamespace(number=number))
         except module._Stopped as error:
             answers[number] = error
 
@@ -81,7 +81,7 @@ def test_many_simulations_ask_a_policy_at_once_and_none_waits_for_ever():
         threads = [threading.Thread(target=ask, args=(number,)) for number in numbers]
         for thread in threads:
             thread.start()
-        while desk._asked.qsize() < len(threads):
+        while requests._asked.qsize() < len(threads):
             pass
         return threads
 
@@ -94,14 +94,14 @@ def test_many_simulations_ask_a_policy_at_once_and_none_waits_for_ever():
             raise RuntimeError("out of memory")
 
     threads = start(range(20))
-    desk.serve(Doubling(), timeout_s=1)
+    requests.serve(Doubling(), timeout_s=1)
     for thread in threads:
         thread.join(5)
     assert answers == {number: number * 2 for number in range(20)}
     threads = start(range(20, 23))
     with pytest.raises(RuntimeError, match="out of memory"):
-        desk.serve(Failing(), timeout_s=1)
-    desk.close()
+        requests.serve(Failing(), timeout_s=1)
+    requests.close()
     ask(23)
     for thread in threads:
         thread.join(5)

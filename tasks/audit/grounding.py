@@ -32,7 +32,7 @@ MAX_NAME_SPAN = 60
 
 MISTAKE_CUE = re.compile(
     r"\b(?:mistak\w*|mistook|accident\w*|in error|(?:an|some|my|human) error|error on my|"
-    r"unintentional\w*|unintended|inadvertent\w*|mis-?click\w*|misclick|wrong button|"
+    r"unintentional\w*|unintended|inadvertent\w*|mis-?click\w*|wrong button|"
     r"(?:did ?n[o']?t|did not|never) (?:mean|intend)\w*|not mean to|meant to order|"
     r"ordered (?:it )?twice|placed (?:it )?twice|double[- ]?order\w*|duplicate order|"
     r"wrong (?:order|one|thing|product)|wrongly (?:ordered|placed))\b",
@@ -56,9 +56,9 @@ NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
 def find_value(text: str, value: str, start: int = 0) -> int:
-    """Return the place of a value in a text as a token of its own, or -1.
+    """Return the first position at which a value stands as a token of its own, or -1.
 
-    A longer number, word, id or email around it does not count.
+    Inside a longer number, word, id or email it does not count.
 
     Args:
         value: The value; "" is never found.
@@ -89,7 +89,7 @@ def find_value(text: str, value: str, start: int = 0) -> int:
 
 
 def find_all(text: str, value: str) -> list[int]:
-    """Return every place of a value as a token of its own."""
+    """Return every such position of a value."""
     places = []
     position = find_value(text, value)
     while position != -1:
@@ -99,7 +99,7 @@ def find_all(text: str, value: str) -> list[int]:
 
 
 class SearchText:
-    """A text prepared for searching values."""
+    """A text prepared for finding values in it."""
 
     def __init__(self, text: str):
         self.text = plain(text)
@@ -118,7 +118,7 @@ class SearchText:
         return find_all(self.folded, folded(value))
 
     def has(self, field: str, value: str) -> bool:
-        """Tell whether the text has the value."""
+        """Tell whether the text contains the value."""
         return bool(self.places(field, value))
 
 
@@ -128,7 +128,7 @@ def says_mistake(text: str) -> bool:
 
 
 def cancel_reason(text: str, order_id: str) -> str | None:
-    """Read the cancel reason off the words around an order id.
+    """Return the cancel reason that the words around an order id give.
 
     The sentence with the id counts and the one after it, unless that names another order; the one
     before it counts when no other order has been named so far.
@@ -162,7 +162,7 @@ def cancel_reason(text: str, order_id: str) -> str | None:
 
 
 def smallest_span(places: list[list[int]]) -> int:
-    """Return the length of the shortest stretch that holds one place of every list."""
+    """Return the length of the shortest passage that holds a position from every list."""
     tagged = sorted((p, n) for n, found in enumerate(places) for p in found)
     last: dict[int, int] = {}
     best = 1 << 30
@@ -192,7 +192,7 @@ def second_line_is_empty(words: SearchText, address1: str, city: str) -> bool:
 
 
 def ground_address(words: SearchText, arguments: dict) -> list[tuple[str, str]]:
-    """Ground the six address fields: each is there, and all are close together."""
+    """Check that the address fields are in the query, all close together."""
     findings = []
     places = []
     for field in ADDRESS_FIELDS:
@@ -241,7 +241,7 @@ def ground_expression(words: SearchText, expression: str) -> list[tuple[str, str
 
 
 def ground_name(words: SearchText, arguments: dict) -> list[tuple[str, str]]:
-    """Check first name, last name and zip: each is there, and the names are close together."""
+    """Check that first name, last name and zip are in the query, the names close together."""
     findings = [
         ("ungrounded", f"{field} {quoted(arguments[field])} is not in the query")
         for field in ("first_name", "last_name", "zip")
@@ -266,7 +266,7 @@ def ground_reason(words: SearchText, arguments: dict, num_cancels: int) -> list[
 
 
 def ground_call(words: SearchText, action: dict, num_cancels: int) -> list[tuple[str, str]]:
-    """Return (kind, detail) of every argument of one call that the words do not give."""
+    """Return (kind, detail) of each argument of a call that the words do not give."""
     name, arguments = action["name"], action["arguments"]
     findings: list[tuple[str, str]] = []
     if name == "find_user_id_by_name_zip":
@@ -294,7 +294,7 @@ def check_grounding(task: Task, db: RetailDatabase) -> list[Finding]:
     Calls must fit the tool schemas (`check_format` first).
 
     Args:
-        db: The store; not read here, the query alone counts.
+        db: Not used: the query alone counts.
     """
     words = SearchText(task.query)
     num_cancels = sum(a["name"] == "cancel_pending_order" for a in task.gold_actions)
@@ -306,7 +306,7 @@ def check_grounding(task: Task, db: RetailDatabase) -> list[Finding]:
 
 
 def leaves(value: Any) -> Iterator[str]:
-    """Yield every value of a record as text; its ids are values too."""
+    """Yield every value of a record as text."""
     if isinstance(value, dict | list):
         for one in value.values() if isinstance(value, dict) else value:
             yield from leaves(one)
@@ -318,17 +318,17 @@ class Shown:
     """What a careful agent has seen so far: the customer's records and what calls returned."""
 
     def __init__(self, db: RetailDatabase):
-        """Begin with the catalogue, which is open to everybody."""
+        """Start with the catalogue, which everybody may read."""
         self.db = db
         self._values: set[str] = set()
         self.add({p["name"]: product_id for product_id, p in db.products.items()})
 
     def add(self, content: Any) -> None:
-        """Note a record, or what a call returned."""
+        """Add a record, or what a call returned."""
         self._values.update(leaves(content))
 
     def add_customer(self, user_id: str | None) -> None:
-        """Note a customer's profile, orders, and all variants of the products in them."""
+        """Add a customer's profile, orders, and all variants of the products in them."""
         user = self.db.users.get(user_id)
         if user is None:
             return
@@ -339,7 +339,7 @@ class Shown:
 
     def has(self, value: str) -> bool:
         """Tell whether a record shows exactly this value, letter case aside."""
-        # Folding every value is for the rare one that is not found as it is.
+        # Folding every value is slow, and few values need it.
         return value in self._values or folded(value) in map(folded, self._values)
 
     def numbers(self) -> set[float]:

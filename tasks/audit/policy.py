@@ -1,7 +1,7 @@
 """The rules of wiki.md as code: what an agent may do to the store, and in which order.
 
-The rules are stated over records, not over the tools' refusals, so that a tool that forgets a guard
-does not make a forbidden task look right.
+The rules are checked on records, not by the tools' refusals, so a tool that lacks a guard does not
+make a forbidden task pass.
 
 Kinds: unauthenticated, authenticated_twice, other_customers_order, other_customers_record,
 unknown_record, wrong_status, second_item_change, change_after_item_change, no_items,
@@ -27,10 +27,10 @@ REQUIRED_STATUS = {
 
 
 class PolicyReplay:
-    """Walk gold over the store, judging each call by the records as they are before it."""
+    """Replays gold on the store and checks each call against the records before it."""
 
     def __init__(self, db: RetailDatabase, user_id: str | None, require_authentication: bool):
-        """Start at the untouched store.
+        """Start from the unchanged store.
 
         Args:
             user_id: The customer as the row names it; None when it does not.
@@ -46,11 +46,11 @@ class PolicyReplay:
         self.label = ""
 
     def add(self, kind: str, detail: str) -> None:
-        """Note a finding of the current call."""
+        """Record a finding about the current call."""
         self.findings.append(Finding(kind, f"{self.label}: {detail}"))
 
     def step(self, index: int, action: dict) -> None:
-        """Judge one call, then make it."""
+        """Check one call, then execute it."""
         name, arguments = action["name"], action["arguments"]
         self.label = call_label(index, action)
         if name in AUTHENTICATION_TOOLS:
@@ -64,23 +64,23 @@ class PolicyReplay:
         if name != "think" and self.require_authentication and self.customer_id is None:
             self.add("unauthenticated", "the customer is not authenticated before it")
         if name in REQUIRED_STATUS:
-            self.judge_order_write(name, arguments)
+            self.check_order_write(name, arguments)
         elif name in ("modify_user_address", "get_user_details"):
-            self.judge_user_call(arguments)
+            self.check_user_call(arguments)
         self.episode.call(name, arguments)
         if name in ITEM_TOOLS:
             self.item_changed.add(arguments["order_id"])
 
-    def judge_user_call(self, arguments: dict) -> None:
-        """A profile is shown to and changed for its own customer only."""
+    def check_user_call(self, arguments: dict) -> None:
+        """Check that a profile is read and changed for its own customer only."""
         user_id = arguments["user_id"]
         if user_id not in self.db.users:
             self.add("unknown_record", f"no user {user_id}")
         elif self.customer_id is not None and user_id != self.customer_id:
             self.add("other_customers_record", f"user {user_id} is not {self.customer_id}")
 
-    def judge_order_write(self, name: str, arguments: dict) -> None:
-        """Ownership, status, one item change an order, then the tool's own rules."""
+    def check_order_write(self, name: str, arguments: dict) -> None:
+        """Check ownership, status, one item change per order, then the tool's own rules."""
         order_id = arguments["order_id"]
         if order_id not in self.db.orders:
             remedy = order_remedy({"arguments": arguments}, self.db)
@@ -99,12 +99,12 @@ class PolicyReplay:
             self.add(kind, f"{order_id} is {order['status']}, the tool needs {REQUIRED_STATUS[name]}")
         user = self.episode.call("get_user_details", {"user_id": order["user_id"]}).content
         if name in ITEM_TOOLS:
-            self.judge_items(name, arguments, order, user)
+            self.check_items(name, arguments, order, user)
         elif name == "modify_pending_order_payment":
-            self.judge_payment_change(arguments, order, user)
+            self.check_payment_change(arguments, order, user)
 
-    def judge_items(self, name: str, arguments: dict, order: dict, user: dict) -> None:
-        """Items are in the order; new ones are other, available options of the same product."""
+    def check_items(self, name: str, arguments: dict, order: dict, user: dict) -> None:
+        """Check that the items are in the order and new ones are available options of their product."""
         item_ids = arguments["item_ids"]
         if not item_ids:
             self.add("no_items", "item_ids is empty")
@@ -122,17 +122,19 @@ class PolicyReplay:
         if name == "return_delivered_order_items":
             original_id = order["payment_history"][0]["payment_method_id"]
             if method["source"] != "gift_card" and method_id != original_id:
-                self.add("refund_to_other_method", f"{method_id} neither paid the order nor a gift card")
+                self.add(
+                    "refund_to_other_method", f"{method_id} neither paid for the order nor is a gift card"
+                )
             return
-        difference = self.judge_new_items(arguments, order)
+        difference = self.check_new_items(arguments, order)
         if method["source"] == "gift_card" and method["balance"] < difference:
             self.add(
                 "gift_card_short",
                 f"{method_id} holds {method['balance']}, the difference is {difference:.2f}",
             )
 
-    def judge_new_items(self, arguments: dict, order: dict) -> float:
-        """Judge each old-new pair; return the price difference in the store's currency."""
+    def check_new_items(self, arguments: dict, order: dict) -> float:
+        """Check each old-new pair; return the price difference in the store's currency."""
         item_ids, new_item_ids = arguments["item_ids"], arguments["new_item_ids"]
         if len(item_ids) != len(new_item_ids):
             self.add("uneven_items", f"{len(item_ids)} items for {len(new_item_ids)} new ones")
@@ -157,8 +159,8 @@ class PolicyReplay:
                 difference += variant["price"] - old["price"]
         return round(difference, 2)
 
-    def judge_payment_change(self, arguments: dict, order: dict, user: dict) -> None:
-        """The new method is the customer's, another one, and can carry the whole amount."""
+    def check_payment_change(self, arguments: dict, order: dict, user: dict) -> None:
+        """Check that the new method is the customer's, another one, and can pay the whole amount."""
         method_id = arguments["payment_method_id"]
         if method_id not in user["payment_methods"]:
             self.add("unknown_payment_method", f"{method_id} is not one of {order['user_id']}")
