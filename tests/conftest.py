@@ -10,10 +10,11 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 LONGEST_FIRST = (
-    "test_docs_commands.py", "test_provoked_failures.py", "test_notebook.py", "test_resume.py",
-    "test_agent_training.py", "test_accelerate_configs.py", "test_other_models.py", "test_sweep.py",
-    "test_user_inputs.py", "test_two_processes.py", "test_first_hour.py", "test_audit.py",
-    "test_agent_evaluation.py", "test_tiny_model.py", "test_callbacks.py", "test_docs.py",
+    "test_docs_commands.py", "test_outputs.py", "test_provoked_failures.py", "test_notebook.py",
+    "test_resume.py", "test_agent_training.py", "test_accelerate_configs.py", "test_task_generator.py",
+    "test_other_models.py", "test_policies.py", "test_sweep.py", "test_user_inputs.py",
+    "test_two_processes.py", "test_first_hour.py", "test_audit.py", "test_agent_evaluation.py",
+    "test_tiny_model.py", "test_callbacks.py", "test_docs.py",
 )
 """Files that take a minute or so, by their time: begun last, one would keep one worker busy alone."""
 
