@@ -44,7 +44,7 @@ SHORT_SETTINGS = {
     "grpo.num_generations": 4, "grpo.max_completion_length": 8, "grpo.num_eval_tasks": 2,
     "evaluation.num_tasks": 2, "evaluation.max_new_tokens": 8, "evaluation.num_bootstrap": 50,
     "sft.logging_steps": 1, "model.num_threads": 1, "show_progress": "false", "agent.max_turns": 2,
-    "agent.customers_per_task": 1,
+    "agent.max_turn_tokens": 16,
 }
 
 GPU = "needs a GPU and the 20B weights"

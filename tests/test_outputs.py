@@ -483,7 +483,8 @@ def test_outputs_of_the_field(world):
 def test_two_runs_of_the_field(tmp_path):
     """With smaller steps, given by the program that the script takes for Python."""
     began, python = time.monotonic(), tmp_path / "python"
-    settings = "--set sft.per_device_train_batch_size=2 --set grpo.max_gold_probability=1 --set model.num_threads=1"
+    settings = "--set sft.per_device_train_batch_size=2 --set model.num_threads=1"
+    settings += " --set grpo.max_gold_probability=1"
     python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@" {settings}\n')
     python.chmod(0o755)
     done = subprocess.run(["bash", FIELD / "two_runs.sh", python], cwd=ROOT,
