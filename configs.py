@@ -541,7 +541,7 @@ _PRESETS = {
     ),
     "80gb": RunConfig(
         model=ModelStage(
-            offload_embedding=False, gradient_checkpointing=True, sampling="fast",
+            offload_embedding=False, gradient_checkpointing=True, sampling="vllm",
         ),
         grpo=GrpoStage(
             per_device_train_batch_size=8, gradient_accumulation_steps=2, generation_batch_size=128,

@@ -239,7 +239,8 @@ def measure(arguments: argparse.Namespace, figures: Figures) -> None:
         "grpo.max_steps": max(config.grpo.steps_per_generation + 1, 4),
         "grpo.save_steps": 10_000, "grpo.eval_steps": 0, "grpo.early_stopping_patience": 0,
         "grpo.resample_rounds": 0, "grpo.max_completion_length": arguments.completion_tokens,
-        "evaluation.num_tasks": 8,
+        # What several processes sample with, whatever the preset has for one.
+        "evaluation.num_tasks": 8, "model.sampling": "fast",
     }
     if arguments.model:
         overrides["model.model_name"] = arguments.model

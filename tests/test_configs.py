@@ -110,10 +110,10 @@ def test_auto_says_that_torch_cannot_use_the_gpu(monkeypatch, installed, cause):
     assert "no CUDA GPU" not in told and "\n" not in told
 
 
-@pytest.mark.parametrize("name", ["24gb", "80gb"])
-def test_presets_with_fast_sampling_are_only_picked_with_bfloat16(name):
+@pytest.mark.parametrize(("name", "sampling"), [("24gb", "fast"), ("80gb", "vllm")])
+def test_presets_with_fast_sampling_are_only_picked_with_bfloat16(name, sampling):
     """`t4` is for float16, which has no fast sampling; the others would be refused there."""
-    assert get_preset(name).model.sampling == "fast"
+    assert get_preset(name).model.sampling == sampling
     t4 = get_preset("t4").model
     assert (t4.dtype, t4.sampling) == ("float16", "plain")
 

@@ -13,6 +13,7 @@ from packaging.specifiers import SpecifierSet
 
 import train_script
 from common.versions import GPU_ONLY, KNOWN_TO_BREAK, read_pins
+from gptoss.vllm_engine import VERSION
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile.*"))
@@ -29,7 +30,7 @@ def test_one_pin_for_cpu_and_gpu():
     """Torch alone differs: the GPU stack has the version that its figures were measured with."""
     both = PINS.keys() & CPU_PINS.keys()
     assert {name for name in both if PINS[name] != CPU_PINS[name]} == {"torch"}
-    assert PINS.keys() - CPU_PINS.keys() == set(GPU_ONLY)
+    assert PINS.keys() - CPU_PINS.keys() == {*GPU_ONLY, "vllm"} and PINS["vllm"] == VERSION
     assert not CPU_PINS.keys() - PINS.keys()
     assert PINS["unsloth"] == PINS["unsloth_zoo"]
 

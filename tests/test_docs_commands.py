@@ -49,7 +49,7 @@ SHORT_SETTINGS = {
 
 GPU = "needs a GPU and the 20B weights"
 TESTS = "would run the suite that this test is part of"
-VLLM = "needs vLLM, which is in none of the requirements, and a GPU"
+VLLM = "needs vLLM and a GPU"
 NETWORK = "needs a network: a repository, an image or packages to download"
 ONE_MACHINE = "tests/test_accelerate_configs.py runs the same launch with a smaller model"
 MACHINES = "needs two machines of 8 GPUs; tests/test_accelerate_configs.py runs the same launch on one"
@@ -118,8 +118,6 @@ NOT_RUN = {
     "outputs/serve_check --output benchmarks/results/serving.json": VLLM,
     "python benchmarks/vllm_adapters.py mxfp4_marlin_compiled --output "
     "benchmarks/results/vllm_adapters.json": VLLM,
-    "pip install vllm==0.26.0": NETWORK,
-    "python train_script.py --preset 80gb --set model.sampling=vllm": GPU,
     'pip install "vllm>=0.20.0,<=0.30.0"': NETWORK,
     "CUDA_VISIBLE_DEVICES=0 trl vllm-serve --model MODEL --port 8000 --max_model_len 2048 "
     "--gpu_memory_utilization 0.9": VLLM,

@@ -16,7 +16,9 @@ def preset(name: str, **overrides: object) -> configs.RunConfig:
 @pytest.mark.parametrize(
     ("config", "doing", "remedy"),
     [
-        (preset("80gb"), "GRPO", "--set grpo.generation_batch_size=64 --resume"),
+        (preset("80gb"), "GRPO", "--set model.sampling=fast --resume"),
+        (preset("80gb", model__sampling="fast"), "GRPO",
+         "--set grpo.generation_batch_size=64 --resume"),
         (preset("80gb", model__sampling="fast-resident"), "GRPO",
          "--set model.sampling=fast --resume"),
         (preset("24gb"), "GRPO", "--set grpo.generation_batch_size=32 --resume"),
@@ -51,13 +53,13 @@ def preset(name: str, **overrides: object) -> configs.RunConfig:
          "--set sft.gradient_accumulation_steps=24 --resume"),
         (preset("24gb", sft__per_device_train_batch_size=1), "SFT",
          "--set model.lora_reach=attention"),
-        (preset("80gb", sft__per_device_train_batch_size=1), "SFT",
+        (preset("80gb", model__sampling="fast", sft__per_device_train_batch_size=1), "SFT",
          "--set model.offload_embedding=true --resume"),
         (preset("24gb", sft__per_device_train_batch_size=1, model__lora_reach="attention"), "SFT",
          "--preset t4, or a GPU with more memory"),
         (preset("24gb"), "evaluation", "--set evaluation.batch_size=32 --resume"),
-        (preset("80gb", model__load_in_4bit=False, evaluation__batch_size=1), "evaluation",
-         "--set model.load_in_4bit=true"),
+        (preset("80gb", model__sampling="fast", model__load_in_4bit=False, evaluation__batch_size=1),
+         "evaluation", "--set model.load_in_4bit=true"),
     ],
 )
 def test_the_next_smaller_setting_is_named(config, doing, remedy):
@@ -102,7 +104,9 @@ def test_following_preset_after_preset_ends_at_a_larger_gpu():
 def test_what_to_try_when_the_model_alone_does_not_fit():
     model = configs.get_preset("80gb").model
     assert smaller_loading(model, with_sampling=False) == "--set model.offload_embedding=true"
-    assert smaller_loading(model, with_sampling=True) == "--set model.sampling=plain"
+    assert smaller_loading(model, with_sampling=True) == "--set model.sampling=fast"
+    fast = configs.get_preset("24gb").model
+    assert smaller_loading(fast, with_sampling=True) == "--set model.sampling=plain"
     smallest = configs.get_preset("t4").model
     for with_sampling in (False, True):
         assert smaller_loading(smallest, with_sampling).startswith("a smaller preset")
