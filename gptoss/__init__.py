@@ -5,6 +5,7 @@ that is why this package imports it, where there is a GPU to use it on.
 """
 
 import importlib.util
+import os
 
 from common.threads import quiet_idle_threads
 
@@ -14,4 +15,7 @@ if importlib.util.find_spec("unsloth") is not None:
     import torch
 
     if torch.cuda.is_available():
+        # Layers run as they are: compiling them takes minutes before the first step. With "1", too,
+        # experts would run one by one; see docs/GPU.md.
+        os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "partial")
         import unsloth  # noqa: F401

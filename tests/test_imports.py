@@ -1,6 +1,7 @@
 """Imports point down: the contracts of pyproject.toml, and what the modules at the root may import."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,14 @@ def test_private_names_of_trainers_are_in_one_module():
                 found |= {(path.stem, f.name) for f in node.body if getattr(f, "name", "")[:1] == "_"}
     assert {module for module, _ in found} == {"trl_private"}
     assert {"_setup_devices", "_get_train_sampler", "_prepare_inputs"} <= {name for _, name in found}
+
+
+@pytest.mark.parametrize(("given", "used"), [({}, "partial"), ({"UNSLOTH_COMPILE_DISABLE": "0"}, "0")])
+def test_unsloth_leaves_layers_uncompiled_unless_asked(tmp_path, given, used):
+    (tmp_path / "unsloth.py").write_text("import os; print(os.environ['UNSLOTH_COMPILE_DISABLE'])\n")
+    environment = {k: v for k, v in os.environ.items() if k != "UNSLOTH_COMPILE_DISABLE"} | given
+    done = subprocess.run(
+        [sys.executable, "-c", "import torch; torch.cuda.is_available = lambda: True; import gptoss"],
+        cwd=ROOT, env=environment | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+    )
+    assert done.stdout.split() == [used], done.stderr
