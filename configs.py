@@ -533,8 +533,10 @@ _PRESETS = {
     ),
     "24gb": RunConfig(
         model=ModelStage(sampling="fast", sampling_rows=64),
+        # A guess for 24 GB: on a larger card the shared prefix took less memory than padded rows.
         grpo=GrpoStage(
-            generation_batch_size=64, save_steps=12, beta=0.0, resample_rounds=1, **_VALIDATION,
+            generation_batch_size=64, save_steps=12, beta=0.0, resample_rounds=1, shared_prefix=True,
+            **_VALIDATION,
         ),
         evaluation=EvaluationStage(num_tasks=256, batch_size=64),
         preset="24gb",
@@ -543,9 +545,10 @@ _PRESETS = {
         model=ModelStage(
             offload_embedding=False, gradient_checkpointing=True, sampling="vllm",
         ),
+        sft=SftStage(per_device_train_batch_size=8, gradient_accumulation_steps=2),
         grpo=GrpoStage(
-            per_device_train_batch_size=8, gradient_accumulation_steps=2, generation_batch_size=128,
-            beta=0.0, resample_rounds=1, **_VALIDATION,
+            per_device_train_batch_size=16, gradient_accumulation_steps=1, generation_batch_size=128,
+            beta=0.0, resample_rounds=1, shared_prefix=True, **_VALIDATION,
         ),
         evaluation=EvaluationStage(num_tasks=0, batch_size=128),
         preset="80gb",

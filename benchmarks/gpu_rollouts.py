@@ -313,6 +313,7 @@ def main() -> None:
         seeds = configs.with_overrides(config, {
             "grpo.max_steps": 2, "grpo.per_device_train_batch_size": 2,
             "grpo.gradient_accumulation_steps": 8, "grpo.generation_batch_size": 0,
+            "grpo.shared_prefix": False,
         })
         figures = measure_grpo(run, model, tokenizer, seeds, ModelEngine(model))
         meter.note("baseline", figures)

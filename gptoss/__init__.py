@@ -15,7 +15,8 @@ if importlib.util.find_spec("unsloth") is not None:
     import torch
 
     if torch.cuda.is_available():
-        # Layers run as they are: compiling them takes minutes before the first step. With "1", too,
-        # experts would run one by one; see docs/GPU.md.
-        os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "partial")
+        if torch.cuda.get_device_capability() >= (8, 0):
+            # Compiling the layers takes minutes, and is no faster where a group's prompt is shared.
+            # With "1" experts would run one by one, too; see docs/GPU.md.
+            os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "partial")
         import unsloth  # noqa: F401

@@ -14,9 +14,9 @@ import torch
 from torch.func import functional_call
 from transformers import GptOssForCausalLM
 
-LORA = re.compile(r"base_model\.model\.(.+)\.lora_A\.default\.weight")
+LORA = re.compile(r"base_model\.model\.(.+)\.lora_A\.default\.weight(_stack)?")
 EXPERT = re.compile(r"(.+experts\.\w+_proj)s\.(\d+)")
-"""A linear layer per expert."""
+"""A linear layer per expert; where Unsloth stacks the adapters of all, the first holds the stack."""
 FUSED = re.compile(r"(.+mlp\.experts)(\.base_layer)?")
 """One tensor for all experts: PEFT wraps gate_up_proj in down_proj."""
 
@@ -30,7 +30,9 @@ def adapted(model: Any, lora: dict[str, torch.Tensor], scale: float) -> dict[str
             continue
         right = lora[name.replace("lora_A", "lora_B")]
         if expert := EXPERT.fullmatch(match[1]):
-            each.setdefault(expert[1], {})[int(expert[2])] = (right @ left).T
+            delta = (right @ left).mT
+            numbered = dict(enumerate(delta)) if match[2] else {int(expert[2]): delta}
+            each.setdefault(expert[1], {}).update(numbered)
         elif fused := FUSED.fullmatch(match[1]):
             target = f"{fused[1]}.{'gate_up_proj' if fused[2] else 'down_proj'}"
             # A is [experts * rank, in], B [out, rank * experts] with the experts' number fastest.

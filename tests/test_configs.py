@@ -180,6 +180,18 @@ def test_steps_per_generation():
     assert GrpoStage().steps_per_generation == 1
 
 
+@pytest.mark.parametrize("name", ["24gb", "80gb"])
+def test_gpu_presets_share_prompts_in_plan_mode_and_keep_16_rows_a_step(name):
+    """Agent mode has no group that shares a prompt; t4 was measured padded."""
+    plan, agent = get_preset(name), get_preset(name, "agent")
+    assert plan.grpo.shared_prefix and not agent.grpo.shared_prefix
+    assert not get_preset("t4").grpo.shared_prefix
+    for config in (plan, agent):
+        sft = config.sft
+        assert config.grpo.completions_per_step == 16
+        assert sft.per_device_train_batch_size * sft.gradient_accumulation_steps == 16
+
+
 def test_every_field_has_a_docstring():
     source = open(configs.__file__, encoding="utf-8").read().splitlines()
     for stage in (ModelStage, configs.DataStage, configs.SftStage, GrpoStage,

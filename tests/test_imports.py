@@ -53,12 +53,16 @@ def test_private_names_of_trainers_are_in_one_module():
     assert {"_setup_devices", "_get_train_sampler", "_prepare_inputs"} <= {name for _, name in found}
 
 
-@pytest.mark.parametrize(("given", "used"), [({}, "partial"), ({"UNSLOTH_COMPILE_DISABLE": "0"}, "0")])
-def test_unsloth_leaves_layers_uncompiled_unless_asked(tmp_path, given, used):
-    (tmp_path / "unsloth.py").write_text("import os; print(os.environ['UNSLOTH_COMPILE_DISABLE'])\n")
+@pytest.mark.parametrize(("capability", "given", "used"), [
+    ((8, 0), {}, "partial"), ((9, 0), {"UNSLOTH_COMPILE_DISABLE": "0"}, "0"), ((7, 5), {}, "None"),
+])
+def test_unsloth_leaves_layers_uncompiled_unless_asked(tmp_path, capability, given, used):
+    (tmp_path / "unsloth.py").write_text("import os; print(os.environ.get('UNSLOTH_COMPILE_DISABLE'))\n")
+    code = "import torch; torch.cuda.is_available = lambda: True; " \
+           f"torch.cuda.get_device_capability = lambda: {capability}; import gptoss"
     environment = {k: v for k, v in os.environ.items() if k != "UNSLOTH_COMPILE_DISABLE"} | given
     done = subprocess.run(
-        [sys.executable, "-c", "import torch; torch.cuda.is_available = lambda: True; import gptoss"],
-        cwd=ROOT, env=environment | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+        [sys.executable, "-c", code], cwd=ROOT, env=environment | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True,
     )
     assert done.stdout.split() == [used], done.stderr

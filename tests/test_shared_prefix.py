@@ -4,6 +4,7 @@ import pytest
 import tiny_dense
 import tiny_random
 import torch
+from plain_reference import adapted
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 from transformers.models.llama import modeling_llama
 from trl import GRPOTrainer
@@ -339,3 +340,17 @@ def test_rewards_stay_with_their_completions(folder, db):
         for row, advantage in enumerate(inputs["advantages"].long().tolist()):
             assert inputs["completion_ids"][row].equal(made["completion_ids"][advantage])
             assert inputs["prompt_ids"][row].equal(made["prompt_ids"][advantage])
+
+
+def test_the_reference_reads_adapters_of_experts_one_by_one_and_stacked():
+    """Unsloth stacks those of a layer's experts where they run grouped; see tests/plain_reference.py."""
+    base, a, b = torch.zeros(3, 5, 4), torch.randn(3, 2, 5), torch.randn(3, 4, 2)
+    name = "base_model.model.model.layers.0.mlp.experts.gate_up_projs.{}.lora_{}.default.weight"
+    single = {name.format(n, side): part[n] for n in range(3) for side, part in (("A", a), ("B", b))}
+    stacked = {name.format(0, "A") + "_stack": a, name.format(0, "B") + "_stack": b}
+    target = "model.layers.0.mlp.experts.gate_up_proj"
+    model = torch.nn.Module()
+    model.named_parameters = lambda: [(target, base)]
+    expected = 2 * (b @ a).mT
+    for lora in (single, stacked):
+        torch.testing.assert_close(adapted(model, lora, 2.0)[target], expected)
