@@ -80,7 +80,7 @@ _ASKED = {
         r"\bwhich one\b|\binstead\b",
         re.I,
     ),
-    "address": re.compile(r"\baddress|\bstreet|\bcity\b|\bshipped to\b", re.I),
+    "address": re.compile(r"(?<!mail )\baddress|\bstreet|\bcity\b|\bshipped to\b", re.I),
     "words": re.compile(
         r"\bhow (?:can|may) i (?:help|assist)|\bwhat (?:can|may) i (?:do|help)|\bmore details?\b|"
         r"\bwhat would you like|\bwhat do you (?:want|need)|\bdetails\b|\bspecif|\bdescribe\b",

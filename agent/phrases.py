@@ -2,7 +2,8 @@
 
 As in `tasks.phrasing`: `{name}` is another name or a fact, all in lower case. Names that the queries
 have too are worded anew where a query holds an id that no customer knows. No phrase but those of
-`yes` and `hand_over_yes` reads as a yes (`scoring.violations.is_yes`).
+`yes` and `hand_over_yes` reads as a yes (`scoring.violations.is_yes`). A question asks for what the
+task's `outputs` hold: products count and cost as far as they are in stock, product types are counted.
 """
 
 from tasks.phrasing.phrases_talk import GREETINGS
@@ -123,34 +124,34 @@ REQUESTS: dict[str, tuple[str, ...]] = {
     ),
     "again_polite": (
         "as I said,", "as I mentioned,", "if I may repeat it,", "coming back to it,", "as I wrote,",
-        "there was also this:", "to return to my request,", "you may recall:", "my second matter:",
+        "this is still open:", "to return to my request,", "you may recall:", "once more, please:",
         "as noted at the start,",
     ),
     "again_brisk": (
         "again:", "as I said,", "same as before:", "once more:", "like I said,", "still open:",
-        "the rest:", "now the other thing:", "next, as I wrote:", "and the second part:",
+        "once again:", "to say it again:", "next, as I wrote:", "as written above:",
     ),
     "again_chatty": (
         "as I was saying,", "like I told you,", "back to it then:", "where was I? ah right:",
-        "as I said at the start,", "now for the other thing,",
-        "there was something else I told you about:", "and my other errand,",
+        "as I said at the start,", "so, once more,",
+        "remember what I told you:", "about that errand of mine,",
         "don't let me forget:", "as I rambled on about before,",
     ),
     "again_annoyed": (
         "as I said,", "I told you already:", "do I have to repeat it?", "for the second time:",
         "read it again, please:", "one more time:", "it is written above:", "did you even read it?",
-        "that leaves the rest:", "you skipped this:",
+        "this is still not done:", "you skipped this:",
     ),
     "again_anxious": (
         "sorry to repeat myself,", "as I said, I think,", "I hope I was clear:",
         "maybe I put it badly:", "just so it isn't forgotten:", "as I tried to say,",
-        "there was one more thing, I believe:", "you didn't forget this, did you?",
-        "if I haven't said it yet:", "the other thing still worries me:",
+        "I did mention this, I believe:", "you didn't forget this, did you?",
+        "if I haven't said it yet:", "this still worries me:",
     ),
     "again_formal": (
         "as stated,", "to reiterate,", "as I wrote above,", "I refer to my request:",
-        "as mentioned,", "as set out before,", "there remains the following:",
-        "with reference to the above,", "to repeat my request:", "my further request stands:",
+        "as mentioned,", "as set out before,", "the following is still open:",
+        "with reference to the above,", "to repeat my request:", "my request is unchanged:",
     ),
     "details": (
         "to be exact:", "in detail:", "here is what I need:", "it is this:", "let me explain:",
@@ -209,25 +210,44 @@ WANTED: dict[str, tuple[str, ...]] = {
         "switch {order_ref} to {thing}", "charge {order_ref} to {thing}",
         "use {thing} for {order_ref}", "have {order_np} billed to {thing}",
     ),
+    "know_order_status": (
+        "what the status of {order_ref} is", "where {order_ref} stands",
+        "how far along {order_ref} is", "which status {order_ref} has",
+        "what your system shows as the status of {order_ref}",
+        "what is happening with {order_ref}", "what state {order_ref} is in",
+        "what status {order_ref} has had since {weekday}",
+    ),
+    "know_product_types": (
+        "how many kinds of products you sell",
+        "how many types of products there are in the store", "how many product types you carry",
+        "how many kinds of products your range has",
+        "how many sorts of things your shop offers", "how many kinds of goods you stock",
+        "how many product categories there are",
+        "how many product types your catalogue lists", "how many kinds of products you have",
+    ),
     "know_product_count": (
         "how many versions of the {thing} are in stock",
         "how many options of the {thing} are available",
-        "how many kinds of the {thing} you can deliver", "what choice there is for the {thing}",
+        "how many kinds of the {thing} you can deliver",
+        "among how many versions of the {thing} in stock {I} can choose",
         "how many variants of the {thing} one can get right now",
-        "in how many versions the {thing} comes",
+        "in how many versions the {thing} is available",
     ),
     "know_product_cheapest": (
-        "what the cheapest version of the {thing} costs",
-        "what the lowest price for the {thing} is", "how little {I} could pay for the {thing}",
-        "what the least expensive {thing} is", "at what price the {thing} starts",
-        "what {I} would pay for the cheapest {thing}",
+        "what the cheapest version of the {thing} in stock costs",
+        "what the lowest price for the {thing} in stock is",
+        "how little {I} could pay for the {thing} right now",
+        "what the least expensive {thing} in stock costs",
+        "at what price the available versions of the {thing} start",
+        "what {I} would pay for the cheapest {thing} available",
     ),
     "know_product_dearest": (
-        "what the most expensive version of the {thing} costs",
-        "what the top price for the {thing} is",
-        "how much the top version of the {thing} sets {me} back",
-        "what the dearest {thing} goes for", "how much the priciest {thing} is",
-        "what the best {thing} would cost {me}",
+        "what the most expensive version of the {thing} in stock costs",
+        "what the top price for the {thing} in stock is",
+        "how much the top version of the {thing} in stock sets {me} back",
+        "what the dearest available {thing} goes for",
+        "how much the priciest {thing} in stock costs",
+        "what the most expensive {thing} available would cost {me}",
     ),
     "know_account_balance": (
         "how much is left on {my} gift card", "what {my} gift card balance is",
@@ -241,8 +261,8 @@ WANTED: dict[str, tuple[str, ...]] = {
     ),
     "know_account_orders": (
         "which orders are on {my} account", "what orders {my} account lists",
-        "how many orders {I} have with you", "what {I} have ordered so far",
-        "which purchases belong to {my} account",
+        "which order numbers {I} have with you", "which orders {I} have placed so far",
+        "which order numbers belong to {my} account",
     ),
     "do_cancel_vague": (
         "cancel an order", "call off something {I} ordered", "get an order cancelled",

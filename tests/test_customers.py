@@ -90,6 +90,14 @@ def test_tells_who_it_is_when_asked(db, words):
     assert all(fact in turn.text for fact in facts) and turn.end is None and not is_yes(turn.text)
 
 
+def test_an_email_address_is_no_shipping_address(db):
+    task = one("change_address")
+    made, _ = customer(task, db, "brief")
+    address = task.gold_actions[1]["arguments"]["address1"]
+    assert address not in ask(made, "May I have your email address, or your full name and zip code?").text
+    assert address in ask(made, "What is the new address?").text
+
+
 def test_a_customer_without_an_email_says_so(db):
     task = next(t for t in tasks() if t.gold_actions[0]["name"] == "find_user_id_by_name_zip")
     made, _ = customer(task, db, "brief")
@@ -274,6 +282,19 @@ def random_phrases(name, count=300):
     slots |= VOICES["first"] | {"refund": "", "difference": "", "pairs_for": "", "pairs_to": "", "pairs_with": ""}
     grammar = Grammar(Random(name), speech.PHRASES)
     return {grammar.pick(name, slots) for _ in range(count)}
+
+
+@pytest.mark.parametrize(("name", "asks_for"), [
+    ("know_product_types", r"\bhow many "),
+    ("know_product_count", r"\bhow many .*\b(?:in stock|available|deliver|get right now)\b"),
+    ("know_product_cheapest", r"^(?=.*\b(?:costs|price|pay)\b).*\b(?:in stock|available|right now)\b"),
+    ("know_product_dearest", r"^(?=.*\b(?:costs?|price|sets|goes for)\b).*\b(?:in stock|available)\b"),
+    ("know_account_orders", r"\b(?:which|what) order"),
+    ("know_order_status", r"\b(?:status|stands|how far along|happening|state)\b"),
+])
+def test_questions_ask_for_what_the_outputs_hold(name, asks_for):
+    wrong = [text for text in random_phrases(name) if not re.search(asks_for, text)]
+    assert wrong == []
 
 
 def test_only_the_phrases_of_a_yes_read_as_one():
