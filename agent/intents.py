@@ -69,9 +69,9 @@ class Intent:
     phrase: str = ""
     """Name of the phrases that can word it; empty: only `words` can."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What the phrases name: `order`, `names` of what is in it, `items` (each with its new options, None where it is not to be
-    another), `reason` (as the tool takes it), `payment`, `address` (its fields), and `thing`: what a
-    question, a refused intent or a hand-over is about."""
+    """What the phrases name: `order`, `names` of what is in it, `items` (each with its new options, None
+    where it is not to be another), `reason` (as the tool takes it), `payment`, `address` (its fields), and
+    `thing`: what a question, a refused intent or a hand-over is about."""
     slots: dict[str, str] = field(default_factory=dict)
     """The customer's words for what an agent may ask: `order`, `reason`, `payment`, `items`, `address`."""
     action: dict[str, Any] = field(default_factory=dict)

@@ -197,8 +197,8 @@ def _question(
         return "What is the reason for the cancellation?"
     if "payment_method_id" in arguments:
         methods = (user or {}).get("payment_methods", {}).values()
-        cards = "".join(rf"|\b{re.escape(str(method['last_four']))}\b" for method in methods if "last_four" in method)
-        if not re.search(rf"\bgift card\b|\bpaypal\b{cards}", heard):
+        cards = [re.escape(str(method["last_four"])) for method in methods if "last_four" in method]
+        if not re.search(rf"\b(?:{'|'.join(['gift card', 'paypal', *cards])})\b", heard):
             return "Which payment method shall I use?"
     if "address1" in arguments and arguments["address1"].casefold() not in heard:
         return "What is the full new address?"

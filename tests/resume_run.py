@@ -51,7 +51,7 @@ def resume_config(folder: Path, **overrides: object) -> configs.RunConfig:
 
 
 def run(config: configs.RunConfig, make_rewards: MakeRewards = make_spread_rewards) -> None:
-    """Run every stage, taking up what the folder holds."""
+    """Run every stage, resuming what the folder holds."""
     prepared = pipeline.prepare_run(config, resume=True)
     model, tokenizer = pipeline.load_run_model(prepared)
     evaluations = [pipeline.evaluate_stage(prepared, model, tokenizer, "base")]
