@@ -590,7 +590,7 @@ _AGENT_GPU = {
     "grpo.shared_prefix": False, "evaluation.batch_size": 32, "agent.max_turn_tokens": 512,
 }
 _AGENT_CPU = {
-    # Of the oracle's 2,495 conversations for training 1,127 fit into 1,024 tokens, 1,966 into these.
+    # Of the oracle's 2,495 conversations for training 1,118 fit into 1,024 tokens, 1,963 into these.
     "model.model_name": TINY_AGENT_MODEL_PATH, "model.max_seq_length": 2048,
     "sft.per_device_train_batch_size": 4, "sft.gradient_accumulation_steps": 2, "sft.max_steps": 350,
     "agent.max_turn_tokens": 200, "grpo.max_completion_length": 200, "grpo.shared_prefix": False,

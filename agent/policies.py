@@ -15,6 +15,7 @@ from agent.conversation import Conversation, Message
 from agent.intents import EMAIL, find_customer, identity, method_words, read_intents
 from envs.retail import ADDRESS_FIELDS, TOOL_SCHEMAS, WRITE_TOOLS
 from scoring.violations import AUTHENTICATION_TOOLS, is_yes
+from tasks.audit.grounding import cancel_reason
 from tasks.phrasing.grammar import phrase_pattern
 from tasks.phrasing.instruction import options_words
 from tasks.phrasing.phrases_intents import REASONS
@@ -174,12 +175,14 @@ def _write(
             if product_id is not None and product_id not in products:
                 yield call("get_product_details", product_id=product_id)
                 products[product_id] = _observed(talk)
-    proposal = _proposal(action, items, products, user)
+    heard: dict[str, Any] | None = None
     for _ in range(_MAX_ASKS if asks else 0):
         question = _question(talk, action, user)
         if question is None:
-            yield say(f"{proposal} Shall I go ahead (yes or no)?")
-            if is_yes(talk.messages[-1]["content"]):
+            # First what the customer named, which may not be what gold has; once corrected, gold.
+            heard = action if heard else _as_heard(talk, action, user)
+            yield say(f"{_proposal(heard, items, products, user)} Shall I go ahead (yes or no)?")
+            if heard == action and is_yes(talk.messages[-1]["content"]):
                 break
         else:
             yield say(question)
@@ -203,6 +206,24 @@ def _question(
     if "address1" in arguments and arguments["address1"].casefold() not in heard:
         return "What is the full new address?"
     return None
+
+
+def _as_heard(
+    talk: Conversation, action: dict[str, Any], user: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return a change with the reason or payment method that the customer named, if not gold's."""
+    heard, arguments = _heard(talk), action["arguments"]
+    named = [
+        method_id for method_id, method in (user or {}).get("payment_methods", {}).items()
+        if str(method.get("last_four", method["source"].replace("_", " "))) in heard.casefold()
+    ]
+    method_id = arguments.get("payment_method_id")
+    if method_id and named and method_id not in named:
+        return {**action, "arguments": {**arguments, "payment_method_id": named[-1]}}
+    if "reason" in arguments:
+        reason = cancel_reason(heard, arguments["order_id"]) or arguments["reason"]
+        return {**action, "arguments": {**arguments, "reason": reason}}
+    return action
 
 
 def _proposal(

@@ -11,8 +11,10 @@ import pytest
 
 import task_generator
 import task_tester
+from agent import Conversation, ScriptedCustomer, play, scripted_policy
 from agent.trajectories import find_defect, find_ungrounded, play_gold
 from data_reader import read_tasks, task_to_json
+from scoring.episode import score_episode
 from scoring.violations import is_yes
 from tasks.audit.duplicates import masked_words, wording_figures
 
@@ -134,6 +136,22 @@ def test_the_audit_names_each_defect_by_line(task_file, tmp_path, capsys, tasks)
     ]
     assert f"{path}:{write_number + 1}: " in report["reasons"][3]
     assert find_ungrounded(rows[write_number]["messages"])[0].endswith(order_id)
+
+
+def test_the_oracle_proposes_what_it_heard_until_it_is_corrected(db, tasks):
+    """A customer who changes their mind says what gold has before the oracle writes it."""
+    talks = [Conversation(task, db, ScriptedCustomer(task, seed)) for task in tasks for seed in range(4)]
+    play(talks, scripted_policy("oracle"))
+    corrected = 0
+    for talk in talks:
+        intent = talk.customer.intents[0]
+        slot = next((name for name in ("reason", "payment") if name in intent.slots), None)
+        if talk.customer.persona.changes_mind and intent.kind == "write" and slot:
+            said = " ".join(m["content"] for m in talk.messages if m["role"] == "user")
+            assert intent.slots[slot].lower() in said.lower()
+            corrected += 1
+        assert score_episode(talk.task, talk.messages, db, talk.termination).success
+    assert corrected > 5
 
 
 def test_a_conversation_without_a_yes_is_left_out(db, tasks):
