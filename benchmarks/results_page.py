@@ -238,8 +238,9 @@ def findings(groups: Sequence[Sequence[Row]], recipes: dict[str, Any]) -> list[s
                 f"  - {METHODS[curve['method']]}, seed {curve['seed']}, on {first['num_tasks']} validation "
                 f"tasks: {begin} before, {end} after {last['step']:.0f} steps (not paired: no verdict)"
             )
-        lines += [f"- {title(group)}. {metric[0].upper()}{metric[1:]} minus that of SFT, {size(group)}, "
-                  "one figure for each seed:", *found]
+        if found:
+            lines += [f"- {title(group)}. {metric[0].upper()}{metric[1:]} minus that of SFT, {size(group)}, "
+                      "one figure for each seed:", *found]
     if recipes:
         lines.append("- The search for a recipe (below), after one epoch of SFT, one run each. Exact match "
                      "minus that of SFT:")
