@@ -506,9 +506,9 @@ _CPU = RunConfig(
         learning_rate=2e-3, warmup_steps=10, logging_steps=20, save_steps=50,
     ),
     grpo=GrpoStage(
-        max_steps=36, per_device_train_batch_size=16, gradient_accumulation_steps=4,
+        max_steps=24, per_device_train_batch_size=16, gradient_accumulation_steps=4,
         learning_rate=2e-4, warmup_steps=2, beta=0.0, max_completion_length=300, temperature=1.0,
-        num_generations=8, eval_steps=18, num_eval_tasks=200, early_stopping_patience=3,
+        num_generations=8, eval_steps=12, num_eval_tasks=200, early_stopping_patience=3,
         save_steps=10, max_gold_probability=0.95, shared_prefix=True,
     ),
     evaluation=EvaluationStage(num_tasks=512, batch_size=128, max_new_tokens=300),
