@@ -309,10 +309,10 @@ def test_tensorboard_has_rollouts_as_text(healthy, bench):
         for text in texts:
             task_id = text.split("**")[1]
             assert queries[task_id] in text and "<|channel|>" in text
-            assert "\n- reward " in text and "\n- outcome " in text
+            assert "\n- reward " in text and "; outcome " in text
         # Some rollout is a whole plan: its calls with what the store said.
         assert any(
-            "\n- cancel_pending_order(" in text and ") ok: " in text and "action_name +" in text
+            ": cancel_pending_order {" in text and "\n  ok: " in text and "action_name +" in text
             for text in texts
         )
 
