@@ -60,13 +60,13 @@ SEED_OF_MORE = 1000
 
 
 def row_name(arguments: argparse.Namespace, method: str) -> str:
-    """Return the name of a row: model, method and seed; of an evaluation, its tasks and trials, too."""
+    """Return the name of a method's row: model, mode, method and seed."""
     words = [Path(arguments.model).name, *(["agent"] if arguments.mode == "agent" else []), method]
     return "-".join(words if method == "base" else [*words, str(arguments.seed)])
 
 
 def name_of(arguments: argparse.Namespace, config: configs.RunConfig) -> str:
-    """Return the name of the row that is asked for."""
+    """Return the name of the row that is asked for; of an evaluation, with its tasks and trials."""
     if arguments.method != "evaluate":
         return row_name(arguments, arguments.method)
     trials = f"-x{arguments.trials}" if arguments.trials > 1 else ""
