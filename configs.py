@@ -250,6 +250,9 @@ class GrpoStage(_TrainingStage):
     """Plan mode: leave out tasks that the policy answers with gold more surely; 1 keeps all."""
     shared_prefix: bool = False
     """Read a group's prompt once when log-probabilities are computed."""
+    group_by_length: bool = True
+    """Lay out the tasks of a step by the length of their prompts: less is padded and decoded, but steps
+    differ in difficulty. False mixes them."""
     curriculum: bool = False
     """Show tasks in order of the difficulty tag in the first epoch instead of shuffled."""
     eval_steps: int = 0
@@ -574,7 +577,7 @@ _PRESETS = {
             per_device_train_batch_size=32, gradient_accumulation_steps=4, learning_rate=5e-5,
             warmup_steps=4, beta=0.0, temperature=1.0, max_completion_length=384, save_steps=8,
             resample_rounds=1, eval_steps=20, num_eval_tasks=128, early_stopping_patience=6,
-            shared_prefix=True,
+            shared_prefix=True, group_by_length=False,
         ),
         evaluation=EvaluationStage(num_tasks=512, batch_size=128, max_new_tokens=384),
         preset="small-dense",
@@ -587,13 +590,15 @@ _AGENT_GPU = {
     "model.max_seq_length": 8192, "sft.per_device_train_batch_size": 1,
     "sft.gradient_accumulation_steps": 16, "grpo.per_device_train_batch_size": 1,
     "grpo.gradient_accumulation_steps": 16, "grpo.generation_batch_size": 0,
-    "grpo.shared_prefix": False, "evaluation.batch_size": 32, "agent.max_turn_tokens": 512,
+    "grpo.shared_prefix": False, "grpo.group_by_length": False, "evaluation.batch_size": 32,
+    "agent.max_turn_tokens": 512,
 }
 _AGENT_CPU = {
     # Of the oracle's 2,495 conversations for training 1,118 fit into 1,024 tokens, 1,963 into these.
     "model.model_name": TINY_AGENT_MODEL_PATH, "model.max_seq_length": 2048,
     "sft.per_device_train_batch_size": 4, "sft.gradient_accumulation_steps": 2, "sft.max_steps": 350,
     "agent.max_turn_tokens": 200, "grpo.max_completion_length": 200, "grpo.shared_prefix": False,
+    "grpo.group_by_length": False,
     "grpo.max_steps": 10, "grpo.eval_steps": 5, "grpo.per_device_train_batch_size": 4,
     "grpo.gradient_accumulation_steps": 4, "grpo.num_eval_tasks": 32, "grpo.resample_rounds": 1,
     "evaluation.num_tasks": 128, "evaluation.batch_size": 64,

@@ -9,7 +9,8 @@
 
 Rows with the same seed share one SFT adapter; `--adapter FOLDER` gives one from elsewhere. `random` is GRPO
 with rewards drawn by chance, `more-sft` goes on with SFT for as many minutes as `grpo` took. `--minutes`
-ends any training by the clock, at a constant learning rate. `evaluate` trains nothing: it is one more row of
+ends any training by the clock, at a constant learning rate; with `--steps` at most, which then lay out
+the schedule. `evaluate` trains nothing: it is one more row of
 an adapter, sampled several times (`--trials`), or on the tasks of another store:
 
     python task_generator.py --data-dir STORE --num-tasks 6000 --seed 20 --output other.jsonl
@@ -80,7 +81,7 @@ def row_config(arguments: argparse.Namespace) -> configs.RunConfig:
     steps: dict[str, Any] = {"grpo.early_stopping_patience": 0}
     for stage, methods in STAGES.items():
         steps[f"{stage}.max_steps"] = arguments.steps if method in methods else 0
-        if method in methods and arguments.minutes:
+        if method in methods and arguments.minutes and not arguments.steps:
             steps[f"{stage}.max_steps"] = math.ceil(arguments.minutes * MOST_STEPS_A_MINUTE)
             steps[f"{stage}.lr_scheduler_type"] = "constant_with_warmup"
     settings = {

@@ -124,6 +124,24 @@ def test_tasks_of_one_generate_call_are_of_like_length(folder, db):
     assert len(set(trainer.train_dataset["prompt"])) == 20, "one pass shows every task once"
 
 
+def test_tasks_of_one_generate_call_are_mixed_on_request(folder, db):
+    settings = {"grpo__max_steps": 10, "grpo__generation_batch_size": 16}
+    tasks = tiny_random.make_tasks(20)
+
+    def spread(**more):
+        config = tiny_random.tiny_config(folder, **settings, **more)
+        model, tokenizer = load_model(config.model)
+        trainer = build_grpo_trainer(model, tokenizer, tasks, db, config, [], make_reward_functions)
+        lengths = [len(prompt) for prompt in trainer.train_dataset["prompt"]]
+        calls = [lengths[start:start + 4] for start in range(0, len(lengths), 4)]
+        return sorted(lengths), sum(max(call) - min(call) for call in calls)
+
+    sorted_lengths, narrow = spread()
+    mixed_lengths, wide = spread(grpo__group_by_length=False)
+    assert mixed_lengths == sorted_lengths, "the same tasks"
+    assert wide > 2 * narrow
+
+
 def test_steps_of_an_epoch(folder):
     stage = tiny_random.tiny_config(folder, grpo__max_steps=-1, grpo__num_train_epochs=3.0).grpo
     assert stage.completions_per_step == 8 and stage.num_generations == 4

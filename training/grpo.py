@@ -112,9 +112,9 @@ def build_grpo_trainer(
     chosen = select_tasks(tasks, shown)
     prompts = grpo_rows(chosen, config.data.prompt_style, shown, plan_format(tokenizer))
     rows = store_rows(prompts, rows_dir(config))
-    lengths = row_lengths(tokenizer, rows)
     if not stage.curriculum:
         # TRL pads a whole generate call to its longest prompt: like lengths go together.
+        lengths = row_lengths(tokenizer, rows) if stage.group_by_length else [0] * len(rows)
         order = order_rows(blocks, lengths, tasks_per_generation, generations)
     arguments = GRPOConfig(
         **common_arguments(config, stage, Path(config.output_dir), model) | {"max_steps": steps},
