@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from agent.conversation import Customer, Policy
+from agent.customer_hash import customers_hash
 from agent.customers import ScriptedCustomer
 from agent.endpoint import EndpointCustomer, EndpointPolicy
 from agent.evaluation import PART_NAME, Plan, evaluate_agent
@@ -287,7 +288,11 @@ def _settings(args: argparse.Namespace, tasks: Sequence[Task]) -> dict[str, Any]
     )
     digest = hashlib.sha256("\n".join(map(task_to_json, tasks)).encode()).hexdigest()
     store = str(args.data_dir.resolve()) if args.data_dir else None
-    return {"tasks_sha256": digest, "data_dir": store, **{name: getattr(args, name) for name in names}}
+    customers = customers_hash() if args.customer == "scripted" else None
+    return {
+        "tasks_sha256": digest, "data_dir": store, "customers_sha256": customers,
+        **{name: getattr(args, name) for name in names},
+    }
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:

@@ -101,8 +101,8 @@ class _Record:
             if first.get(name) != value:
                 raise RunError(
                     f"{self.path}: an unfinished evaluation with other settings ({name} is "
-                    f"{first.get(name)!r}, not {value!r}); repeat its command to finish it, choose "
-                    "another --output, or delete the file"
+                    f"{first.get(name)!r}, not {value!r}); repeat its command, at its commit, to "
+                    "finish it, choose another --output, or delete the file"
                 )
 
     def _write(self, row: Mapping[str, Any]) -> None:

@@ -245,6 +245,30 @@ def test_scripted_policies_are_measured_by_one_command(tmp_path, policy, success
     assert metrics["num_tasks"] == 10 and len(rows_of(tmp_path)) == 20
 
 
+def test_an_unfinished_evaluation_is_not_finished_with_other_customers(tmp_path, monkeypatch, capsys):
+    command = words(ROOT / "dataset.jsonl", tmp_path, "--policy", "nothing", "--limit", "3")
+    with monkeypatch.context() as patch:
+        patch.setattr("agent.evaluation.write_viewer", interrupt_it)
+        assert task_tester.main(command) == 130
+    part = tmp_path / PART_NAME
+    kept = part.read_text()
+    hashed = json.loads(kept.partition("\n")[0])["customers_sha256"]
+    earlier = kept.replace(f'"customers_sha256": "{hashed}", ', "")
+    for text, then in ((kept.replace(hashed, "other"), "'other'"), (earlier, "None")):
+        part.write_text(text)
+        capsys.readouterr()
+        assert task_tester.main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"(customers_sha256 is {then}, not '{hashed}'); repeat its command, at its commit, to" in line
+        assert part.read_text() == text
+    part.write_text(kept)
+    assert task_tester.main(command) == 0
+
+
+def interrupt_it(*_):
+    raise KeyboardInterrupt
+
+
 def test_both_sides_may_be_endpoints(task_file, tmp_path):
     def script(request):
         is_customer = "You play a customer" in request["messages"][0]["content"]

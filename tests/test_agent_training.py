@@ -22,7 +22,7 @@ from agent.policies import ScriptedPolicy, oracle
 from common.user_error import UserError
 from data_reader import DatasetError, read_tasks
 from gptoss.load import load_model
-from training import agent_evaluation, evaluation, pipeline
+from training import agent_evaluation, evaluation, pipeline, run_data
 from training.conversations import Context
 from training.episode_rewards import EpisodeScorer, make_episode_rewards, summarize_episodes
 from training.grpo import build_grpo_trainer
@@ -316,6 +316,28 @@ def test_a_run_is_not_resumed_on_other_conversations(tmp_path):
     path.write_text((json.dumps(row) + "\n") * 2)
     with pytest.raises(UserError, match="t.jsonl .* changed"):
         prepare_run(config, resume=True)
+
+
+def test_a_run_is_not_resumed_with_other_customers(tmp_path, monkeypatch, capsys):
+    config = agent_config(tmp_path)
+    record = prepare_run(config).folder / "config.json"
+    prepare_run(config, resume=True)
+    assert capsys.readouterr().out == ""
+    with monkeypatch.context() as patch:
+        patch.setattr(run_data, "customers_hash", lambda: "other")
+        with pytest.raises(UserError) as error:
+            prepare_run(config, resume=True)
+    assert str(error.value).endswith(
+        "was started with other data: the scripted customers (other content in their code) changed; resume "
+        "with the same data, at the commit in its config.json (git_hash), or choose another --output-dir"
+    )
+    # An earlier version did not record them: the run goes on and says so.
+    facts = json.loads(record.read_text())
+    del facts["hashes"]["the scripted customers"]
+    record.write_text(json.dumps(facts))
+    prepare_run(config, resume=True)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith("does not record the scripted customers; resumed without a comparison")
 
 
 def test_settings_of_agent_mode_are_sized_and_checked():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import configs
+from agent.customer_hash import customers_hash
 from agent.trajectories import read_conversations
 from common.files import RunError
 from data_reader import DatasetError, Splits, Task
@@ -15,6 +16,9 @@ from training.task_store import CHUNK_BYTES, open_splits
 
 Content = dict[str, dict[str, str]]
 """`sha256` and `size` of each part of a run's data."""
+
+CUSTOMERS = "the scripted customers"
+"""A part of agent mode's data that is code."""
 
 DIFFICULTIES = ("easy", "medium", "hard")
 """Values of a task's tag `difficulty`, by which the curriculum sorts; a task without it is easy."""
@@ -71,7 +75,10 @@ def load_grpo_tasks(
 
 
 def describe_content(config: configs.RunConfig, db: RetailDatabase) -> Content:
-    """Return hash and size of each task file, by path, and of the store, which identify a run's data."""
+    """Return hash and size of what identifies a run's data.
+
+    It is each task file, by path, the store and, in agent mode, the customers.
+    """
     data, found = config.data, {}
     paths = (data.dataset_path, data.grpo_dataset_path, data.eval_dataset_path,
              config.agent.trajectories_path)
@@ -86,28 +93,35 @@ def describe_content(config: configs.RunConfig, db: RetailDatabase) -> Content:
     for record in records:
         digest.update(json.dumps(record).encode())
     store = f"store {data.data_dir}" if data.data_dir else "the project's store"
-    return found | {store: {"sha256": digest.hexdigest(), "size": f"{len(records)} records"}}
+    found[store] = {"sha256": digest.hexdigest(), "size": f"{len(records)} records"}
+    if config.mode == "agent":
+        found[CUSTOMERS] = {"sha256": customers_hash(), "size": "their code"}
+    return found
 
 
 def check_content(folder: Path, before: Content, now: Content) -> None:
-    """Refuse to resume a run on other data than it began with.
+    """Refuse to resume a run on other data than it began with; say what it did not record.
 
     Args:
-        before: What `describe_content` returned then; empty for a run that did not record it.
+        before: What `describe_content` returned then; a part that an earlier version did not record
+            is missing.
 
     Raises:
         RunError: Names each part that changed.
     """
-    changed = [
-        f"{name} ({part['size']} then, {now[name]['size']} now)"
+    changed = {
+        name: f"{name} ({part['size']} then, {now[name]['size']} now)"
         if part["size"] != now[name]["size"] else f"{name} (other content in {part['size']})"
         for name, part in before.items() if part != now[name]
-    ]
+    }
     if changed:
+        commit = ", at the commit in its config.json (git_hash)," if CUSTOMERS in changed else ""
         raise RunError(
-            f"{folder}: was started with other data: {', '.join(changed)} changed; resume with the "
-            "same data or choose another --output-dir"
+            f"{folder}: was started with other data: {', '.join(changed.values())} changed; resume "
+            f"with the same data{commit} or choose another --output-dir"
         )
+    if unknown := now.keys() - before.keys():
+        print(f"{folder}: does not record {', '.join(sorted(unknown))}; resumed without a comparison")
 
 
 def check_difficulties(tasks: Sequence[Task], path: str) -> None:
