@@ -6,6 +6,7 @@ final store shows whether its details were right.
 """
 
 import re
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from envs.retail import WRITE_TOOLS, RetailDatabase, check_arguments
@@ -50,7 +51,21 @@ _YES = re.compile(
     re.I,
 )
 _NO = re.compile(r"\b(?:no|not|nope|wait|hold on|stop|never)\b|n't\b", re.I)
-_HARMLESS_NO = re.compile(r"\b(?:no longer|no problem|not a problem|no worries)\b", re.I)
+_HARMLESS_NO = re.compile(
+    r"\b(?:no (?:longer|problem|worries|apartment|unit|suite|second line)|not a problem)\b", re.I
+)
+_NAME = r"[A-Z]\w*"
+_DATA = re.compile(
+    r"(?<!\S)\S+@\S+"
+    rf"|\b[Nn]ame(?:'s| is|:) {_NAME}(?: {_NAME})?"
+    rf"|\b\d+ (?:{_NAME} )+(?:Street|St|Avenue|Ave|Road|Rd|Lane|Ln|Drive|Dr|Court|Ct|Place|Way|Boulevard"
+    r"|Blvd|Circle|Highway|Parkway|Terrace|Trail)\b"
+    r"|\bOK\b(?=,? (?:USA|U\.S\.|United States)|[, ]+(?:(?:zip|postal) (?:code )?)?\d{5}\b)"
+    r"|\bok \d{5}\b"
+    rf"|(?:,|\b(?:in|from|to|at|near|is|of)) (?!Yes|Yeah|Yep|Sure){_NAME}(?: {_NAME})?,? OK\b"
+    r"|\b[Ss]tate(?:'s| is|:)? (?i:ok)\b"
+)
+"""Data in a customer's words that may hold a word of a yes or a no, such as OK, the state of Oklahoma."""
 
 
 class Violation(NamedTuple):
@@ -68,11 +83,31 @@ def asks_for_confirmation(text: str) -> bool:
     return _ASKS.search(text) is not None
 
 
-def is_yes(text: str) -> bool:
-    """Return whether a customer's words are an explicit yes: a yes before any no."""
-    text = _HARMLESS_NO.sub("", text)
+def is_yes(text: str, data: Iterable[str] = ()) -> bool:
+    """Return whether a customer's words are an explicit yes: a yes before any no.
+
+    Args:
+        data: Texts in which no word counts as a yes or a no; addresses, e-mails and names never do.
+    """
+    for known in data:
+        text = re.sub(rf"\b{re.escape(known)}\b", "", text, flags=re.I)
+    text = _HARMLESS_NO.sub("", _DATA.sub("", text))
     yes, no = _YES.search(text), _NO.search(text)
     return yes is not None and (no is None or yes.start() < no.start())
+
+
+def _known_data(db: RetailDatabase, user_id: str | None, order_ids: Iterable[str]) -> set[str]:
+    """Return names, streets, products and options that a customer may say about these orders."""
+    found: set[str] = set()
+    if user := db.users.get(user_id):
+        found |= {" ".join(user["name"].values()), user["address"]["address1"]}
+    items = [item for key in order_ids for item in db.orders.get(f"#{key}", {"items": ()})["items"]]
+    for product in (db.products[item["product_id"]] for item in items):
+        found.add(product["name"])
+        for variant in product["variants"].values():
+            for name, value in variant["options"].items():
+                found |= {f"{name} {value}", f"{name}: {value}", *[str(value)] * (" " in str(value))}
+    return {text for text in found if _YES.search(text) or _NO.search(text)}
 
 
 class _Proposal(NamedTuple):
@@ -116,8 +151,10 @@ def find_violations(
             last_ids = order_ids or last_ids
             if event.speaker == "customer":
                 named |= order_ids
-                if question is not None and is_yes(event.text):
-                    confirmed.append(question)
+                if question is not None and _YES.search(event.text):
+                    data = _known_data(db, customer_id or known_id, question.order_ids)
+                    if is_yes(event.text, data):
+                        confirmed.append(question)
                 question = None
             else:
                 asks = "?" in event.text or asks_for_confirmation(event.text)

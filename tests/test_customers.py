@@ -359,7 +359,17 @@ def test_customers_say_facts_word_for_word(db):
         ("Yes, I no longer need it.", True), ("I confirm.", True), ("No.", False), ("", False),
         ("No, that is not correct.", False), ("I'm not sure.", False), ("Wait, yes or no what?", False),
         ("Don't proceed.", False), ("Please use my gift card.", False), ("One thing first.", False),
-        ("No problem, please do.", True),
+        ("No problem, please do.", True), ("Sure, OK.", True), ("Great, OK.", True), ("Well, Yes, OK.", True),
+        ("OK, 12 Elm Street, Tulsa, OK 74101.", True), ("Yes, Tulsa, OK.", True), ("ok, 3 of them", True),
+        ("12 Elm Street, no unit, Tulsa, TX 74101. Yes, go ahead.", True),
+        # Words of a yes inside of data are none.
+        ("It is 12 Elm Street, Suite 3, Tulsa, OK 74101, USA.", False), ("12 Elm Street, Tulsa, OK.", False),
+        ("12 Elm Street, Broken Arrow, OK, 74012", False), ("12 Elm Street, tulsa, ok 74101", False),
+        ("12 Elm Street, Tulsa, OK, USA 74101", False), ("12 Elm Street, Tulsa, OK, zip 74101", False),
+        ("I moved to Tulsa, OK.", False), ("street: 12 Elm; city: Tulsa; state: OK; zip: 74101", False),
+        ("The state is OK.", False), ("Send it to 7 Sure Street.", False),
+        ("My e-mail is yes.lee@example.com.", False), ("My name is Sure Lee.", False),
+        ("12 Sure Street, Tulsa, OK 74101. No, wait. Yes.", False),
     ],
 )
 def test_what_counts_as_a_yes(text, yes):

@@ -1,5 +1,6 @@
 """The score of a conversation: success, violations, and a reward in which failing never pays."""
 
+import copy
 import json
 import random
 from dataclasses import replace
@@ -9,7 +10,7 @@ import pytest
 
 from agent import Conversation, Limits, play
 from agent.customers import ScriptedCustomer
-from agent.policies import call, oracle, say
+from agent.policies import ScriptedPolicy, call, oracle, say
 from data_reader import read_tasks
 from envs.retail import WRITE_TOOLS
 from scoring.episode import EpisodeWeights, is_told, score_episode, score_to_dict
@@ -68,6 +69,46 @@ def test_confirmation_and_authentication(db, tasks, build, kinds):
     login, write = gold_calls(task)
     messages = transcript(*build(login, write, task.gold_actions[1]["arguments"]["order_id"]))
     assert [v.kind for v in score_episode(task, messages, db).violations] == kinds
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_address_in_oklahoma_is_no_yes(db, tasks, seed):
+    task = first(tasks, "change_address")
+    login, action = gold_calls(task)[0], copy.deepcopy(task.gold_actions[-1])
+    action["arguments"] |= {"address1": "12 Sure Street", "city": "Tulsa", "state": "OK", "zip": "74101"}
+    task = replace(task, instruction="", gold_actions=[*task.gold_actions[:-1], action])
+    order_id = action["arguments"]["order_id"]
+
+    def unasked(talk):
+        yield login
+        yield say(f"What is the new address for {order_id}?")
+        yield call(action["name"], **action["arguments"])
+
+    talk = Conversation(task, db, ScriptedCustomer(task, seed))
+    play([talk], ScriptedPolicy(unasked))
+    asked = next(i for i, m in enumerate(talk.messages) if "new address" in str(m["content"]))
+    assert "OK" in talk.messages[asked + 1]["content"]
+    score = score_episode(task, talk.messages, db, talk.termination)
+    assert [v.kind for v in score.violations] == ["unconfirmed_write"]
+
+
+@pytest.mark.parametrize(("words", "kinds"), [
+    ("The Sure Grip Mat.", ["unconfirmed_write"]), ("The one with a lid yes.", ["unconfirmed_write"]),
+    ("Lid: yes", ["unconfirmed_write"]), ("It is for Sure Lee.", ["unconfirmed_write"]),
+    ("The one with no guard. Yes, do it.", []), ("The Sure Grip Mat, yes.", []),
+    ("Not the one with no guard. Yes.", ["unconfirmed_write"]),
+])
+def test_names_and_options_of_the_store_are_neither_yes_nor_no(db, tasks, words, kinds):
+    task = first(tasks, "cancel")
+    login, write = gold_calls(task)
+    order_id = task.gold_actions[1]["arguments"]["order_id"]
+    own = copy.deepcopy(db)
+    own.users[task.user_id]["name"] = {"first_name": "Sure", "last_name": "Lee"}
+    product = own.products[own.orders[order_id]["items"][0]["product_id"]]
+    product["name"] = "Sure Grip Mat"
+    next(iter(product["variants"].values()))["options"] = {"lid": "yes", "guard": "no guard"}
+    messages = transcript("hi", login, say(f"Cancel {order_id}?"), words, write)
+    assert [v.kind for v in score_episode(task, messages, own).violations] == kinds
 
 
 def test_another_customers_records(db, tasks):
