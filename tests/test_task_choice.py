@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer
 
 import configs
-from common.files import RunError, SettingsError
+from common.files import RunError, SettingsError, mark_complete
 from data_reader import DatasetError, read_tasks, sft_rows
 from gptoss.load import load_model
 from training import pipeline, task_choice
@@ -85,6 +85,24 @@ def test_agent_mode_leaves_out_tasks_whose_conversations_outgrow_the_context(db,
     assert left(2048) == more
     with pytest.raises(SettingsError, match="model.max_seq_length=201 leaves no task"):
         left(201)
+
+
+def test_grpo_that_began_with_all_tasks_keeps_them(db, tmp_path, monkeypatch, capsys):
+    """A run that was cut before tasks were left out has checkpoints but no choice."""
+    small = configs.with_overrides(configs.get_preset("cpu", "agent"), {"output_dir": str(tmp_path)})
+    tasks = read_tasks("dataset.jsonl")[:4]
+    monkeypatch.setattr(task_choice, "conversation_row", lambda *_: {"input_ids": [0] * 10_000})
+    (tmp_path / "checkpoint-2").mkdir()  # a kill cut it: it does not count
+    (tmp_path / "sft" / "checkpoint-3").mkdir(parents=True)
+    mark_complete(tmp_path / "sft" / "checkpoint-3")
+    with pytest.raises(SettingsError, match="leaves no task"):
+        leave_out_long(None, tasks, db, small)
+    (tmp_path / "grpo_tasks.json").unlink()
+    capsys.readouterr()
+    mark_complete(tmp_path / "checkpoint-2")
+    for _ in range(2):
+        assert list(leave_out_long(None, tasks, db, small)) == tasks
+    assert capsys.readouterr().out == ""
 
 
 def test_a_limit_that_leaves_no_task_is_one_line(config, tasks, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 import configs
 from accelerate import PartialState
 from agent.trajectories import play_gold
-from common.files import SettingsError, read_json, write_json_atomic
+from common.files import SettingsError, latest_complete, read_json, write_json_atomic
 from data_reader import Task, sft_rows
 from envs.retail import RetailDatabase
 from gptoss.load import uses_unsloth
@@ -91,10 +91,14 @@ def _keep(
     tasks: Sequence[Task], choose: Callable[[], list[int]], config: configs.RunConfig, others: str,
     none_left: str,
 ) -> Sequence[Task]:
-    """Return the chosen tasks; the main process chooses, once for the run."""
+    """Return the chosen tasks; the main process chooses, once for the run.
+
+    GRPO that is under way without a choice began before tasks were left out, and keeps them all.
+    """
     path, state = Path(config.output_dir) / "grpo_tasks.json", PartialState()
     if state.is_main_process and read_json(path, None) is None:
-        chosen = choose()
+        began = latest_complete(path.parent) is not None
+        chosen = list(range(len(tasks))) if began else choose()
         write_json_atomic(path, chosen)
         if len(chosen) < len(tasks):
             print(f"GRPO trains on {len(chosen)} of {len(tasks)} tasks: {others}")
