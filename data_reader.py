@@ -57,7 +57,7 @@ class ScannedRow(NamedTuple):
 
     line: int
     task: Task | None
-    faults: list[str]
+    findings: list[str]
     """Each "file:line: field: reason"; empty exactly when there is a task."""
     number: int
     """Item number in a JSON array, from 1; the line in any other file."""
@@ -222,7 +222,7 @@ def read_tasks(path: str | Path, skip_invalid: bool = False, may_be_empty: bool 
     for row in scan_tasks(path, may_be_empty=may_be_empty):
         if row.task is not None:
             tasks.append(row.task)
-        findings += row.faults
+        findings += row.findings
     if findings and not (skip_invalid and tasks):
         raise DatasetError(findings)
     return tasks
@@ -236,7 +236,7 @@ def iter_tasks(path: str | Path) -> Iterator[Task]:
     """
     for row in scan_tasks(path, check_ids=False):
         if row.task is None:
-            raise DatasetError(row.faults)
+            raise DatasetError(row.findings)
         yield row.task
 
 

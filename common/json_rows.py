@@ -24,9 +24,9 @@ _FORMATS = (
 class DatasetError(UserError, ValueError):
     """A file of rows or a set of tasks that cannot be used; one cause a line, then any remedy."""
 
-    def __init__(self, faults: Sequence[str], remedy: str = "") -> None:
-        super().__init__("\n".join(shorten(faults) + [remedy] * bool(remedy)))
-        self.faults = list(faults)
+    def __init__(self, problems: Sequence[str], remedy: str = "") -> None:
+        super().__init__("\n".join(shorten(problems) + [remedy] * bool(remedy)))
+        self.problems = list(problems)
 
     def __str__(self) -> str:
         return "\n".join(map(printable, self.args[0].split("\n")))

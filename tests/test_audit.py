@@ -98,7 +98,7 @@ def test_counts_are_counts_of_rows_by_question(planted):
         if check == "row":
             num_rows = num_planted
         assert getattr(audit, name) == num_rows >= num_planted, name
-    assert sum(audit.faults.values()) == len(audit.reasons)
+    assert sum(audit.findings.values()) == len(audit.reasons)
 
 
 def test_faults_are_found_in_rows_with_the_required_fields_only(rows, db, tmp_path):

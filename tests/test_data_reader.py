@@ -1,4 +1,4 @@
-"""Task files: every fault named with its line, splits that never meet, prompts, datasets."""
+"""Task files: every finding named with its line, splits that never meet, prompts, datasets."""
 
 import gzip
 import itertools
@@ -50,11 +50,11 @@ def write(path: Path, *lines) -> Path:
     return path
 
 
-def faults_of(path: Path) -> list[str]:
+def findings_of(path: Path) -> list[str]:
     with pytest.raises(DatasetError) as caught:
         read_tasks(path)
-    assert all(fault in str(caught.value) for fault in caught.value.faults)
-    return caught.value.faults
+    assert all(finding in str(caught.value) for finding in caught.value.problems)
+    return caught.value.problems
 
 
 # -- rows --------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def test_all_fields_are_read_and_written(tmp_path):
     assert task_from_json(task_to_json(task)) == task
 
 
-@pytest.mark.parametrize("line, fault", [
+@pytest.mark.parametrize("line, finding", [
     (row(query=...), "query: is missing"),
     (row(query=None), "query: is null, the row has query, gold_actions, gold_final; add the"),
     (row(query=5), "query: must be text, not int"),
@@ -122,22 +122,22 @@ def test_all_fields_are_read_and_written(tmp_path):
     (json.dumps(json.dumps(row())), "row: must be a JSON object, not its text; write the object without"),
     ("null", "row: must be a JSON object"),
 ])
-def test_faulty_rows_are_named(line, fault, tmp_path):
+def test_faulty_rows_are_named(line, finding, tmp_path):
     path = write(tmp_path / "t.jsonl", row(), line, row())
-    if fault == "file's":  # a row that begins like an array is a row all the same
-        fault = "nested too deeply"
-    assert any(text.startswith(f"{path}:2: ") and fault in text for text in faults_of(path))
-    assert not any(f"{path}:{good}: " in text for good in (1, 3) for text in faults_of(path))
+    if finding == "file's":  # a row that begins like an array is a row all the same
+        finding = "nested too deeply"
+    assert any(text.startswith(f"{path}:2: ") and finding in text for text in findings_of(path))
+    assert not any(f"{path}:{good}: " in text for good in (1, 3) for text in findings_of(path))
     tasks = read_tasks(path, skip_invalid=True)
     assert [task.task_id for task in tasks] == ["line-1", "line-3"]
 
 
-def test_all_faults_of_a_file_come_at_once(tmp_path):
+def test_all_findings_of_a_file_come_at_once(tmp_path):
     path = write(
         tmp_path / "t.jsonl", row(query=..., gold_final=3, gold_actions=[call("nope"), {}]), row(),
         "", "{", row(user_id=1),
     )
-    assert [fault.removeprefix(f"{path}:").split(": ")[:2] for fault in faults_of(path)] == [
+    assert [finding.removeprefix(f"{path}:").split(": ")[:2] for finding in findings_of(path)] == [
         ["1", "gold_final"], ["1", "query"], ["1", "gold_actions[0]"], ["1", "gold_actions[1]"],
         ["4", "row"], ["5", "user_id"],
     ]
@@ -145,14 +145,14 @@ def test_all_faults_of_a_file_come_at_once(tmp_path):
 
 def test_broken_json_is_named_by_its_line(tmp_path):
     path = write(tmp_path / "t.jsonl", *[row()] * 6, '{"query": "x",}', row())
-    (fault,) = faults_of(path)
-    assert fault.startswith(f"{path}:7: row: not valid JSON: ")
+    (finding,) = findings_of(path)
+    assert finding.startswith(f"{path}:7: row: not valid JSON: ")
 
 
-def test_a_task_id_that_stands_twice_is_a_fault(tmp_path):
+def test_a_task_id_that_stands_twice_is_a_finding(tmp_path):
     rows = [row(task_id="a"), row(), row(task_id="a"), row(task_id="line-2")]
     path = write(tmp_path / "t.jsonl", *rows)
-    assert faults_of(path) == [
+    assert findings_of(path) == [
         f"{path}:3: task_id: 'a' is at {path}:1 too; name each task once",
         f"{path}:4: task_id: 'line-2' is at {path}:2 too; name each task once",
     ]
@@ -162,11 +162,11 @@ def test_a_task_id_that_stands_twice_is_a_fault(tmp_path):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    assert "no such file" in faults_of(tmp_path / "nope.jsonl")[0].lower()
-    assert "is a folder" in faults_of(tmp_path)[0]
+    assert "no such file" in findings_of(tmp_path / "nope.jsonl")[0].lower()
+    assert "is a folder" in findings_of(tmp_path)[0]
     for text in ["", "\n \n\r\n"]:
         (tmp_path / "empty.jsonl").write_text(text)
-        assert "holds no task" in faults_of(tmp_path / "empty.jsonl")[0]
+        assert "holds no task" in findings_of(tmp_path / "empty.jsonl")[0]
     with pytest.raises(DatasetError):
         list(iter_tasks(tmp_path / "nope.jsonl"))
 
@@ -187,27 +187,27 @@ def test_other_encodings_are_named(tmp_path):
     path = tmp_path / "t.jsonl"
     text = json.dumps(row(query="Zoë?"), ensure_ascii=False)
     path.write_bytes(json.dumps(row()).encode() + b"\n" + text.encode("latin-1"))
-    (fault,) = faults_of(path)
-    assert fault.startswith(f"{path}:2: row: not UTF-8 at byte")
-    assert "save the file as UTF-8" in fault
+    (finding,) = findings_of(path)
+    assert finding.startswith(f"{path}:2: row: not UTF-8 at byte")
+    assert "save the file as UTF-8" in finding
     path.write_bytes(text.encode("utf-16"))
-    assert "is UTF-16 text, not UTF-8; save it as UTF-8" in faults_of(path)[0]
+    assert "is UTF-16 text, not UTF-8; save it as UTF-8" in findings_of(path)[0]
 
 
 def test_a_json_array_is_read_too(tmp_path):
     rows = [row(), row(query=...), row(task_id="c")]
     path = write(tmp_path / "t.json", json.dumps(rows, indent=1))
-    assert faults_of(path)[0].startswith(f"{path}:14: item 2: query: is missing")
+    assert findings_of(path)[0].startswith(f"{path}:14: item 2: query: is missing")
     assert [t.task_id for t in read_tasks(path, skip_invalid=True)] == ["line-1", "c"]
-    assert "not valid JSON" in faults_of(write(path, "[", json.dumps(row()), "]]"))[0]
+    assert "not valid JSON" in findings_of(write(path, "[", json.dumps(row()), "]]"))[0]
 
 
 def test_rows_in_taubench_form_are_read(tmp_path):
     actions = [{"instruction": "You are Zoë.", "actions": [LOOK], "user_id": "z", "outputs": []}]
     (task,) = read_tasks(write(tmp_path / "t.json", json.dumps(actions)))
     assert (task.query, task.gold_actions, task.gold_final) == ("You are Zoë.", [LOOK], "")
-    (fault,) = faults_of(write(tmp_path / "t.json", json.dumps([{"actions": [LOOK]}])))
-    assert "query: is missing" in fault
+    (finding,) = findings_of(write(tmp_path / "t.json", json.dumps([{"actions": [LOOK]}])))
+    assert "query: is missing" in finding
 
 
 def tau2_row(**fields) -> dict:
@@ -236,7 +236,7 @@ def test_rows_in_tau2_form_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "fault"),
+    ("fields", "finding"),
     [
         ({"evaluation_criteria": None}, "evaluation_criteria: must be an object"),
         ({"evaluation_criteria": {"actions": 3}}, "gold_actions: must be a list"),
@@ -255,22 +255,22 @@ def test_rows_in_tau2_form_are_read(tmp_path):
         ({"user_scenario": 3}, "user_scenario: must hold the customer's instructions"),
     ],
 )
-def test_a_faulty_row_in_tau2_form_gets_one_line(tmp_path, fields, fault):
-    (line,) = faults_of(write(tmp_path / "t.json", json.dumps([tau2_row(**fields)])))
-    assert fault in line and "item 1" in line
+def test_a_faulty_row_in_tau2_form_gets_one_line(tmp_path, fields, finding):
+    (line,) = findings_of(write(tmp_path / "t.json", json.dumps([tau2_row(**fields)])))
+    assert finding in line and "item 1" in line
 
 
 @pytest.mark.skipif(not TAUBENCH.is_dir(), reason="../shared/taubench is not there")
 def test_taubench_files_are_read():
     assert len(read_tasks(TAUBENCH / "tasks_train.json")) == 400
-    (fault,) = faults_of(TAUBENCH / "tasks_dev.json")
-    assert "item 18: gold_actions: is empty" in fault  # a task in which the agent does nothing
+    (finding,) = findings_of(TAUBENCH / "tasks_dev.json")
+    assert "item 18: gold_actions: is empty" in finding  # a task in which the agent does nothing
     assert len(read_tasks(TAUBENCH / "tasks_dev.json", skip_invalid=True)) == 19
 
 
 def test_scan_gives_good_and_bad_rows_in_order(tmp_path):
     path = write(tmp_path / "t.jsonl", row(), {}, row())
-    assert [(r.line, r.task is None, len(r.faults)) for r in scan_tasks(path)] == [
+    assert [(r.line, r.task is None, len(r.findings)) for r in scan_tasks(path)] == [
         (1, False, 0), (2, True, 1), (3, False, 0)
     ]
 
@@ -293,7 +293,7 @@ def test_streaming_takes_flat_memory(tmp_path):
     assert num_tasks == 6_000 and peak_bytes < 1_000_000
 
 
-def test_task_from_json_names_the_fault():
+def test_task_from_json_names_the_problem():
     with pytest.raises(DatasetError, match="query: is missing"):
         task_from_json("{}")
     with pytest.raises(DatasetError, match="not valid JSON"):

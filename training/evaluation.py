@@ -337,8 +337,8 @@ def evaluate_model_dir(
     config = replace(config, evaluation=settings, output_dir=str(output_dir))
     loaded, tokenizer = load_for_evaluation(model, config.model)
     demand = Demand(str(tasks_path), tasks, "evaluation.max_new_tokens", settings.max_new_tokens)
-    if fault := describe_long_tasks([demand], loaded, tokenizer, config, "train with"):
-        raise DatasetError([fault])
+    if problem := describe_long_tasks([demand], loaded, tokenizer, config, "train with"):
+        raise DatasetError([problem])
     with memory_guard("evaluation", f"--batch-size {size // 2}" if size > 1 else LARGER_GPU):
         texts = complete_trials(loaded, tokenizer, tasks, config, num_trials)
     plans = plan_format(tokenizer)

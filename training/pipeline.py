@@ -235,8 +235,8 @@ def load_run_model(run: Run) -> tuple[Model, Tokenizer]:
     # In agent mode a conversation that outgrows the model ends, and one for SFT is left out.
     if run.config.mode == "plan":
         demands = run_demands(run.config, run.train, run.grpo_train, run.validation, run.test)
-        if fault := describe_long_tasks(demands, model, tokenizer, run.config):
-            raise SettingsError(fault)
+        if problem := describe_long_tasks(demands, model, tokenizer, run.config):
+            raise SettingsError(problem)
     merged_dir = run.folder / "merged_model"
     if run.config.merge_model and not is_complete(merged_dir):
         check_merge_space(model, merged_dir, run.config.model)

@@ -180,7 +180,7 @@ def open_splits(
     kept: list[Task] = []
     in_memory = path.is_file() and _is_one_value(path)
     for row in scan_tasks(path, check_ids=in_memory):
-        found = [*row.faults, *([] if row.task is None else _gold_findings(path, row.task, db))]
+        found = [*row.findings, *([] if row.task is None else _gold_findings(path, row.task, db))]
         findings += [(row.line, finding) for finding in found]
         if found:
             continue

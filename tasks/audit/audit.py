@@ -79,7 +79,7 @@ class AuditReport:
     one it is compared with; not a finding."""
     num_repeated_gold: int = 0
     """Rows with exactly the gold calls of an earlier row; not a finding."""
-    faults: dict[str, int] = field(default_factory=dict)
+    findings: dict[str, int] = field(default_factory=dict)
     """Findings by kind."""
     reasons: list[Reason] = field(default_factory=list)
     """Every finding, in file order."""
@@ -161,7 +161,7 @@ class Audit:
         """Check one row and count it."""
         task = row.task
         if task is None:
-            findings = [row_finding(text) for text in row.faults]
+            findings = [row_finding(text) for text in row.findings]
         else:
             findings = self._checks.findings(task)
             findings += [("duplicate", finding) for finding in self._unique.check(task)]
@@ -185,7 +185,7 @@ class Audit:
     def finish(self) -> AuditReport:
         """Return the report of the rows so far."""
         report = self.report
-        report.faults = dict(self._kinds.most_common())
+        report.findings = dict(self._kinds.most_common())
         report.num_near_duplicates = len(report.near_duplicates)
         report.num_repeated_gold = len(report.repeated_gold)
         num_tasks = max(1, sum(self._counts["splits"].values()))

@@ -144,7 +144,7 @@ def _finding_lines(reports: Sequence[AuditReport]) -> list[str]:
         if not report.reasons:
             lines += [f"{name}: none.", ""]
             continue
-        kinds = ", ".join(f"{kind} {count}" for kind, count in report.faults.items())
+        kinds = ", ".join(f"{kind} {count}" for kind, count in report.findings.items())
         more = len(report.reasons) - MAX_LISTED
         lines += [
             f"{name}: {len(report.reasons)} findings ({kinds}).", "",
