@@ -15,6 +15,7 @@ import torch
 from accelerate import PartialState
 from common import versions
 from configs import ModelStage, is_gpt_oss
+from gptoss.cpu_attention import register_cpu_attention
 from gptoss.engine import FastGenerate, attach_fast_generate
 from gptoss.folded import FoldedGenerate, HeldPromptGenerate
 from gptoss.memory import smaller_loading
@@ -280,7 +281,8 @@ def _load_transformers(stage: ModelStage, with_lora: bool) -> tuple[Model, Token
 
     gpt_oss, kwargs = is_gpt_oss(stage.model_name), {}
     if gpt_oss:
-        kwargs["attn_implementation"] = "eager"  # its attention sinks have no sdpa
+        # Its attention sinks have no sdpa.
+        kwargs["attn_implementation"] = "eager" if goes_to_gpu(stage) else register_cpu_attention()
         if stage.experts_implementation != "auto":
             kwargs["experts_implementation"] = stage.experts_implementation
     if holds_mxfp4_experts(Path(stage.model_name)):

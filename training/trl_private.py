@@ -17,6 +17,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from trl import GRPOTrainer, SFTTrainer
 from trl.trainer.utils import split_tensor_dict
 
+from gptoss.cpu_attention import CPU_ATTENTION, attend_with_sinks
 from gptoss.folded import find_groups
 from gptoss.model_types import Model
 from gptoss.weights import find_causal_lm
@@ -45,7 +46,10 @@ class OrderedSftTrainer(SFTTrainer):
 
 PACKED = "shared_prefix_"
 """What goes before the name of a usual implementation whose attention reads packed rows as well."""
-USUAL = {"eager": (attend_eagerly, eager_mask), "sdpa": (sdpa_attention_forward, sdpa_mask)}
+USUAL = {
+    "eager": (attend_eagerly, eager_mask), "sdpa": (sdpa_attention_forward, sdpa_mask),
+    CPU_ATTENTION: (attend_with_sinks, eager_mask),
+}
 """Attention and mask of transformers by implementation, those that take a dense mask."""
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 
