@@ -1,10 +1,10 @@
 """Attention of GPT-OSS on a CPU, by torch's flash kernel, which knows no sinks.
 
-Written out, as transformers has it, a layer keeps several `[B, heads, T, T]`; of a training step on 2,048
-tokens that is three quarters. The kernel returns the logarithm of its softmax's sum, in which a sink
-is one more term: the output shrinks by it, and given the whole sum and the output that shrank, the
-kernel's backward pass counts the sink in, too. Queries are taken in blocks, each over the keys that
-it can see. The kernel's two operators are private to torch: check this module when its pin moves.
+Written out, as transformers has it, a layer keeps several `[B, heads, T, T]`, which take most of a training
+step on long rows. The kernel also returns the logarithm of its softmax's sum, in which a sink is one
+more term: with it the output shrinks, and the kernel's backward pass is right once it is given the whole
+sum and the shrunk output. Queries are taken in blocks, each over the keys that it can see. The
+kernel's two operators are private to torch: check this module when its pin moves.
 """
 
 from collections.abc import Iterator
