@@ -184,6 +184,7 @@ class Decoder:
     Attributes:
         device: Where everything runs.
         dtype: Type of products and caches: bfloat16 on a GPU, the weights' own on a CPU.
+        hidden_size: Width of the residual stream.
     """
 
     def __init__(self, model: Model, resident: bool = False, dtype: torch.dtype | None = None) -> None:
@@ -208,6 +209,7 @@ class Decoder:
         self.window = config.sliding_window
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim, self.top_k = config.head_dim, config.num_experts_per_tok
+        self.hidden_size = config.hidden_size
         self.scale = self.head_dim**-0.5
         self.packed_rows = PACKED_MAX_ROWS
         if self.device.type == "cuda" and (

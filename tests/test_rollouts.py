@@ -182,6 +182,23 @@ def test_batch_ends_with_its_last_row(loaded):
     assert output.shape[1] < 3 + 40
 
 
+@pytest.mark.parametrize("largest, expected", [(256, 1), (8, 2)])
+def test_a_small_model_decodes_on_one_thread(loaded, monkeypatch, largest, expected):
+    model, _ = loaded
+    monkeypatch.setattr("gptoss.engine.ONE_THREAD_SIZE", largest)
+    fast, seen = attach_fast_generate(model), []
+    step, threads = fast.decoder.step, torch.get_num_threads()
+    fast.decoder.step = lambda *parts: seen.append(torch.get_num_threads()) or step(*parts)
+    torch.set_num_threads(2)
+    try:
+        ids = torch.tensor([[5, 6, 7]])
+        model.generate(input_ids=ids, max_new_tokens=3, do_sample=False, pad_token_id=1, eos_token_id=[10_000])
+        assert seen == [expected] * 2 and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+        detach_fast_generate(model)
+
+
 def test_samples_follow_the_distribution():
     torch.manual_seed(0)
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
