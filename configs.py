@@ -536,7 +536,7 @@ _PRESETS = {
     ),
     "24gb": RunConfig(
         model=ModelStage(sampling="fast", sampling_rows=64),
-        # A guess for 24 GB: on a larger card the shared prefix took less memory than padded rows.
+        # Under a cap of 22 GiB this peaks at 20.1 GiB in SFT and 20.0 in GRPO (docs/GPU.md).
         grpo=GrpoStage(
             generation_batch_size=64, save_steps=12, beta=0.0, resample_rounds=1, shared_prefix=True,
             **_VALIDATION,

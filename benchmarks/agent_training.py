@@ -84,7 +84,8 @@ class KeptInputs:
         )
         if masks_all:
             inputs["tool_mask"] = torch.zeros_like(inputs["tool_mask"])
-        model.train()
+        # Unsloth's own switch also turns checkpointing on; without it 24 layers take more than 110 GiB.
+        getattr(model, "for_training", model.train)()
         model.zero_grad()
         self._loss(model, inputs).backward()
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
