@@ -596,7 +596,7 @@ _AGENT_GPU = {
 _AGENT_CPU = {
     # Of the oracle's 2,495 conversations for training 1,118 fit into 1,024 tokens, 1,963 into these.
     "model.model_name": TINY_AGENT_MODEL_PATH, "model.max_seq_length": 2048,
-    "sft.per_device_train_batch_size": 4, "sft.gradient_accumulation_steps": 2, "sft.max_steps": 450,
+    "sft.per_device_train_batch_size": 4, "sft.gradient_accumulation_steps": 2, "sft.max_steps": 500,
     "agent.max_turn_tokens": 200, "grpo.max_completion_length": 200, "grpo.shared_prefix": False,
     "grpo.group_by_length": False,
     "grpo.max_steps": 10, "grpo.eval_steps": 5, "grpo.per_device_train_batch_size": 4,
