@@ -352,7 +352,7 @@ FIGURES = [
      lambda value: f"{value / 1e6:.1f} M"),
     ("docs/GPU.md", "attention alone {})", "gpu_presets", "t4/trainable",
      lambda value: f"{value / 1e6:.1f} M"),
-    ("docs/AGENT_TRAINING.md", "an SFT step takes {} s on them", "cpu_sft", "agent/cpu_sinks/mean_s",
+    ("docs/AGENT_TRAINING.md", "an SFT step takes {} s on two cores", "cpu_sft", "agent/cpu_sinks/mean_s",
      one_digit),
     ("docs/AGENT_TRAINING.md", "own attention {} s", "cpu_sft", "agent/eager/mean_s", one_digit),
     ("docs/GPU.md", "on a CPU {} times less CPU time", "cpu_sampling", "32 rows", ratio),
