@@ -42,7 +42,8 @@ def attend_with_sinks(
         module: A layer with `sinks`, `[heads]`.
         query: `[B, heads, Q, D]`.
         key: `[B, kv_heads, K, D]`; values alike.
-        attention_mask: Additive, `[B or 1, 1, Q, K]`; with as many keys as queries it is causal.
+        attention_mask: Additive, `[B or 1, 1, Q, K]`, never None; with as many keys as queries it is
+            causal.
         dropout: Of the attention weights; only the written-out attention has it.
         sliding_window: Keys that a query can see, itself included; None is all before it.
 
@@ -99,7 +100,9 @@ class _SinkAttention(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradient = gradient.contiguous()
         query, key, value, sinks, mask, mixed, sums = ctx.saved_tensors
-        of_query, of_key, of_value = map(torch.zeros_like, (query, key, value))
+        of_query = torch.zeros_like(query)
+        # A key has gradients from many blocks: their sum is rounded once.
+        of_key, of_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key, value))
         for rows, columns in ctx.blocks:
             parts = _backward(
                 gradient[:, :, rows], query[:, :, rows], key[:, :, columns], value[:, :, columns],
@@ -113,4 +116,4 @@ class _SinkAttention(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             share = (sinks.float()[:, None] - sums).exp()
             of_sinks = -(share * (gradient * mixed).sum(3)).sum((0, 2)).to(sinks.dtype)
-        return of_query, of_key, of_value, of_sinks, None, None, None
+        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), of_sinks, None, None, None

@@ -387,9 +387,11 @@ class FastGenerate:
 @contextlib.contextmanager
 def _one_thread(applies: bool) -> Iterator[None]:
     """Run torch on one CPU thread, where it applies."""
+    if not applies:
+        yield
+        return
     threads = torch.get_num_threads()
-    if applies:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
