@@ -252,7 +252,7 @@ class GrpoStage(_TrainingStage):
     """Read a group's prompt once when log-probabilities are computed."""
     group_by_length: bool = True
     """Lay out the tasks of a step by the length of their prompts: less is padded and decoded, but steps
-    differ in difficulty. False mixes them."""
+    differ in difficulty. False mixes them. Without effect when `curriculum` is set."""
     curriculum: bool = False
     """Show tasks in order of the difficulty tag in the first epoch instead of shuffled."""
     eval_steps: int = 0

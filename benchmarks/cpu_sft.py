@@ -2,8 +2,8 @@
 
     python benchmarks/cpu_sft.py --mode agent
 
-Adds the mode to benchmarks/results/cpu_sft.json. Both ways take turns and train from the same adapter on
-the first rows of the preset's run, so the losses at the end differ by rounding alone.
+Adds the mode to benchmarks/results/cpu_sft.json. Both implementations take turns and train from the
+same adapter on the first rows of the preset's run, so the losses at the end differ by rounding alone.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from training.pipeline import load_run_model, prepare_run  # noqa: E402
 from training.sft import build_sft_trainer  # noqa: E402
 from training.trainer import run_trainer  # noqa: E402
 
-WAYS = ("eager", CPU_ATTENTION)
-"""Implementations of attention."""
+IMPLEMENTATIONS = ("eager", CPU_ATTENTION)
+"""Of attention: transformers' own and `gptoss.cpu_attention`."""
 OUTPUT = ROOT / "benchmarks" / "results" / "cpu_sft.json"
 
 
@@ -56,7 +56,7 @@ def _now() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def measure(mode: str, way: str, num_steps: int) -> dict[str, float]:
+def measure(mode: str, implementation: str, num_steps: int) -> dict[str, float]:
     """Return the seconds of the steps but the first, and the mean loss of all."""
     with tempfile.TemporaryDirectory() as folder:
         config = configs.with_overrides(configs.get_preset("cpu", mode), {
@@ -65,7 +65,7 @@ def measure(mode: str, way: str, num_steps: int) -> dict[str, float]:
         })
         run = prepare_run(config)
         model, tokenizer = load_run_model(run)
-        find_causal_lm(model).set_attn_implementation(way)
+        find_causal_lm(model).set_attn_implementation(implementation)
         rows = agent_rows(tokenizer, run.train, run.db, config) if mode == "agent" else None
         trainer = build_sft_trainer(model, tokenizer, run.train, config, rows)
         clock = StepClock(num_steps)
@@ -79,22 +79,22 @@ def measure(mode: str, way: str, num_steps: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure both ways in turns."""
+    """Measure both in turns."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mode", choices=configs.MODES, default="agent")
-    parser.add_argument("--steps", type=int, default=21, help="steps of each way, the first not timed")
+    parser.add_argument("--steps", type=int, default=21, help="steps of each, the first not timed")
     parser.add_argument("--busy", action="store_true", help="note that other jobs ran beside it")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
-    figures = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    figures = json.loads(arguments.output.read_text(encoding="utf-8")) if arguments.output.exists() else {}
     before = os.getloadavg()[0]
-    seconds = {way: measure(arguments.mode, way, arguments.steps) for way in WAYS}
+    seconds = {name: measure(arguments.mode, name, arguments.steps) for name in IMPLEMENTATIONS}
     figures[arguments.mode] = {
         "machine": {"cores": os.cpu_count(), "other_jobs_beside_it": arguments.busy,
                     "load_average_before": round(before, 2)},
         "steps_timed": arguments.steps - 1,
-        **{way: {name: round(value, 6 if name == "loss" else 3) for name, value in row.items()}
-           for way, row in seconds.items()},
+        **{implementation: {name: round(value, 6 if name == "loss" else 3) for name, value in row.items()}
+           for implementation, row in seconds.items()},
     }
     arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(figures[arguments.mode], indent=2))

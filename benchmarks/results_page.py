@@ -144,9 +144,13 @@ def with_curve(group: Sequence[Row]) -> list[Row]:
 
 
 def draw(groups: Sequence[Sequence[Row]], path: Path) -> None:
-    """Draw a panel for each group; the file says what it was drawn from."""
+    """Draw a panel for each group that compares something; the file says what it was drawn from."""
+    shown = [
+        group for group in trained_in(groups)
+        if with_curve(group) or len({row["method"] for row in group}) > 1
+    ]
     panels = sorted(
-        ((draw_curves if with_curve(group) else draw_rows, group) for group in trained_in(groups)),
+        ((draw_curves if with_curve(group) else draw_rows, group) for group in shown),
         key=lambda panel: panel[0] is draw_curves,
     )
     columns = 3 if len(panels) > 4 else max(1, min(2, len(panels)))

@@ -52,17 +52,22 @@ _YES = re.compile(
 )
 _NO = re.compile(r"\b(?:no|not|nope|wait|hold on|stop|never)\b|n't\b", re.I)
 _HARMLESS_NO = re.compile(
-    r"\b(?:no (?:longer|problem|worries|apartment|unit|suite|second line)|not a problem)\b", re.I
+    r"\b(?:no (?:longer|problem|worries)|not a problem"
+    r"|no (?:apartment|unit|suite|second line)(?=\s*(?:[.,;!)\n]|$)))(?!\w)", re.I
 )
 _NAME = r"[A-Z]\w*"
+_CITY = (
+    r"(?!(?:Yes|Yeah|Yep|Yup|Sure|Correct|Exactly|Absolutely|Confirmed|Great|Perfect|Fine|Good|Right"
+    r"|Thanks|Alright|Okay|Proceed)\b)" + rf"{_NAME}(?: {_NAME}){{0,2}}"
+)
 _DATA = re.compile(
     r"(?<!\S)\S+@\S+"
     rf"|\b[Nn]ame(?:'s| is|:) {_NAME}(?: {_NAME})?"
     rf"|\b\d+ (?:{_NAME} )+(?:Street|St|Avenue|Ave|Road|Rd|Lane|Ln|Drive|Dr|Court|Ct|Place|Way|Boulevard"
     r"|Blvd|Circle|Highway|Parkway|Terrace|Trail)\b"
-    r"|\bOK\b(?=,? (?:USA|U\.S\.|United States)|[, ]+(?:(?:zip|postal) (?:code )?)?\d{5}\b)"
+    r"|(?<=[\w,] )OK\b(?=,? (?:USA?|U\.S\.|United States)\b|[, -]+(?:(?:zip|postal) (?:code )?)?\d{5}\b)"
     r"|\bok \d{5}\b"
-    rf"|(?:,|\b(?:in|from|to|at|near|is|of)) (?!Yes|Yeah|Yep|Sure){_NAME}(?: {_NAME})?,? OK\b"
+    rf"|(?:[,:]|\n|\d{{5}}|\b(?:in|from|to|at|near|is|of)) ?{_CITY},? (?:OK\b|\(OK\))"
     r"|\b[Ss]tate(?:'s| is|:)? (?i:ok)\b"
 )
 """Data in a customer's words that may hold a word of a yes or a no, such as OK, the state of Oklahoma."""
@@ -90,7 +95,7 @@ def is_yes(text: str, data: Iterable[str] = ()) -> bool:
         data: Texts in which no word counts as a yes or a no; addresses, e-mails and names never do.
     """
     for known in data:
-        text = re.sub(rf"\b{re.escape(known)}\b", "", text, flags=re.I)
+        text = re.sub(rf"(?<!\w){re.escape(known)}(?!\w)", "", text, flags=re.I)
     text = _HARMLESS_NO.sub("", _DATA.sub("", text))
     yes, no = _YES.search(text), _NO.search(text)
     return yes is not None and (no is None or yes.start() < no.start())

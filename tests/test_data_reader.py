@@ -149,7 +149,7 @@ def test_broken_json_is_named_by_its_line(tmp_path):
     assert finding.startswith(f"{path}:7: row: not valid JSON: ")
 
 
-def test_a_task_id_that_stands_twice_is_a_finding(tmp_path):
+def test_a_duplicate_task_id_is_a_finding(tmp_path):
     rows = [row(task_id="a"), row(), row(task_id="a"), row(task_id="line-2")]
     path = write(tmp_path / "t.jsonl", *rows)
     assert findings_of(path) == [

@@ -102,7 +102,7 @@ def test_grpo_that_began_with_all_tasks_keeps_them(db, tmp_path, monkeypatch, ca
     mark_complete(tmp_path / "checkpoint-2")
     for _ in range(2):
         assert list(leave_out_long(None, tasks, db, small)) == tasks
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "GRPO keeps all 4 tasks, as it began before tasks were left out\n"
 
 
 def test_a_limit_that_leaves_no_task_is_one_line(config, tasks, tmp_path, monkeypatch):

@@ -100,7 +100,9 @@ def _keep(
         began = latest_complete(path.parent) is not None
         chosen = list(range(len(tasks))) if began else choose()
         write_json_atomic(path, chosen)
-        if len(chosen) < len(tasks):
+        if began:
+            print(f"GRPO keeps all {len(tasks)} tasks, as it began before tasks were left out")
+        elif len(chosen) < len(tasks):
             print(f"GRPO trains on {len(chosen)} of {len(tasks)} tasks: {others}")
     state.wait_for_everyone()
     chosen = read_json(path, [])
